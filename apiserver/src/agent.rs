@@ -1,0 +1,125 @@
+//! What the API server asks of the host agent, over `/run/host-agent.sock` (0660, root:api; the agent admits uid 0 and
+//! uid 274 only): one JSON [`Request`] on a line, one JSON [`Response`] on a line, then the connection closes.
+//! A line is at most 4 MiB.
+
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+
+/// Where the host agent listens.
+pub const SOCKET: &str = "/run/host-agent.sock";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// Make the node match `settings` (the effective ones: defaults and generation merged). `keys` are the dotted names
+    /// that changed (`settings.motd`); empty means all. Answered when done.
+    Apply { generation: u64, keys: Vec<String>, settings: Box<Settings> },
+    /// Health, problems, boot times.
+    Status,
+    /// Services as PID 1 knows them.
+    Services,
+    Containers,
+    /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
+    ContainerLogs { name: String, lines: Option<u32> },
+    Reboot,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum Response {
+    Apply(ApplyOutcome),
+    Status(Status),
+    Services { services: Vec<init_status::ServiceStatus> },
+    Containers { containers: Vec<ContainerStatus> },
+    Logs { text: String },
+    Done,
+    /// `kind` decides the API's status code.
+    Error { kind: ErrorKind, message: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// 404
+    NotFound,
+    /// 500
+    Failed,
+}
+
+/// What became of an apply, step by step.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ApplyOutcome {
+    pub generation: u64,
+    pub steps: Vec<ApplyStep>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ApplyStep {
+    /// `motd`, `hostname`, `container NAME`.
+    pub name: String,
+    /// Why it failed; `None` when it is done.
+    pub error: Option<String>,
+}
+
+/// Health of the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    pub health: Health,
+    pub problems: Vec<init_status::Problem>,
+    pub machine_id: String,
+    /// What state and data are kept on: `ext4`, or `tmpfs` when there is no usable partition.
+    pub state: String,
+    pub data: String,
+    /// Milliseconds of CLOCK_BOOTTIME at which each phase of the boot ended, in order.
+    pub boot_phases: Vec<(String, u64)>,
+    /// Addresses in CIDR notation, by interface.
+    pub addresses: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Not yet all required services, settings and essential containers.
+    Starting,
+    Healthy,
+    Degraded,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerStatus {
+    pub name: String,
+    pub image: String,
+    pub state: ContainerState,
+    pub pid: Option<u32>,
+    /// Exit code of the last run; 128 + n for signal n.
+    pub exit_code: Option<i32>,
+    /// Times it was started again since its settings last changed.
+    pub restarts: u32,
+    /// Milliseconds until the next start while in back-off, else the delay that the last restart waited.
+    pub delay_ms: Option<u64>,
+    /// Delays in milliseconds that the last restarts waited, oldest first, at most 16.
+    pub delays_ms: Vec<u64>,
+    /// Why it cannot run, with what to do.
+    pub error: Option<String>,
+    pub essential: bool,
+    /// Milliseconds of CLOCK_BOOTTIME of the last start.
+    pub started_at_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContainerState {
+    Pulling,
+    Starting,
+    Running,
+    BackOff,
+    Exited,
+    Failed,
+    Stopping,
+}
+
+pub use init::control as init_status;

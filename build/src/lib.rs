@@ -1,0 +1,1 @@
+//! The builder and runner behind `cargo caisson`.
