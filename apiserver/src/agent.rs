@@ -122,4 +122,4 @@ pub enum ContainerState {
     Stopping,
 }
 
-pub use init::control as init_status;
+pub use init_control as init_status;

@@ -1,3 +1,3 @@
 //! PID 1 of Caisson. The decisions are here as pure functions; `main.rs` does the I/O.
 
-pub mod control;
+pub use init_control as control;

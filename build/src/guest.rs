@@ -1,0 +1,205 @@
+//! Programs compiled in the toolbox: those of the guest, the bundled runtime, and tools that Debian does not package.
+//!
+//! The Rust toolchain of the host is bound into the toolbox, and everything is at the same path on every machine
+//! (`/src`, `/cargo`, `/build`), so that the same sources give the same bytes. Crates are fetched outside, where the host's
+//! own cargo configuration holds; inside, cargo is offline.
+
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::{Entry, Key};
+use crate::command::{run_logged, run_quiet};
+use crate::project::Project;
+use crate::toolbox::Toolbox;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// One package of the workspace, its programs, and the folders whose change changes them.
+pub struct GuestPackage {
+    package: &'static str,
+    pub programs: &'static [&'static str],
+    folders: &'static [&'static str],
+}
+
+pub const GUEST_PACKAGES: &[GuestPackage] = &[
+    GuestPackage { package: "caisson-init", programs: &["init", "grow-data"], folders: &["init"] },
+    GuestPackage {
+        package: "caisson-apiserver",
+        programs: &["apiserver", "apiclient"],
+        folders: &["apiserver", "settings", "init/control"],
+    },
+    GuestPackage {
+        package: "caisson-host-agent",
+        programs: &["host-agent", "container-shim"],
+        folders: &["host-agent", "apiserver", "settings", "init/control"],
+    },
+];
+
+/// The Rust toolchain that compiles, from the host.
+pub struct Rust {
+    sysroot: PathBuf,
+    cargo_home: PathBuf,
+    version: String,
+}
+
+impl Rust {
+    pub fn find(project: &Project) -> Result<Self> {
+        let ask = |argument: &[&str]| -> Result<String> {
+            let output = run_quiet(
+                Command::new("rustc").args(argument).current_dir(&project.sources),
+                "asking rustc about itself (is a Rust toolchain installed?)",
+            )?;
+            Ok(String::from_utf8_lossy(&output).trim().to_owned())
+        };
+        let cargo_home = match std::env::var_os("CARGO_HOME") {
+            Some(dir) => PathBuf::from(dir),
+            None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo"),
+        };
+        Ok(Self { sysroot: PathBuf::from(ask(&["--print", "sysroot"])?), cargo_home, version: ask(&["-Vv"])? })
+    }
+
+    /// cargo in the toolbox, offline, with `source` as `/src` and `build` as `/build`.
+    fn cargo(&self, toolbox: &Toolbox, source: &Path, build: &Path) -> Command {
+        let mut command = toolbox.command_with(
+            "env",
+            &[(&self.sysroot, "/rust"), (&self.cargo_home, "/cargo"), (source, "/src"), (build, "/build")],
+        );
+        command.args(["-C", "/src", "/rust/bin/cargo"]);
+        command.env("PATH", "/rust/bin:/usr/sbin:/usr/bin").env("CARGO_HOME", "/cargo").env("CARGO_TARGET_DIR", "/build");
+        command.env("CARGO_NET_OFFLINE", "true").env("CARGO_INCREMENTAL", "0").env("CARGO_TERM_PROGRESS_WHEN", "never");
+        command
+    }
+}
+
+/// Builds the programs of one package of the workspace, static.
+pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPackage) -> Result<Entry> {
+    let mut key = Key::new("guest 1").text(guest.package).text(&toolbox.id).text(&rust.version);
+    key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
+    for folder in guest.folders {
+        let folder = project.sources.join(folder);
+        for part in ["src", "Cargo.toml", "build.rs"].map(|name| folder.join(name)) {
+            if part.is_dir() {
+                key = key.tree(&part)?;
+            } else if part.is_file() {
+                key = key.file(&part)?;
+            }
+        }
+    }
+    let step = guest.package.trim_start_matches("caisson-");
+    project.cache.step(step, &format!("compiling {}", guest.programs.join(", ")), key, |out| {
+        let log = project.log(step);
+        let _ = fs::remove_file(&log);
+        run_quiet(Command::new("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(&project.sources), "fetching crates")?;
+        // cargo itself knows what to compile again; one folder per toolbox and per place of the sources.
+        let place = Key::new("place").text(&project.sources.to_string_lossy()).text(&toolbox.id).hex();
+        let build = project.cache.scratch(&format!("guest-{}", &place[..16]))?;
+        let mut cargo = rust.cargo(toolbox, &project.sources, &build);
+        cargo.args(["build", "--locked", "--profile", "guest", "--target", TARGET, "--package", guest.package, "--bins"]);
+        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+        run_logged(&mut cargo, &format!("{step}: compiling"), &log, None)?;
+        for program in guest.programs {
+            let built = build.join(TARGET).join("guest").join(program);
+            fs::copy(&built, out.join(program)).with_context(|| format!("{} was not built", built.display()))?;
+        }
+        Ok(())
+    })
+}
+
+/// A program from the crates registry, with the lock file it was published with.
+struct Published {
+    name: &'static str,
+    version: &'static str,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+    what: &'static str,
+}
+
+/// The OCI runtime of the guest. Without the features `seccomp` and `cgroupsv2_devices` it ignores profiles and device rules
+/// in silence: both are asked for here, and tests in the guest ask the kernel whether they hold.
+pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+    published(project, toolbox, rust, &Published {
+        name: "youki",
+        version: "0.7.0",
+        arguments: &["--no-default-features", "--features", "v2,seccomp,cgroupsv2_devices", "--target", TARGET],
+        environment: &[
+            ("LIBSECCOMP_LINK_TYPE", "static"),
+            ("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu"),
+            ("RUSTFLAGS", "-C target-feature=+crt-static"),
+            ("CARGO_PROFILE_RELEASE_STRIP", "true"),
+            ("CARGO_PROFILE_RELEASE_LTO", "true"),
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+            ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+        ],
+        what: "the OCI runtime, about 4 minutes on two cores",
+    })
+}
+
+/// vsock for guests on hosts whose kernel has no vhost-vsock: a tool of the runner.
+pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+    published(project, toolbox, rust, &Published {
+        name: "vhost-device-vsock",
+        version: "0.3.0",
+        arguments: &["--target", TARGET],
+        environment: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
+        what: "vsock for virtual machines, about 2 minutes on two cores",
+    })
+}
+
+fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Published) -> Result<Entry> {
+    let mut key = Key::new("published 1").text(program.name).text(program.version).text(&program.arguments.join(" "));
+    for (name, value) in program.environment {
+        key = key.text(name).text(value);
+    }
+    key = key.text(&toolbox.id).text(&rust.version);
+    project.cache.step(program.name, program.what, key, |out| {
+        let log = project.log(program.name);
+        let _ = fs::remove_file(&log);
+        let source = fetch(project, rust, program)?;
+        // The registry's folder is shared and must stay as it is, so the build has a copy.
+        let copy = out.join("src");
+        run_quiet(Command::new("cp").arg("-r").arg(&source).arg(&copy), "copying sources")?;
+        run_quiet(
+            Command::new("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(&copy),
+            &format!("fetching what {} depends on", program.name),
+        )?;
+        let build = out.join("build");
+        fs::create_dir(&build)?;
+        let mut cargo = rust.cargo(toolbox, &copy, &build);
+        cargo.args(["build", "--locked", "--release", "--bin", program.name]).args(program.arguments);
+        cargo.envs(program.environment.iter().copied());
+        run_logged(&mut cargo, &format!("{}: compiling", program.name), &log, None)?;
+        fs::copy(build.join(TARGET).join("release").join(program.name), out.join(program.name))?;
+        fs::copy(copy.join("Cargo.lock"), out.join("Cargo.lock"))?;
+        crate::cache::remove_tree(&build)?;
+        crate::cache::remove_tree(&copy)
+    })
+}
+
+/// Downloads a published crate (cargo verifies its hash) and returns where its sources are.
+fn fetch(project: &Project, rust: &Rust, program: &Published) -> Result<PathBuf> {
+    let dir = project.cache.scratch(&format!("fetch-{}", program.name))?;
+    fs::create_dir_all(dir.join("src"))?;
+    fs::write(dir.join("src/lib.rs"), "")?;
+    fs::write(
+        dir.join("Cargo.toml"),
+        format!(
+            "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n[dependencies]\n{} = \"={}\"\n",
+            program.name, program.version
+        ),
+    )?;
+    run_quiet(
+        Command::new("cargo").args(["fetch", "--quiet"]).current_dir(&dir),
+        &format!("fetching {} {}", program.name, program.version),
+    )?;
+    let name = format!("{}-{}", program.name, program.version);
+    let found = fs::read_dir(rust.cargo_home.join("registry/src"))?
+        .flatten()
+        .map(|registry| registry.path().join(&name))
+        .find(|path| path.join("Cargo.lock").is_file());
+    let found = found.with_context(|| format!("cargo fetched {name}, but its sources are not in CARGO_HOME"))?;
+    ensure!(found.join("Cargo.toml").is_file(), "{} has no Cargo.toml", found.display());
+    Ok(found)
+}

@@ -1,0 +1,148 @@
+//! dm-verity: the hash tree over the root, as `veritysetup format` writes it (kernel: `Documentation/admin-guide/
+//! device-mapper/verity.rst`; on-disk format version 1, SHA-256, 4096-byte blocks).
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use crate::cache::hex;
+
+pub const BLOCK: usize = 4096;
+/// Digests in a block of hashes.
+const PER_BLOCK: usize = BLOCK / 32;
+
+/// The salt of the product line. It stays the same from release to release, so that equal blocks have equal hashes and an
+/// update can tell which blocks a node has already.
+pub const SALT: [u8; 32] = *b"caisson: one salt for all roots.";
+
+/// What the kernel needs to open a root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verity {
+    pub root_hash: [u8; 32],
+    pub data_blocks: u64,
+}
+
+impl Verity {
+    pub fn root_hash_hex(&self) -> String {
+        hex(&self.root_hash)
+    }
+
+    /// PARTUUID of the root partition: the first half of the root hash.
+    pub fn root_uuid(&self) -> [u8; 16] {
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&self.root_hash[..16]);
+        uuid
+    }
+
+    /// PARTUUID of the verity partition: the second half of the root hash.
+    pub fn verity_uuid(&self) -> [u8; 16] {
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&self.root_hash[16..]);
+        uuid
+    }
+
+    /// The kernel's parameters that make this root `/` (kernel: `dm-init.rst`). A block that does not match panics the
+    /// kernel: a node does not run from a root that was changed.
+    pub fn kernel_parameters(&self) -> String {
+        let data = uuid_text(self.root_uuid());
+        let hashes = uuid_text(self.verity_uuid());
+        let sectors = self.data_blocks * (BLOCK as u64 / 512);
+        format!(
+            "dm-mod.create=\"root,,0,ro,0 {sectors} verity 1 PARTUUID={data} PARTUUID={hashes} {BLOCK} {BLOCK} {} 1 sha256 {} {} 1 panic_on_corruption\" \
+             dm-mod.waitfor=PARTUUID={data},PARTUUID={hashes} root=/dev/dm-0 ro",
+            self.data_blocks,
+            self.root_hash_hex(),
+            hex(&SALT),
+        )
+    }
+}
+
+/// Writes the verity partition's content for `data` to `tree`.
+pub fn format(data: &Path, tree: &Path) -> Result<Verity> {
+    let file = File::open(data).with_context(|| format!("cannot open {}", data.display()))?;
+    let size = file.metadata()?.len();
+    ensure!(size > 0 && size.is_multiple_of(BLOCK as u64), "{} is not a whole number of {BLOCK}-byte blocks", data.display());
+    let data_blocks = size / BLOCK as u64;
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut level = Vec::with_capacity(usize::try_from(data_blocks)? * 32);
+    let mut block = [0; BLOCK];
+    for _ in 0..data_blocks {
+        reader.read_exact(&mut block)?;
+        level.extend(digest(&block));
+    }
+    // From the leaves up; on disk the top comes first, after the superblock.
+    let mut levels = Vec::new();
+    let root_hash = loop {
+        level.resize(level.len().next_multiple_of(BLOCK), 0);
+        let upper: Vec<u8> = level.chunks(BLOCK).flat_map(digest).collect();
+        levels.push(level);
+        if let Ok(root_hash) = <[u8; 32]>::try_from(upper.as_slice()) {
+            break root_hash;
+        }
+        level = upper;
+    };
+    debug_assert!(levels.iter().all(|level| level.len() / 32 >= 1 && PER_BLOCK == 128));
+    let mut out = superblock(data_blocks);
+    for level in levels.iter().rev() {
+        out.extend(level);
+    }
+    fs::write(tree, out).with_context(|| format!("cannot write {}", tree.display()))?;
+    Ok(Verity { root_hash, data_blocks })
+}
+
+fn digest(block: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(SALT).chain_update(block).finalize().into()
+}
+
+/// One block; the layout is that of cryptsetup's `struct verity_sb`.
+fn superblock(data_blocks: u64) -> Vec<u8> {
+    let mut block = vec![0; BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"verity\0\0");
+    put(8, &1u32.to_le_bytes()); // superblock version
+    put(12, &1u32.to_le_bytes()); // hash type: salt first
+    put(16, b"caisson verity\0\0"); // UUID
+    put(32, b"sha256");
+    put(64, &(BLOCK as u32).to_le_bytes());
+    put(68, &(BLOCK as u32).to_le_bytes());
+    put(72, &data_blocks.to_le_bytes());
+    put(80, &(SALT.len() as u16).to_le_bytes());
+    put(88, &SALT);
+    block
+}
+
+/// A GUID's text. Its first three fields are little-endian on disk (UEFI specification, appendix A); we take the bytes of the
+/// hash as the text's order, so that a person can compare them.
+pub fn uuid_text(uuid: [u8; 16]) -> String {
+    let text = hex(&uuid);
+    format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_changed_byte_changes_the_root_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, tree) = (dir.path().join("data"), dir.path().join("tree"));
+        let mut content = vec![7u8; BLOCK * 300];
+        fs::write(&data, &content).unwrap();
+        let before = format(&data, &tree).unwrap();
+        // a superblock, one top block, three blocks of leaves
+        assert_eq!(fs::metadata(&tree).unwrap().len(), 5 * BLOCK as u64);
+        content[BLOCK * 299 + 17] ^= 1;
+        fs::write(&data, &content).unwrap();
+        assert_ne!(before.root_hash, format(&data, &tree).unwrap().root_hash);
+    }
+
+    #[test]
+    fn half_a_block_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::write(&data, [0; 100]).unwrap();
+        assert!(format(&data, &dir.path().join("tree")).is_err());
+    }
+}
