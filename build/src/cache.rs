@@ -43,8 +43,12 @@ impl Cache {
             },
         };
         let root = std::path::absolute(root)?;
-        fs::create_dir_all(&root)
-            .with_context(|| format!("cannot make the build cache {}: set CAISSON_CACHE to a folder you may write", root.display()))?;
+        fs::create_dir_all(&root).with_context(|| {
+            format!(
+                "cannot make the build cache {}: set CAISSON_CACHE to a folder you may write",
+                root.display()
+            )
+        })?;
         Ok(Self { root })
     }
 
@@ -71,14 +75,21 @@ impl Cache {
     }
 
     /// Runs `build` in an empty folder unless a result for `key` exists. Tells the person what happens and how long it took.
-    pub fn step(&self, step: &str, what: &str, key: Key, build: impl FnOnce(&Path) -> Result<()>) -> Result<Entry> {
+    pub fn step(
+        &self,
+        step: &str,
+        what: &str,
+        key: Key,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Entry> {
         if let Some(entry) = self.find(step, &key) {
             return Ok(entry);
         }
         let parent = self.root.join(step);
         fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
         let lock_path = parent.join(".lock");
-        let lock = File::create(&lock_path).with_context(|| format!("cannot make {}", lock_path.display()))?;
+        let lock =
+            File::create(&lock_path).with_context(|| format!("cannot make {}", lock_path.display()))?;
         if lock.try_lock().is_err() {
             eprintln!("  {step}: another run builds it, waiting");
             lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
@@ -179,7 +190,9 @@ pub fn files_below(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read the folder {}", folder.display()))? {
+        for entry in
+            fs::read_dir(&folder).with_context(|| format!("cannot read the folder {}", folder.display()))?
+        {
             let entry = entry?;
             let kind = entry.file_type()?;
             if kind.is_dir() && entry.file_name() != "target" {
@@ -233,7 +246,8 @@ mod tests {
             Err(anyhow!("power cut"))
         });
         assert!(format!("{:#}", failed.unwrap_err()).contains("power cut"));
-        let built = cache.step("s", "works", Key::new("k"), |out| Ok(fs::write(out.join("whole"), "x")?)).unwrap();
+        let built =
+            cache.step("s", "works", Key::new("k"), |out| Ok(fs::write(out.join("whole"), "x")?)).unwrap();
         assert!(built.path.join("whole").exists() && !built.path.join("half").exists());
         cache.step("s", "not run", Key::new("k"), |_| panic!("built a second time")).unwrap();
     }

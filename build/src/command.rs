@@ -42,7 +42,8 @@ pub fn run_logged(command: &mut Command, what: &str, log: &Path, lines: Option<u
         let period = if terminal { Duration::from_millis(200) } else { PERIOD };
         if told.elapsed() >= period {
             told = Instant::now();
-            let share = lines.map(|all| format!(" {:.0} %", (f64::from(count) / f64::from(all) * 100.0).min(99.0)));
+            let share =
+                lines.map(|all| format!(" {:.0} %", (f64::from(count) / f64::from(all) * 100.0).min(99.0)));
             let text = format!("{what}:{} {} s", share.unwrap_or_default(), begun.elapsed().as_secs());
             if terminal {
                 eprint!("\r\x1b[K    {text}");
@@ -68,7 +69,12 @@ pub fn run_quiet(command: &mut Command, what: &str) -> Result<Vec<u8>> {
         .output()
         .with_context(|| format!("{what}: cannot start {}", command.get_program().to_string_lossy()))?;
     if !output.status.success() {
-        bail!("{what}: {}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{what}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }

@@ -9,18 +9,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{Entry, Key};
+use crate::cache::{Entry, Key, sha256_file};
 use crate::command::{run_logged, run_quiet};
 use crate::project::Project;
+use crate::sbom::Part;
 use crate::toolbox::Toolbox;
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// One package of the workspace, its programs, and the folders whose change changes them.
 pub struct GuestPackage {
-    package: &'static str,
+    pub package: &'static str,
     pub programs: &'static [&'static str],
     folders: &'static [&'static str],
+}
+
+impl GuestPackage {
+    pub fn folders(&self) -> &'static [&'static str] {
+        self.folders
+    }
 }
 
 pub const GUEST_PACKAGES: &[GuestPackage] = &[
@@ -55,9 +62,44 @@ impl Rust {
         };
         let cargo_home = match std::env::var_os("CARGO_HOME") {
             Some(dir) => PathBuf::from(dir),
-            None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo"),
+            None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+                .join(".cargo"),
         };
-        Ok(Self { sysroot: PathBuf::from(ask(&["--print", "sysroot"])?), cargo_home, version: ask(&["-Vv"])? })
+        Ok(Self {
+            sysroot: PathBuf::from(ask(&["--print", "sysroot"])?),
+            cargo_home,
+            version: ask(&["-Vv"])?,
+        })
+    }
+
+    /// What rustc says about itself.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The standard library, which every program links.
+    pub fn standard_library(&self) -> Result<Part> {
+        let folder = self.sysroot.join("lib/rustlib").join(TARGET).join("lib");
+        let library = fs::read_dir(&folder)
+            .with_context(|| {
+                format!("the Rust toolchain has no standard library for {TARGET} in {}", folder.display())
+            })?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libstd-"))
+                    && path.extension().is_some_and(|e| e == "rlib")
+            })
+            .with_context(|| format!("{} has no libstd", folder.display()))?;
+        let version =
+            self.version.lines().find_map(|line| line.strip_prefix("release: ")).unwrap_or("unknown");
+        Ok(Part {
+            name: "rust-std".to_owned(),
+            version: version.to_owned(),
+            sha256: Some(sha256_file(&library)?),
+            licence: "Apache-2.0 OR MIT".to_owned(),
+            url: format!("pkg:generic/rust-std@{version}"),
+        })
     }
 
     /// cargo in the toolbox, offline, with `source` as `/src` and `build` as `/build`.
@@ -67,8 +109,14 @@ impl Rust {
             &[(&self.sysroot, "/rust"), (&self.cargo_home, "/cargo"), (source, "/src"), (build, "/build")],
         );
         command.args(["-C", "/src", "/rust/bin/cargo"]);
-        command.env("PATH", "/rust/bin:/usr/sbin:/usr/bin").env("CARGO_HOME", "/cargo").env("CARGO_TARGET_DIR", "/build");
-        command.env("CARGO_NET_OFFLINE", "true").env("CARGO_INCREMENTAL", "0").env("CARGO_TERM_PROGRESS_WHEN", "never");
+        command
+            .env("PATH", "/rust/bin:/usr/sbin:/usr/bin")
+            .env("CARGO_HOME", "/cargo")
+            .env("CARGO_TARGET_DIR", "/build");
+        command
+            .env("CARGO_NET_OFFLINE", "true")
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_TERM_PROGRESS_WHEN", "never");
         command
     }
 }
@@ -91,17 +139,31 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
     project.cache.step(step, &format!("compiling {}", guest.programs.join(", ")), key, |out| {
         let log = project.log(step);
         let _ = fs::remove_file(&log);
-        run_quiet(Command::new("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(&project.sources), "fetching crates")?;
+        run_quiet(
+            Command::new("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(&project.sources),
+            "fetching crates",
+        )?;
         // cargo itself knows what to compile again; one folder per toolbox and per place of the sources.
         let place = Key::new("place").text(&project.sources.to_string_lossy()).text(&toolbox.id).hex();
         let build = project.cache.scratch(&format!("guest-{}", &place[..16]))?;
         let mut cargo = rust.cargo(toolbox, &project.sources, &build);
-        cargo.args(["build", "--locked", "--profile", "guest", "--target", TARGET, "--package", guest.package, "--bins"]);
+        cargo.args([
+            "build",
+            "--locked",
+            "--profile",
+            "guest",
+            "--target",
+            TARGET,
+            "--package",
+            guest.package,
+            "--bins",
+        ]);
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         run_logged(&mut cargo, &format!("{step}: compiling"), &log, None)?;
         for program in guest.programs {
             let built = build.join(TARGET).join("guest").join(program);
-            fs::copy(&built, out.join(program)).with_context(|| format!("{} was not built", built.display()))?;
+            fs::copy(&built, out.join(program))
+                .with_context(|| format!("{} was not built", built.display()))?;
         }
         Ok(())
     })
@@ -111,45 +173,57 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
 struct Published {
     name: &'static str,
     version: &'static str,
-    arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
+    /// Arguments of cargo that select its features.
+    features: &'static [&'static str],
     what: &'static str,
 }
 
 /// The OCI runtime of the guest. Without the features `seccomp` and `cgroupsv2_devices` it ignores profiles and device rules
 /// in silence: both are asked for here, and tests in the guest ask the kernel whether they hold.
 pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
-    published(project, toolbox, rust, &Published {
-        name: "youki",
-        version: "0.7.0",
-        arguments: &["--no-default-features", "--features", "v2,seccomp,cgroupsv2_devices", "--target", TARGET],
-        environment: &[
-            ("LIBSECCOMP_LINK_TYPE", "static"),
-            ("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu"),
-            ("RUSTFLAGS", "-C target-feature=+crt-static"),
-            ("CARGO_PROFILE_RELEASE_STRIP", "true"),
-            ("CARGO_PROFILE_RELEASE_LTO", "true"),
-            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
-            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
-            ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
-        ],
-        what: "the OCI runtime, about 4 minutes on two cores",
-    })
+    published(
+        project,
+        toolbox,
+        rust,
+        &Published {
+            name: "youki",
+            version: "0.7.0",
+            features: &["--no-default-features", "--features", "v2,seccomp,cgroupsv2_devices"],
+            environment: &[
+                ("LIBSECCOMP_LINK_TYPE", "static"),
+                ("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu"),
+                ("RUSTFLAGS", "-C target-feature=+crt-static"),
+                ("CARGO_PROFILE_RELEASE_STRIP", "true"),
+                ("CARGO_PROFILE_RELEASE_LTO", "true"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+                ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+            ],
+            what: "the OCI runtime, about 4 minutes on two cores",
+        },
+    )
 }
 
 /// vsock for guests on hosts whose kernel has no vhost-vsock: a tool of the runner.
 pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
-    published(project, toolbox, rust, &Published {
-        name: "vhost-device-vsock",
-        version: "0.3.0",
-        arguments: &["--target", TARGET],
-        environment: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
-        what: "vsock for virtual machines, about 2 minutes on two cores",
-    })
+    published(
+        project,
+        toolbox,
+        rust,
+        &Published {
+            name: "vhost-device-vsock",
+            version: "0.3.0",
+            features: &[],
+            environment: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
+            what: "vsock for virtual machines, about 2 minutes on two cores",
+        },
+    )
 }
 
 fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Published) -> Result<Entry> {
-    let mut key = Key::new("published 1").text(program.name).text(program.version).text(&program.arguments.join(" "));
+    let mut key =
+        Key::new("published 2").text(program.name).text(program.version).text(&program.features.join(" "));
     for (name, value) in program.environment {
         key = key.text(name).text(value);
     }
@@ -168,11 +242,15 @@ fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Publis
         let build = out.join("build");
         fs::create_dir(&build)?;
         let mut cargo = rust.cargo(toolbox, &copy, &build);
-        cargo.args(["build", "--locked", "--release", "--bin", program.name]).args(program.arguments);
+        cargo
+            .args(["build", "--locked", "--release", "--bin", program.name])
+            .args(["--target", TARGET])
+            .args(program.features);
         cargo.envs(program.environment.iter().copied());
         run_logged(&mut cargo, &format!("{}: compiling", program.name), &log, None)?;
         fs::copy(build.join(TARGET).join("release").join(program.name), out.join(program.name))?;
-        fs::copy(copy.join("Cargo.lock"), out.join("Cargo.lock"))?;
+        let crates = crate::crates::collect(&copy, &[program.name], program.features, &out.join("texts"))?;
+        fs::write(out.join("crates.json"), serde_json::to_vec_pretty(&crates)?)?;
         crate::cache::remove_tree(&build)?;
         crate::cache::remove_tree(&copy)
     })
@@ -199,7 +277,8 @@ fn fetch(project: &Project, rust: &Rust, program: &Published) -> Result<PathBuf>
         .flatten()
         .map(|registry| registry.path().join(&name))
         .find(|path| path.join("Cargo.lock").is_file());
-    let found = found.with_context(|| format!("cargo fetched {name}, but its sources are not in CARGO_HOME"))?;
+    let found =
+        found.with_context(|| format!("cargo fetched {name}, but its sources are not in CARGO_HOME"))?;
     ensure!(found.join("Cargo.toml").is_file(), "{} has no Cargo.toml", found.display());
     Ok(found)
 }

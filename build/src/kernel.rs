@@ -17,12 +17,17 @@ const BUILD_LINES: u32 = 2700;
 pub fn build(project: &Project, toolbox: &Toolbox) -> Result<Entry> {
     let folder = project.sources.join("os/kernel");
     let mut key = Key::new("kernel 1").text(&fragments(&folder)?);
-    for package in ["linux-source-6.12", "gcc-14-x86-64-linux-gnu", "binutils-x86-64-linux-gnu", "flex", "bison"] {
+    for package in
+        ["linux-source-6.12", "gcc-14-x86-64-linux-gnu", "binutils-x86-64-linux-gnu", "flex", "bison"]
+    {
         key = key.text(&toolbox.package(package)?.sha256);
     }
-    project.cache.step("kernel", "Linux 6.12 with our configuration, about 8 minutes on two cores", key, |out| {
-        compile(project, toolbox, &fragments(&folder)?, out)
-    })
+    project.cache.step(
+        "kernel",
+        "Linux 6.12 with our configuration, about 8 minutes on two cores",
+        key,
+        |out| compile(project, toolbox, &fragments(&folder)?, out),
+    )
 }
 
 fn compile(project: &Project, toolbox: &Toolbox, fragments: &str, out: &Path) -> Result<()> {
@@ -55,7 +60,12 @@ fn compile(project: &Project, toolbox: &Toolbox, fragments: &str, out: &Path) ->
         lost.join("\n  ")
     );
     let jobs = std::thread::available_parallelism().map_or(2, usize::from);
-    run_logged(&mut make(&[&format!("-j{jobs}"), "bzImage", "vmlinux"]), "kernel: compiling", &log, Some(BUILD_LINES))?;
+    run_logged(
+        &mut make(&[&format!("-j{jobs}"), "bzImage", "vmlinux"]),
+        "kernel: compiling",
+        &log,
+        Some(BUILD_LINES),
+    )?;
     fs::copy(tree.join("arch/x86/boot/bzImage"), out.join("bzImage"))?;
     run_quiet(
         toolbox.command("objcopy").arg("--strip-all").arg(tree.join("vmlinux")).arg(out.join("vmlinux")),
@@ -92,7 +102,9 @@ fn lost_options(fragments: &str, config: &str) -> Vec<String> {
     options(fragments)
         .into_iter()
         .filter(|(name, value)| have.get(name).map_or("n", String::as_str) != value)
-        .map(|(name, value)| format!("{name}={value} (it is {})", have.get(&name).map_or("n", String::as_str)))
+        .map(|(name, value)| {
+            format!("{name}={value} (it is {})", have.get(&name).map_or("n", String::as_str))
+        })
         .collect()
 }
 
@@ -111,10 +123,16 @@ mod tests {
     #[test]
     fn an_option_that_vanished_is_named() {
         let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_S=\"x\"\n";
-        assert!(lost_options("CONFIG_A=y\n# CONFIG_B is not set\n# CONFIG_GONE is not set\nCONFIG_S=\"x\"\n", config).is_empty());
-        assert_eq!(lost_options("# why\nCONFIG_B=y\nCONFIG_EROFS_FS=y\n", config), [
-            "CONFIG_B=y (it is n)",
-            "CONFIG_EROFS_FS=y (it is n)"
-        ]);
+        assert!(
+            lost_options(
+                "CONFIG_A=y\n# CONFIG_B is not set\n# CONFIG_GONE is not set\nCONFIG_S=\"x\"\n",
+                config
+            )
+            .is_empty()
+        );
+        assert_eq!(
+            lost_options("# why\nCONFIG_B=y\nCONFIG_EROFS_FS=y\n", config),
+            ["CONFIG_B=y (it is n)", "CONFIG_EROFS_FS=y (it is n)"]
+        );
     }
 }

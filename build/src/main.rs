@@ -1,12 +1,104 @@
+//! `cargo caisson`: the one entry for people.
+
+use anyhow::{Context, Result};
 use build::project::Project;
 use build::toolbox::{LockPolicy, Toolbox};
-fn main() -> anyhow::Result<()> {
-    let project = Project::open()?;
-    let toolbox = Toolbox::open(&project, if std::env::var_os("UPDATE_LOCK").is_some() { LockPolicy::Update } else { LockPolicy::Newest })?;
-    let mut args = std::env::args().skip(1);
-    let status = match args.next() {
-        Some(program) => toolbox.with_share(std::path::Path::new("/root")).command(&program).args(args).status()?,
-        None => return Ok(()),
+use build::{image, inspect, report};
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Builds Caisson and runs it.
+#[derive(Parser)]
+#[command(bin_name = "cargo caisson", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build what is missing of an image
+    Image(ImageOptions),
+    /// Show what is on a powered-off disk: partitions, versions, root hashes, files
+    Inspect(InspectOptions),
+    /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
+    #[command(trailing_var_arg = true)]
+    Toolbox {
+        #[arg(required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Args)]
+struct ImageOptions {
+    /// A variant: the name of a file in images/
+    #[arg(long, default_value = "default")]
+    variant: String,
+    /// Fail when the Debian mirror no longer has what os/toolbox.lock names
+    #[arg(long, conflicts_with = "update_lock")]
+    locked: bool,
+    /// Take the mirror's newest packages and write them to os/toolbox.lock
+    #[arg(long)]
+    update_lock: bool,
+}
+
+#[derive(Args)]
+struct InspectOptions {
+    /// A raw disk image, such as target/caisson/default/disk.img
+    disk: PathBuf,
+    /// Print one file instead, such as `state:/settings/generation-000001.toml`
+    #[arg(value_name = "PARTITION:PATH")]
+    file: Option<String>,
+    /// Leave no file out
+    #[arg(long)]
+    all: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cargo caisson: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Image(options) => {
+            let lock = match (options.locked, options.update_lock) {
+                (true, _) => LockPolicy::Strict,
+                (_, true) => LockPolicy::Update,
+                _ => LockPolicy::Newest,
+            };
+            let artifacts = image::build(&Project::open()?, &options.variant, lock)?;
+            println!("{}", artifacts.dir.display());
+        }
+        Command::Inspect(options) => inspect(&options)?,
+        Command::Toolbox { command } => {
+            let toolbox = Toolbox::open(&Project::open()?, LockPolicy::Newest)?;
+            let here = std::env::current_dir()?;
+            let (program, arguments) = command.split_first().context("name a program of the toolbox")?;
+            let mut command = toolbox.with_share(&here).command("env");
+            let status = command.arg("-C").arg(&here).arg(program).args(arguments).status()?;
+            return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(options: &InspectOptions) -> Result<()> {
+    let disk = inspect::Disk::open(&options.disk)?;
+    let Some(file) = &options.file else {
+        print!("{}", report::describe(&disk, options.all)?);
+        return Ok(());
     };
-    std::process::exit(status.code().unwrap_or(1));
+    let (partition, path) = file
+        .split_once(':')
+        .with_context(|| format!("{file:?} is not PARTITION:PATH, such as state:/machine-id"))?;
+    let data = disk.read(partition, path)?;
+    std::io::Write::write_all(&mut std::io::stdout(), &data).context("cannot write to the standard output")
 }

@@ -21,17 +21,60 @@ const SUITE: &str = "trixie";
 /// What is installed, by purpose.
 const PACKAGES: &[&str] = &[
     // a system that commands can run in
-    "base-files", "bash", "dash", "coreutils", "sed", "grep", "gawk", "findutils", "diffutils", "tar", "gzip", "xz-utils",
-    "bzip2", "zstd", "util-linux", "hostname", "perl", "python3", "rsync", "ca-certificates",
+    "base-files",
+    "bash",
+    "dash",
+    "coreutils",
+    "sed",
+    "grep",
+    "gawk",
+    "findutils",
+    "diffutils",
+    "tar",
+    "gzip",
+    "xz-utils",
+    "bzip2",
+    "zstd",
+    "util-linux",
+    "hostname",
+    "perl",
+    "python3",
+    "rsync",
+    "ca-certificates",
     // the kernel and the guest's programs
-    "make", "gcc", "g++", "libc6-dev", "binutils", "bc", "flex", "bison", "libelf-dev", "libssl-dev", "zlib1g-dev",
-    "libzstd-dev", "libseccomp-dev", "cpio", "kmod", "pkg-config", "linux-source-6.12",
+    "make",
+    "gcc",
+    "g++",
+    "libc6-dev",
+    "binutils",
+    "bc",
+    "flex",
+    "bison",
+    "libelf-dev",
+    "libssl-dev",
+    "zlib1g-dev",
+    "libzstd-dev",
+    "libseccomp-dev",
+    "cpio",
+    "kmod",
+    "pkg-config",
+    "linux-source-6.12",
     // file systems and the disk
-    "erofs-utils", "cryptsetup-bin", "mtools", "dosfstools", "e2fsprogs", "fdisk", "genisoimage", "systemd-boot-efi", "systemd-boot",
+    "erofs-utils",
+    "cryptsetup-bin",
+    "mtools",
+    "dosfstools",
+    "e2fsprogs",
+    "fdisk",
+    "genisoimage",
+    "systemd-boot-efi",
+    "systemd-boot",
     // what goes into the image
     "busybox-static",
     // running it
-    "qemu-system-x86", "qemu-utils", "ovmf",
+    "qemu-system-x86",
+    "qemu-utils",
+    "ovmf",
     // real servers for the tests
     "docker-registry",
 ];
@@ -74,13 +117,16 @@ impl Toolbox {
         let lock_file = project.sources.join("os/toolbox.lock");
         let locked = fs::read_to_string(&lock_file).unwrap_or_default();
         let key = Key::new("toolbox 2").text(SUITE).text(&PACKAGES.join(" ")).text(&locked);
-        let entry = project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, out))?;
+        let entry =
+            project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
-            &fs::read(entry.path.join("packages.json")).context("the toolbox in the cache has no packages.json")?,
+            &fs::read(entry.path.join("packages.json"))
+                .context("the toolbox in the cache has no packages.json")?,
         )?;
         compare_with_lock(&packages, &locked, &lock_file, lock)?;
         let id = Key::new("packages").text(&lock_lines(&packages)).hex();
-        let mut shares = vec![project.cache.root().to_owned(), project.sources.clone(), PathBuf::from("/tmp")];
+        let mut shares =
+            vec![project.cache.root().to_owned(), project.sources.clone(), PathBuf::from("/tmp")];
         let target = std::path::absolute(crate::project::target_dir(&project.sources))?;
         if !target.starts_with(&project.sources) {
             fs::create_dir_all(&target)?;
@@ -259,12 +305,15 @@ fn make(project: &Project, out: &Path) -> Result<()> {
 
 fn describe(archive: &Path) -> Result<Package> {
     let fields = run_quiet(
-        Command::new("dpkg-deb").args(["-W", "--showformat=${Package} ${Version} ${source:Package}"]).arg(archive),
+        Command::new("dpkg-deb")
+            .args(["-W", "--showformat=${Package} ${Version} ${source:Package}"])
+            .arg(archive),
         "toolbox: reading a package",
     )?;
     let fields = String::from_utf8_lossy(&fields).into_owned();
     let mut fields = fields.split(' ').map(str::to_owned);
-    let mut next = || fields.next().with_context(|| format!("{} has no name, version or source", archive.display()));
+    let mut next =
+        || fields.next().with_context(|| format!("{} has no name, version or source", archive.display()));
     Ok(Package { name: next()?, version: next()?, source: next()?, sha256: sha256_file(archive)? })
 }
 
@@ -286,7 +335,10 @@ fn finish_tree(root: &Path) -> Result<()> {
     }
     fs::create_dir_all(root.join("etc/ssl/certs"))?;
     fs::write(root.join("etc/ssl/certs/ca-certificates.crt"), bundle)?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
     fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\ndisk:x:6:\nkvm:x:7:\nnogroup:x:65534:\n")?;
     for folder in ["proc", "dev", "sys", "tmp", "root", "run"] {
         fs::create_dir_all(root.join(folder))?;
@@ -313,7 +365,9 @@ fn mirror() -> Result<String> {
             return Ok(mirror);
         }
     }
-    bail!("found no Debian mirror in /etc/apt/sources.list and /etc/apt/sources.list.d: set CAISSON_DEBIAN_MIRROR to one, such as http://mirror.example/debian")
+    bail!(
+        "found no Debian mirror in /etc/apt/sources.list and /etc/apt/sources.list.d: set CAISSON_DEBIAN_MIRROR to one, such as http://mirror.example/debian"
+    )
 }
 
 /// The first archive of an apt sources file (either format) that holds Debian's main releases, not only security updates.
@@ -357,7 +411,8 @@ mod tests {
         let file = Path::new("/nonexistent/lock");
         compare_with_lock(&[package("1")], &lock, file, LockPolicy::Strict).unwrap();
         compare_with_lock(&[package("2")], &lock, file, LockPolicy::Newest).unwrap();
-        let error = compare_with_lock(&[package("2")], &lock, file, LockPolicy::Strict).unwrap_err().to_string();
+        let error =
+            compare_with_lock(&[package("2")], &lock, file, LockPolicy::Strict).unwrap_err().to_string();
         assert!(error.contains("gcc: locked 1, the mirror has 2"), "{error}");
     }
 }

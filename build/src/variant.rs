@@ -62,7 +62,8 @@ impl Variant {
     pub fn load(project: &Project, name: &str) -> Result<Self> {
         let folder = project.sources.join("images");
         let path = folder.join(format!("{name}.toml"));
-        let well_formed = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        let well_formed = !name.is_empty()
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if !well_formed || !path.is_file() {
             let mut known: Vec<String> = fs::read_dir(&folder)
                 .into_iter()

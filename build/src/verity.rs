@@ -2,6 +2,7 @@
 //! device-mapper/verity.rst`; on-disk format version 1, SHA-256, 4096-byte blocks).
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
@@ -10,15 +11,13 @@ use std::path::Path;
 use crate::cache::hex;
 
 pub const BLOCK: usize = 4096;
-/// Digests in a block of hashes.
-const PER_BLOCK: usize = BLOCK / 32;
 
 /// The salt of the product line. It stays the same from release to release, so that equal blocks have equal hashes and an
 /// update can tell which blocks a node has already.
 pub const SALT: [u8; 32] = *b"caisson: one salt for all roots.";
 
 /// What the kernel needs to open a root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verity {
     pub root_hash: [u8; 32],
     pub data_blocks: u64,
@@ -63,9 +62,34 @@ impl Verity {
 pub fn format(data: &Path, tree: &Path) -> Result<Verity> {
     let file = File::open(data).with_context(|| format!("cannot open {}", data.display()))?;
     let size = file.metadata()?.len();
-    ensure!(size > 0 && size.is_multiple_of(BLOCK as u64), "{} is not a whole number of {BLOCK}-byte blocks", data.display());
-    let data_blocks = size / BLOCK as u64;
-    let mut reader = BufReader::with_capacity(1 << 20, file);
+    ensure!(
+        size > 0 && size.is_multiple_of(BLOCK as u64),
+        "{} is not a whole number of {BLOCK}-byte blocks",
+        data.display()
+    );
+    let (verity, content) = hash(BufReader::with_capacity(1 << 20, file), size / BLOCK as u64)?;
+    fs::write(tree, content).with_context(|| format!("cannot write {}", tree.display()))?;
+    Ok(verity)
+}
+
+/// The root hash, in hex, that a root and its tree give; an error when the tree is not that of the root.
+pub fn check(root: &[u8], tree: &[u8]) -> Result<String> {
+    ensure!(tree.get(..8) == Some(b"verity\0\0"), "there is no verity tree");
+    let blocks =
+        tree.get(72..80).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0);
+    ensure!(
+        blocks > 0 && blocks <= root.len() as u64 / BLOCK as u64,
+        "the verity tree is for {blocks} blocks, which the root does not have"
+    );
+    let (verity, content) = hash(root, blocks)?;
+    ensure!(
+        tree.get(..content.len()) == Some(&content),
+        "the verity tree does not match the root: one of them was changed"
+    );
+    Ok(verity.root_hash_hex())
+}
+
+fn hash(mut reader: impl Read, data_blocks: u64) -> Result<(Verity, Vec<u8>)> {
     let mut level = Vec::with_capacity(usize::try_from(data_blocks)? * 32);
     let mut block = [0; BLOCK];
     for _ in 0..data_blocks {
@@ -83,13 +107,11 @@ pub fn format(data: &Path, tree: &Path) -> Result<Verity> {
         }
         level = upper;
     };
-    debug_assert!(levels.iter().all(|level| level.len() / 32 >= 1 && PER_BLOCK == 128));
     let mut out = superblock(data_blocks);
     for level in levels.iter().rev() {
         out.extend(level);
     }
-    fs::write(tree, out).with_context(|| format!("cannot write {}", tree.display()))?;
-    Ok(Verity { root_hash, data_blocks })
+    Ok((Verity { root_hash, data_blocks }, out))
 }
 
 fn digest(block: &[u8]) -> [u8; 32] {

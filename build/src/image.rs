@@ -1,0 +1,139 @@
+//! `cargo caisson image`: the chain of steps from sources to the files under `target/caisson/VARIANT/`.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::fs;
+use std::time::Instant;
+
+use crate::artifacts::{Artifacts, copy_sparse, uki_name};
+use crate::cache::{Entry, Key, remove_tree, sha256_file};
+use crate::project::{Project, SOURCE_DATE_EPOCH};
+use crate::sbom::Part;
+use crate::toolbox::{LockPolicy, Toolbox};
+use crate::variant::Variant;
+use crate::verity::Verity;
+use crate::{disk, esp, guest, kernel, oci, root, sbom, uki};
+
+/// Builds what is missing of a variant.
+pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artifacts> {
+    let begun = Instant::now();
+    let variant = Variant::load(project, variant)?;
+    let toolbox = Toolbox::open(project, lock)?;
+    let rust = guest::Rust::find(project)?;
+
+    let kernel = kernel::build(project, &toolbox)?;
+    let youki = guest::youki(project, &toolbox, &rust)?;
+    let mut built = vec![(youki.clone(), vec!["youki"])];
+    for package in guest::GUEST_PACKAGES {
+        built.push((guest::build(project, &toolbox, &rust, package)?, package.programs.to_vec()));
+    }
+    let programs: Vec<(&Entry, Vec<&str>)> =
+        built.iter().map(|(entry, names)| (entry, names.clone())).collect();
+    let preloaded = variant
+        .preload
+        .iter()
+        .map(|name| oci::preload(project, &toolbox, name))
+        .collect::<Result<Vec<_>>>()?;
+    let licences = sbom::collect(project, &toolbox, &rust, &youki, &kernel)?;
+    let inputs =
+        root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let (root, verity) = root::build(project, &toolbox, &inputs)?;
+    let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
+    let uki = unified(project, &toolbox, &kernel, &variant, &cmdline)?;
+    let esp = esp::build(project, &toolbox, &uki, variant.partitions.esp)?;
+    let inputs = disk::Inputs { esp: &esp, root: &root, verity: &verity, sizes: &variant.partitions };
+    let disk = disk::build(project, &toolbox, &inputs)?;
+
+    let artifacts = Artifacts::of(project, &variant.name);
+    let key =
+        Key::new("artifacts 1").entry(&disk).entry(&kernel).entry(&licences).text(project.version).hex();
+    let current = fs::read_to_string(artifacts.stamp()).is_ok_and(|stamp| stamp == key) && artifacts.exist();
+    if !current {
+        let parts: Vec<Part> = serde_json::from_slice(&fs::read(licences.path.join("parts.json"))?)?;
+        let steps = Steps { kernel, root, uki, disk };
+        export(project, &variant, &artifacts, &steps, &verity, &cmdline, &parts)?;
+        fs::write(artifacts.stamp(), key)?;
+    }
+    eprintln!("  {} in {:.1} s", if current { "up to date" } else { "built" }, begun.elapsed().as_secs_f64());
+    Ok(artifacts)
+}
+
+fn unified(
+    project: &Project,
+    toolbox: &Toolbox,
+    kernel: &Entry,
+    variant: &Variant,
+    cmdline: &str,
+) -> Result<Entry> {
+    let release = root::os_release(project, variant);
+    let key = Key::new("uki 1").text(&toolbox.id).entry(kernel).text(cmdline).text(&release);
+    project.cache.step("uki", "the unified kernel image", key, |out| {
+        let stub = fs::read(toolbox.root.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
+            .context("the toolbox has no EFI stub")?;
+        let linux = fs::read(kernel.path.join("bzImage"))?;
+        let sections: [(&str, &[u8]); 3] =
+            [(".osrel", release.as_bytes()), (".cmdline", cmdline.as_bytes()), (".linux", &linux)];
+        fs::write(out.join(uki_name(project.version)), uki::build(&stub, &sections)?)?;
+        Ok(())
+    })
+}
+
+struct Steps {
+    kernel: Entry,
+    root: Entry,
+    uki: Entry,
+    disk: Entry,
+}
+
+fn export(
+    project: &Project,
+    variant: &Variant,
+    artifacts: &Artifacts,
+    steps: &Steps,
+    verity: &Verity,
+    cmdline: &str,
+    parts: &[Part],
+) -> Result<()> {
+    remove_tree(&artifacts.dir)?;
+    fs::create_dir_all(&artifacts.dir).with_context(|| format!("cannot make {}", artifacts.dir.display()))?;
+    for (from, to) in [
+        (steps.disk.path.join("disk.img"), artifacts.disk()),
+        (steps.disk.path.join("disk.qcow2"), artifacts.qcow2()),
+        (steps.kernel.path.join("vmlinux"), artifacts.vmlinux()),
+        (steps.root.path.join("root.erofs"), artifacts.root()),
+        (steps.root.path.join("root.verity"), artifacts.verity()),
+        (steps.uki.path.join(uki_name(project.version)), artifacts.uki()),
+    ] {
+        copy_sparse(&from, &to)?;
+    }
+    fs::write(artifacts.cmdline(), format!("{cmdline}\n"))?;
+    let root_hash = verity.root_hash_hex();
+    let sbom = sbom::document(&variant.name, project.version, &root_hash, parts);
+    fs::write(artifacts.sbom(), serde_json::to_vec_pretty(&sbom)?)?;
+    let mut files = serde_json::Map::new();
+    for path in [
+        artifacts.disk(),
+        artifacts.vmlinux(),
+        artifacts.cmdline(),
+        artifacts.root(),
+        artifacts.verity(),
+        artifacts.uki(),
+        artifacts.sbom(),
+    ] {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.insert(name, json!({"bytes": fs::metadata(&path)?.len(), "sha256": sha256_file(&path)?}));
+    }
+    let manifest = json!({
+        "id": "caisson",
+        "variant": variant.name,
+        "version": project.version,
+        "arch": "x86_64",
+        "time": SOURCE_DATE_EPOCH,
+        "root-hash": root_hash,
+        "root-blocks": verity.data_blocks,
+        "cmdline": cmdline,
+        "files": files,
+    });
+    fs::write(artifacts.manifest(), format!("{}\n", serde_json::to_string_pretty(&manifest)?))?;
+    Ok(())
+}
