@@ -42,6 +42,11 @@ impl Cache {
                 }
             },
         };
+        Self::at(&root)
+    }
+
+    /// The cache in a folder, which is made when it is missing.
+    pub fn at(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)?;
         fs::create_dir_all(&root).with_context(|| {
             format!(

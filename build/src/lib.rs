@@ -22,3 +22,4 @@ pub mod toolbox;
 pub mod uki;
 pub mod variant;
 pub mod verity;
+pub mod checks;

@@ -22,6 +22,7 @@ const SUITE: &str = "trixie";
 const PACKAGES: &[&str] = &[
     // a system that commands can run in
     "base-files",
+    "libc-bin",
     "bash",
     "dash",
     "coreutils",
