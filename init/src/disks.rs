@@ -1,0 +1,85 @@
+//! The state and data partitions: found by name on the disk that holds the running root, mounted, or replaced by memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use init::control::Problem;
+
+use crate::mounts::{self, NO_EXTRA, NOEXEC};
+
+/// Devices of slow buses may appear after PID 1 has started.
+const WAIT: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_millis(20);
+
+/// Mounts `/state` or `/data`; says on what.
+pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static str {
+    let target = format!("/{name}");
+    let reason = match find(name) {
+        Some(device) => {
+            match mounts::mount_ext4(&device, &target, if name == "state" { NOEXEC } else { NO_EXTRA }) {
+                Ok(()) => return "ext4",
+                Err(error) => format!("cannot mount {} as ext4 on {target}: {error}", device.display()),
+            }
+        }
+        None => format!("the disk that holds the running root has no partition named {name}"),
+    };
+    let (size, hint) = match name {
+        "state" => (
+            "mode=0755,size=16m",
+            "settings are lost at the next restart; give the machine a disk made from disk.img",
+        ),
+        _ => (
+            "mode=0755,size=25%",
+            "containers and logs are kept in memory and lost at the next restart; give the machine a disk made from disk.img",
+        ),
+    };
+    let mut message = format!("{reason}; using memory instead");
+    if let Err(error) = mounts::mount_tmpfs(&target, size) {
+        message = format!("{reason}; memory cannot be used either: {error}");
+    }
+    problems.push(Problem { source: "init".to_owned(), subject: target, message, hint: hint.to_owned() });
+    "tmpfs"
+}
+
+/// The device of the partition called `name`.
+fn find(name: &str) -> Option<PathBuf> {
+    let disk = root_disk();
+    let tries = WAIT.as_millis().checked_div(STEP.as_millis()).unwrap_or(1);
+    for _ in 0..tries {
+        let found = look(name, disk.as_deref());
+        // On the disk of the root all partitions appear together: what is not there now will not come.
+        if found.is_some() || disk.is_some() {
+            return found;
+        }
+        sleep(STEP);
+    }
+    None
+}
+
+fn look(name: &str, disk: Option<&str>) -> Option<PathBuf> {
+    let mut matches = fs::read_dir("/sys/class/block").ok()?.flatten().filter_map(|entry| {
+        let device = entry.file_name().into_string().ok()?;
+        let event = fs::read_to_string(entry.path().join("uevent")).ok()?;
+        let is_it = event.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(name));
+        let on_disk = disk.is_none_or(|disk| parent(&device).as_deref() == Some(disk));
+        (is_it && on_disk).then(|| Path::new("/dev").join(device))
+    });
+    let found = matches.next();
+    // Two disks with the same partitions and no root to tell which is ours: neither is safe.
+    if matches.next().is_some() { None } else { found }
+}
+
+/// The disk that dm-0, the verified root, reads from.
+pub(crate) fn root_disk() -> Option<String> {
+    let slave =
+        fs::read_dir("/sys/block/dm-0/slaves").ok()?.flatten().next()?.file_name().into_string().ok()?;
+    parent(&slave)
+}
+
+/// `vda3` → `vda`: a partition's folder in sysfs is inside its disk's.
+fn parent(partition: &str) -> Option<String> {
+    let path = fs::canonicalize(Path::new("/sys/class/block").join(partition)).ok()?;
+    Some(path.parent()?.file_name()?.to_str()?.to_owned())
+}

@@ -1,0 +1,145 @@
+//! The end: stopping what is left, taking file systems off, switching off.
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::console::Console;
+use crate::mounts;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    PowerOff,
+    Reboot,
+}
+
+const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+/// Shims give their containers 10 s between SIGTERM and SIGKILL.
+const CONTAINER_STEPS: u32 = 600;
+const STEP: Duration = Duration::from_millis(20);
+
+/// Stops containers and whatever else runs, and ends the machine. Returns only when the kernel refuses.
+pub(crate) fn finish(end: End, console: &mut Console, watchdog: Option<File>) {
+    stop_containers(console);
+    let _ = fs::write("/sys/fs/cgroup/system/cgroup.kill", "1");
+    // Every process but PID 1.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    for _ in 0..50 {
+        reap();
+        if nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(nix::Error::ECHILD) {
+            break;
+        }
+        sleep(STEP);
+    }
+    nix::unistd::sync();
+    for target in ["/data", "/state"] {
+        if let Err(error) = mounts::unmount(target) {
+            console.say(3, "init", &error);
+        }
+    }
+    let (text, mode) = match end {
+        End::PowerOff => ("powering off", RebootMode::RB_POWER_OFF),
+        End::Reboot => ("rebooting", RebootMode::RB_AUTOBOOT),
+    };
+    console.say(4, "init", text);
+    if let (End::PowerOff, Some(mut watchdog)) = (end, watchdog) {
+        // The magic close of `watchdog-api.rst`; on a reboot it stays armed.
+        let _ = watchdog.write_all(b"V");
+    }
+    let Err(error) = reboot(mode);
+    console.say(0, "init", &format!("the kernel refused ({error}): the machine can be switched off now"));
+    let _ = reboot(RebootMode::RB_HALT_SYSTEM);
+}
+
+fn stop_containers(console: &mut Console) {
+    let shims = fs::read_dir(CONTAINERS)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("shim/cgroup.procs"));
+    let mut asked = 0u32;
+    for procs in shims {
+        for pid in fs::read_to_string(procs).unwrap_or_default().lines().filter_map(|line| line.parse().ok())
+        {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            asked = asked.saturating_add(1);
+        }
+    }
+    if asked > 0 {
+        console.say(5, "init", "waiting for containers to stop");
+    }
+    for _ in 0..CONTAINER_STEPS {
+        let events = fs::read_to_string(Path::new(CONTAINERS).join("cgroup.events")).unwrap_or_default();
+        if !events.lines().any(|line| line == "populated 1") {
+            return;
+        }
+        reap();
+        sleep(STEP);
+    }
+    console.say(4, "init", "containers did not stop in time, killing them");
+    let _ = fs::write(Path::new(CONTAINERS).join("cgroup.kill"), "1");
+}
+
+/// Takes leave of processes that ended, at most as many as there can be.
+pub(crate) fn reap() -> Vec<WaitStatus> {
+    let mut ended = Vec::new();
+    for _ in 0..4096 {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(_) => break,
+            Ok(status) => ended.push(status),
+        }
+    }
+    ended
+}
+
+/// Input devices that may have a power button: the ACPI button is one.
+pub(crate) fn buttons() -> Vec<File> {
+    let mut names: Vec<_> = fs::read_dir("/dev/input")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("event"))
+        .map(|entry| entry.path())
+        .collect();
+    names.sort();
+    let open = |path| {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
+            .open(path)
+            .ok()
+    };
+    names.into_iter().take(32).filter_map(open).collect()
+}
+
+/// Whether the power button was pressed (`linux/input.h`: 24 bytes an event on 64-bit machines).
+pub(crate) fn pressed(button: &mut File) -> bool {
+    const EV_KEY: u16 = 1;
+    const KEY_POWER: u16 = 116;
+    let mut buffer = [0; 24 * 16];
+    let read = button.read(&mut buffer).unwrap_or(0);
+    buffer.get(..read).unwrap_or_default().chunks_exact(24).any(|event| {
+        let field = |at: usize| {
+            event
+                .get(at..at.saturating_add(2))
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u16::from_ne_bytes)
+        };
+        field(16) == Some(EV_KEY) && field(18) == Some(KEY_POWER) && field(20) == Some(1)
+    })
+}
+
+/// The watchdog, if the machine has one: a PID 1 that hangs is restarted after 60 s.
+pub(crate) fn watchdog() -> Option<File> {
+    let watchdog =
+        OpenOptions::new().write(true).custom_flags(nix::libc::O_CLOEXEC).open("/dev/watchdog0").ok()?;
+    let _ = init::sys::set_watchdog_timeout(&watchdog, 60);
+    Some(watchdog)
+}

@@ -1,0 +1,138 @@
+//! System calls that have no safe form elsewhere, each with a safe signature.
+
+#![allow(unsafe_code)]
+
+use nix::libc;
+use nix::unistd::{ForkResult, Pid};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Forks and runs `child` in the child, which must end the process: what it returns becomes its exit code.
+///
+/// The caller is single-threaded, as PID 1 is, so the child may use all of the standard library.
+pub fn fork(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
+    // SAFETY: this program never starts a thread, so no lock can be held by anyone else at the time of the fork.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = child();
+            // SAFETY: _exit takes a number and does not return.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Makes `to` a copy of `from` that stays open over exec. In a child, before exec.
+pub fn pass_fd(from: RawFd, to: RawFd) -> nix::Result<()> {
+    // SAFETY: dup3 and fcntl take numbers; wrong ones give EBADF. The child is about to exec and owns no descriptors by type.
+    let result =
+        unsafe { if from == to { libc::fcntl(from, libc::F_SETFD, 0) } else { libc::dup3(from, to, 0) } };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Drops a capability from the bounding set (capabilities(7)).
+pub fn drop_from_bounding_set(capability: u32) -> nix::Result<()> {
+    // SAFETY: prctl with numbers only.
+    let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Sets a name and a value for all descendants: no program they run can gain privileges.
+pub fn set_no_new_privileges() -> nix::Result<()> {
+    // SAFETY: prctl with numbers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Milliseconds since the kernel started (CLOCK_BOOTTIME).
+pub fn boottime_ms() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(nanos.checked_div(1_000_000).unwrap_or(0))
+}
+
+/// Brings the loopback interface up (netdevice(7)).
+pub fn loopback_up() -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an ifreq of zeros is valid; name and flags are then filled in.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
+        *to = libc::c_char::try_from(*from).unwrap_or(0);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: SIOCSIFFLAGS reads an ifreq.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets a watchdog's time-out (`linux/watchdog.h`).
+pub fn set_watchdog_timeout(watchdog: &File, seconds: i32) -> io::Result<()> {
+    // _IOWR('W', 6, int)
+    const WDIOC_SETTIMEOUT: libc::c_ulong = 0xc004_5706;
+    let mut seconds: libc::c_int = seconds;
+    // SAFETY: the ioctl reads and writes an int.
+    let result = unsafe { libc::ioctl(watchdog.as_raw_fd(), WDIOC_SETTIMEOUT, &raw mut seconds) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Tells the kernel a partition's new size while it is in use (`linux/blkpg.h`); bytes.
+pub fn resize_partition(disk: &File, number: u32, start: u64, size: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct BlkpgPartition {
+        start: i64,
+        length: i64,
+        number: i32,
+        device: [u8; 64],
+        volume: [u8; 64],
+    }
+    #[repr(C)]
+    struct BlkpgIoctlArg {
+        operation: i32,
+        flags: i32,
+        length: i32,
+        data: *mut BlkpgPartition,
+    }
+    const BLKPG: libc::c_ulong = 0x1269;
+    const BLKPG_RESIZE_PARTITION: i32 = 3;
+    let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let mut partition = BlkpgPartition {
+        start: i64::try_from(start).map_err(wrong)?,
+        length: i64::try_from(size).map_err(wrong)?,
+        number: i32::try_from(number).map_err(wrong)?,
+        device: [0; 64],
+        volume: [0; 64],
+    };
+    let mut argument = BlkpgIoctlArg {
+        operation: BLKPG_RESIZE_PARTITION,
+        flags: 0,
+        length: i32::try_from(size_of::<BlkpgPartition>()).map_err(wrong)?,
+        data: &raw mut partition,
+    };
+    // SAFETY: the structures are laid out as the header says and live until the call returns.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &raw mut argument) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Grows a mounted ext4 to a number of blocks (`EXT4_IOC_RESIZE_FS`, kernel: `admin-guide/ext4.rst`).
+pub fn resize_ext4(mount: &File, blocks: u64) -> io::Result<()> {
+    // _IOW('f', 16, __u64)
+    const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+    // SAFETY: the ioctl reads a u64.
+    let result = unsafe { libc::ioctl(mount.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes a raw descriptor that a system call has just returned and that nobody owns yet.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: only called with a descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
