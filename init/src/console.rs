@@ -37,9 +37,9 @@ impl Console {
             let _ = tty.write_all(line.as_bytes());
         }
         if let Some(kmsg) = &mut self.kmsg {
-            // The kernel takes at most about 1000 bytes a line.
+            // The kernel takes about 1000 bytes a line, and prints what is more urgent than 5 on the console a second time.
             let short: String = text.chars().take(800).collect();
-            let _ = kmsg.write_all(format!("<{priority}>{who}: {short}\n").as_bytes());
+            let _ = kmsg.write_all(format!("<{}>{who}: {short}\n", priority.max(5)).as_bytes());
         }
     }
 }

@@ -6,11 +6,12 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use init::control::Problem;
+use init::sys::boottime_ms;
 
 use crate::mounts::{self, NO_EXTRA, NOEXEC};
 
-/// Devices of slow buses may appear after PID 1 has started.
-const WAIT: Duration = Duration::from_secs(5);
+/// Devices of slow buses may appear after PID 1 has started; so many milliseconds after the kernel did, no longer.
+const PATIENCE: u64 = 5000;
 const STEP: Duration = Duration::from_millis(20);
 
 /// Mounts `/state` or `/data`; says on what.
@@ -46,16 +47,14 @@ pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static
 /// The device of the partition called `name`.
 fn find(name: &str) -> Option<PathBuf> {
     let disk = root_disk();
-    let tries = WAIT.as_millis().checked_div(STEP.as_millis()).unwrap_or(1);
-    for _ in 0..tries {
+    loop {
         let found = look(name, disk.as_deref());
         // On the disk of the root all partitions appear together: what is not there now will not come.
-        if found.is_some() || disk.is_some() {
+        if found.is_some() || disk.is_some() || boottime_ms() >= PATIENCE {
             return found;
         }
         sleep(STEP);
     }
-    None
 }
 
 fn look(name: &str, disk: Option<&str>) -> Option<PathBuf> {
