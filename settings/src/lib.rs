@@ -3,7 +3,16 @@
 //! Outside data (API bodies, user data, files) becomes a [`Settings`] at the edge; a value that exists is valid.
 //! Every field is optional: a `Settings` is also the shape of a partial change.
 
+mod keys;
+mod parse;
+mod scalar;
+
+pub use keys::{changed, flatten, select};
+pub use parse::{LARGEST_USER_DATA, Mistake, Mistakes, from_json, from_key_values, from_user_data};
+pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The settings tree, without the outer `settings` layer. Unknown keys are refused.
@@ -12,19 +21,19 @@ use std::collections::BTreeMap;
 pub struct Settings {
     /// The message of the day, written to `/etc/motd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub motd: Option<String>,
+    pub motd: Option<Motd>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     /// Containers by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub containers: Option<BTreeMap<String, Container>>,
+    pub containers: Option<BTreeMap<ContainerName, Container>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Hostname>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,20 +41,21 @@ pub struct Network {
 pub struct Container {
     /// Image reference, such as `localhost/busybox:latest` (preloaded) or `registry.example:5000/app@sha256:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    pub image: Option<ImageReference>,
     /// Replaces the image's entrypoint and command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Vec<String>>,
+    pub command: Option<Vec<Argument>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub env: Option<BTreeMap<String, String>>,
+    pub env: Option<BTreeMap<EnvName, EnvValue>>,
+    /// Absent: `always`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
     /// Memory limit, such as `64MiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<String>,
+    pub memory: Option<Memory>,
     /// Limit on processes and threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids: Option<u32>,
+    pub pids: Option<Pids>,
     /// The node is healthy only while this container runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub essential: Option<bool>,
@@ -57,4 +67,42 @@ pub enum Restart {
     Always,
     OnFailure,
     No,
+}
+
+/// Containers that a node can have.
+pub const MOST_CONTAINERS: usize = 64;
+
+impl Settings {
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// These settings with `change` over them: tables are merged key by key, everything else is replaced.
+    #[must_use]
+    pub fn with(&self, change: &Self) -> Self {
+        let mut merged = self.to_json();
+        keys::merge(&mut merged, change.to_json());
+        // Both are valid, and a merge makes no value that was in neither.
+        serde_json::from_value(merged).unwrap_or_else(|_| self.clone())
+    }
+
+    /// What must hold for the whole, beyond each value: checked before a commit.
+    pub fn check(&self) -> Result<(), Mistakes> {
+        let containers = self.containers.iter().flatten();
+        let mut mistakes: Vec<Mistake> = containers
+            .filter(|(_, container)| container.image.is_none())
+            .map(|(name, _)| Mistake {
+                key: format!("settings.containers.{name}.image"),
+                reason: format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]"),
+                line: None,
+            })
+            .collect();
+        let count = self.containers.as_ref().map_or(0, BTreeMap::len);
+        if count > MOST_CONTAINERS {
+            let reason =
+                format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
+            mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
+    }
 }

@@ -1,0 +1,293 @@
+//! One type for each kind of value: what exists is valid.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::Deref;
+
+/// Declares a string that is checked when it is made.
+macro_rules! checked_string {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                let check: fn(&str) -> Result<(), String> = $check;
+                check(&text).map(|()| Self(text))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl Deref for $name {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.0
+            }
+        }
+    };
+}
+
+/// A value in an error: short, whatever it was.
+fn shown(text: &str) -> String {
+    if text.chars().count() <= 60 {
+        format!("{text:?}")
+    } else {
+        format!("{:?}...", text.chars().take(60).collect::<String>())
+    }
+}
+
+checked_string!(
+    /// The message of the day: at most 4096 bytes.
+    Motd,
+    |text| match () {
+        () if text.len() > 4096 => Err(format!("{} bytes are more than the 4096 of a message of the day", text.len())),
+        () if text.contains('\0') => Err("a message of the day cannot hold a zero byte".to_owned()),
+        () => Ok(()),
+    }
+);
+
+checked_string!(
+    /// A host name (RFC 1123, section 2.1).
+    Hostname,
+    |text| {
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        // The kernel's limit is shorter than that of names in the DNS.
+        if (1..=64).contains(&text.len()) && text.split('.').all(label) {
+            return Ok(());
+        }
+        Err(format!("{} is not a host name: at most 64 characters, parts of a-z, 0-9 and '-' joined by '.' (RFC 1123)", shown(text)))
+    }
+);
+
+checked_string!(
+    /// The name of a container.
+    ContainerName,
+    |text| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let edges = text.bytes().next().is_some_and(plain) && text.bytes().last().is_some_and(plain);
+        if edges && text.len() <= 63 && text.bytes().all(|byte| plain(byte) || byte == b'-') {
+            return Ok(());
+        }
+        Err(format!("{} is not a name for a container: at most 63 of a-z, 0-9 and '-', not '-' at an end", shown(text)))
+    }
+);
+
+checked_string!(
+    /// Reference of an image, as in `docker pull`: `[registry[:port]/]repository[:tag][@digest]`.
+    ImageReference,
+    |text| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
+        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+        let digest_is_fine = digest.is_none_or(|digest| {
+            digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)))
+        });
+        let parts_are_fine = name.split('/').all(|part| !part.is_empty() && !part.starts_with(['.', '-', ':', '_']) && !part.ends_with(['.', '-', ':', '_']));
+        if text.len() <= 255 && text.bytes().all(allowed) && parts_are_fine && digest_is_fine {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is not an image reference: write it as registry.example:5000/team/app:tag or .../app@sha256: and 64 hexadecimal digits",
+            shown(text)
+        ))
+    }
+);
+
+checked_string!(
+    /// One item of a command.
+    Argument,
+    |text| match () {
+        () if text.contains('\0') => Err("an item of a command cannot hold a zero byte".to_owned()),
+        () if text.len() > 65_536 => Err(format!("{} bytes are more than the 65536 of an item of a command", text.len())),
+        () => Ok(()),
+    }
+);
+
+checked_string!(
+    /// Name of an environment variable.
+    EnvName,
+    |text| {
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+        if first && text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Ok(());
+        }
+        Err(format!("{} is not a name for an environment variable: letters, digits and '_', not a digit first", shown(text)))
+    }
+);
+
+/// Value of an environment variable. It may be a secret: never shown by `Debug`, never in an error.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct EnvValue(String);
+
+impl EnvValue {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for EnvValue {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.contains('\0') || text.len() > 65_536 {
+            return Err(
+                "the value of an environment variable has at most 65536 bytes, none of them zero".to_owned()
+            );
+        }
+        Ok(Self(text))
+    }
+}
+
+impl fmt::Debug for EnvValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+/// A limit on memory; written as `64MiB`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Memory {
+    text: String,
+    bytes: u64,
+}
+
+impl Memory {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl TryFrom<String> for Memory {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let units = [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+        let bytes = units
+            .iter()
+            .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
+        match bytes {
+            Some(bytes) if (1 << 20..=1 << 44).contains(&bytes) => Ok(Self { text, bytes }),
+            Some(_) => Err(format!("{} is not between 1MiB and 16384GiB", shown(&text))),
+            None => Err(format!(
+                "{} is not a size: write a whole number and KiB, MiB or GiB, such as \"64MiB\"",
+                shown(&text)
+            )),
+        }
+    }
+}
+
+impl From<Memory> for String {
+    fn from(memory: Memory) -> Self {
+        memory.text
+    }
+}
+
+/// A limit on processes and threads, 1 to 65536.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Pids(u32);
+
+impl Pids {
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Pids {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (1..=65_536).contains(number))
+            .map(Self)
+            .ok_or_else(|| format!("{number} is not between 1 and 65536"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn image_references() {
+        let digest = format!("a@sha256:{}", "0".repeat(64));
+        for fine in ["busybox", "localhost/busybox:latest", "registry.example:5000/team/app:v1.2_3", &digest]
+        {
+            assert!(fine.parse::<ImageReference>().is_ok(), "{fine}");
+        }
+        for wrong in ["", "a b", "/a", "a//b", "../a", "a@sha256:12", "a:", "-a", "a@md5:0"] {
+            assert!(wrong.parse::<ImageReference>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn host_names() {
+        for fine in ["a", "node-1", "node-1.example.com", "9"] {
+            assert!(fine.parse::<Hostname>().is_ok(), "{fine}");
+        }
+        for wrong in ["", "a_b", "-a", "a-", "a..b", ".a", "a b", &"a".repeat(65)] {
+            assert!(wrong.parse::<Hostname>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(Memory::try_from("64MiB".to_owned()).unwrap().bytes(), 64 << 20);
+        for wrong in ["64", "64MB", "0MiB", "-1MiB", "99999999999999GiB", "1.5GiB", "MiB"] {
+            assert!(Memory::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let value = EnvValue::try_from("hunter2".to_owned()).unwrap();
+        assert!(!format!("{value:?}").contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_comes_back_the_same(text in "\\PC{0,80}") {
+            if let Ok(name) = text.parse::<ImageReference>() { prop_assert_eq!(name.as_str(), &text); }
+            if let Ok(name) = text.parse::<Hostname>() { prop_assert_eq!(name.as_str(), &text); }
+            if let Ok(memory) = Memory::try_from(text.clone()) { prop_assert_eq!(String::from(memory), text); }
+        }
+    }
+}
