@@ -4,6 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 use settings::Settings;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 
 /// Where the host agent listens.
 pub const SOCKET: &str = "/run/host-agent.sock";
@@ -13,14 +18,21 @@ pub const SOCKET: &str = "/run/host-agent.sock";
 pub enum Request {
     /// Make the node match `settings` (the effective ones: defaults and generation merged). `keys` are the dotted names
     /// that changed (`settings.motd`); empty means all. Answered when done.
-    Apply { generation: u64, keys: Vec<String>, settings: Box<Settings> },
+    Apply {
+        generation: u64,
+        keys: Vec<String>,
+        settings: Box<Settings>,
+    },
     /// Health, problems, boot times.
     Status,
     /// Services as PID 1 knows them.
     Services,
     Containers,
     /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
-    ContainerLogs { name: String, lines: Option<u32> },
+    ContainerLogs {
+        name: String,
+        lines: Option<u32>,
+    },
     Reboot,
 }
 
@@ -29,12 +41,21 @@ pub enum Request {
 pub enum Response {
     Apply(ApplyOutcome),
     Status(Status),
-    Services { services: Vec<init_status::ServiceStatus> },
-    Containers { containers: Vec<ContainerStatus> },
-    Logs { text: String },
+    Services {
+        services: Vec<init_status::ServiceStatus>,
+    },
+    Containers {
+        containers: Vec<ContainerStatus>,
+    },
+    Logs {
+        text: String,
+    },
     Done,
     /// `kind` decides the API's status code.
-    Error { kind: ErrorKind, message: String },
+    Error {
+        kind: ErrorKind,
+        message: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +98,9 @@ pub struct Status {
     pub boot_phases: Vec<(String, u64)>,
     /// Addresses in CIDR notation, by interface.
     pub addresses: std::collections::BTreeMap<String, Vec<String>>,
+    /// Of the whole node, as `/proc/meminfo` has it.
+    pub memory_total_kib: u64,
+    pub memory_available_kib: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,3 +147,28 @@ pub enum ContainerState {
 }
 
 pub use init_control as init_status;
+
+/// The largest request and answer, in bytes.
+pub const LARGEST_LINE: u64 = 4 << 20;
+
+/// Asks and waits for the answer, at most `patience`.
+pub async fn call(socket: &Path, request: &Request, patience: Duration) -> io::Result<Response> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut answer = Vec::new();
+        BufReader::new(stream).take(LARGEST_LINE).read_until(b'\n', &mut answer).await?;
+        if answer.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it closed the connection without an answer",
+            ));
+        }
+        Ok(serde_json::from_slice(&answer)?)
+    };
+    let too_late =
+        || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", patience.as_secs()));
+    tokio::time::timeout(patience, exchange).await.unwrap_or_else(|_| Err(too_late()))
+}

@@ -1,4 +1,14 @@
 //! The API of Caisson: server, client, and the protocol between the server and the host agent.
 
 pub mod agent;
+pub mod cli;
 pub mod client;
+mod query;
+mod reply;
+mod routes;
+pub mod server;
+pub mod sockets;
+pub mod state;
+pub mod store;
+mod transactions;
+pub mod vsock;

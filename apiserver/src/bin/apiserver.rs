@@ -1,1 +1,105 @@
-fn main() {}
+//! The API server: owns the settings and answers `/run/api.sock`.
+
+use apiserver::server::Server;
+use apiserver::sockets;
+use apiserver::state::{Paths, State};
+use apiserver::vsock::VsockListener;
+use clap::Parser;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+/// Answers Caisson's API on the sockets that PID 1 passes.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Where generations of settings are kept
+    #[arg(long, default_value = "/state/settings")]
+    settings_dir: PathBuf,
+    /// The settings that hold where nobody set any
+    #[arg(long, default_value = "/usr/lib/caisson/defaults.toml")]
+    defaults: PathBuf,
+    #[arg(long, default_value = "/usr/lib/os-release")]
+    os_release: PathBuf,
+    #[arg(long, default_value = apiserver::agent::SOCKET)]
+    agent_socket: PathBuf,
+    /// Listen here, instead of on the sockets that PID 1 passes
+    #[arg(long)]
+    listen: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    // Before anything else opens a descriptor.
+    let passed = sockets::passed();
+    match run(options, passed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("<3>{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
+    let paths = Paths {
+        settings: options.settings_dir,
+        defaults: options.defaults,
+        os_release: options.os_release,
+        agent: options.agent_socket,
+    };
+    let state = State::open(&paths)?;
+    for problem in &state.problems {
+        eprintln!("<3>{problem}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    LocalSet::new().block_on(&runtime, async {
+        let server = Server::new(state);
+        let mut listening = 0;
+        if let Some(path) = &options.listen {
+            let listener = UnixListener::bind(path)
+                .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+            tokio::task::spawn_local(server.clone().serve_unix(listener));
+            listening += 1;
+        }
+        for (name, fd) in passed {
+            listen(&server, fd)
+                .map_err(|error| format!("cannot use the socket {name:?} that was passed: {error}"))?;
+            listening += 1;
+        }
+        if listening == 0 {
+            return Err("no socket was passed (LISTEN_FDS), and none asked for (--listen)".to_owned());
+        }
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
+        sockets::notify_ready()
+            .map_err(|error| format!("cannot tell PID 1 that the API is ready: {error}"))?;
+        terminate.recv().await;
+        // Requests that are under way are finished; idle connections do not hold up the end.
+        for _ in 0..50 {
+            if server.active() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    })
+}
+
+fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<()> {
+    if sockets::is_vsock(&fd) {
+        tokio::task::spawn_local(server.clone().serve_vsock(VsockListener::new(fd)?));
+    } else {
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        tokio::task::spawn_local(server.clone().serve_unix(UnixListener::from_std(listener)?));
+    }
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! `apiclient`: the API from a command line. In the guest it talks to `/run/api.sock`; `cargo caisson client` uses it for a VM.
+
+use clap::{Args, Parser, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::agent::{ContainerState, ContainerStatus, Status};
+use crate::client::{Answer, ClientError, Endpoint, request_blocking};
+use crate::store::Listed;
+
+/// Talks to the API of a Caisson node.
+#[derive(Parser)]
+#[command(
+    name = "apiclient",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
+    apiclient set -j '{\"containers\": {\"web\": {\"image\": \"localhost/busybox\", \"command\": [\"sleep\", \"60\"]}}}'\n  \
+    apiclient container logs web\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+)]
+struct Cli {
+    /// The API's Unix socket
+    #[arg(short, long, visible_alias = "socket-path", global = true)]
+    socket: Option<PathBuf>,
+    /// Also say what is asked and answered
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Seconds to wait for an answer
+    #[arg(long, global = true, default_value_t = 130)]
+    timeout: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Send one request and print the body of its answer
+    Raw(Raw),
+    /// Show settings and facts by prefix (settings.motd, os, status), or the answer of one /path
+    Get {
+        /// Nothing means settings and os
+        prefixes: Vec<String>,
+    },
+    /// Change settings, durably, and apply them
+    Set(Set),
+    /// Apply files of settings in TOML or JSON, with everything under `settings`; - is the standard input
+    Apply {
+        #[arg(default_value = "-")]
+        files: Vec<PathBuf>,
+    },
+    /// Restart the node
+    Reboot,
+    /// Health of the node and what is wrong with it
+    Status,
+    /// Containers and what they wrote
+    #[command(subcommand)]
+    Container(Container),
+    /// The commits that are kept, and what became of applying them
+    Generations,
+}
+
+#[derive(Args)]
+struct Raw {
+    /// Such as /settings?prefix=motd
+    #[arg(short, long)]
+    uri: String,
+    #[arg(short, long, visible_short_alias = 'X', default_value = "GET")]
+    method: String,
+    /// Body
+    #[arg(short, long)]
+    data: Option<String>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Set {
+    /// KEY=VALUE, such as motd=hello
+    #[arg(value_name = "KEY=VALUE")]
+    pairs: Vec<String>,
+    /// A JSON object instead
+    #[arg(short, long)]
+    json: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Container {
+    /// State, restarts and exit codes
+    List,
+    /// What a container wrote
+    Logs {
+        name: String,
+        /// Only so many of the last lines
+        #[arg(short = 'n', long)]
+        lines: Option<u32>,
+    },
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+enum Failure {
+    Usage(String),
+    Failed(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Runs a command line (its first item is the program's name) against the socket it names, or else `default`.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, default: &Endpoint) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let api = Api {
+        endpoint: cli.socket.clone().map_or_else(|| default.clone(), Endpoint::Unix),
+        timeout: Duration::from_secs(cli.timeout.clamp(1, 3600)),
+        verbose: cli.verbose,
+    };
+    match execute(&api, &cli.command) {
+        Ok(text) => {
+            print(&text);
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Usage(text)) => {
+            eprintln!("apiclient: {text}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(text)) => {
+            eprintln!("apiclient: {text}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// A reader that went away (`apiclient get | head -1`) is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    let _ = write!(std::io::stdout(), "{text}{newline}");
+}
+
+struct Api {
+    endpoint: Endpoint,
+    timeout: Duration,
+    verbose: bool,
+}
+
+impl Api {
+    fn send(&self, method: Method, uri: &str, body: Option<String>) -> Result<Answer, Failure> {
+        if self.verbose {
+            eprintln!("> {method} {uri}");
+        }
+        let answer = request_blocking(
+            &self.endpoint,
+            method.clone(),
+            uri,
+            body.unwrap_or_default().into_bytes(),
+            self.timeout,
+        )?;
+        if self.verbose {
+            eprintln!("< {}", answer.status);
+        }
+        if answer.is_success() {
+            return Ok(answer);
+        }
+        Err(Failure::Failed(format!("Status {} when {method}ing {uri}: {}", answer.status, answer.text())))
+    }
+
+    fn get(&self, uri: &str) -> Result<Value, Failure> {
+        let answer = self.send(Method::GET, uri, None)?;
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| Failure::Failed(format!("the answer to {uri} is not JSON: {error}")))
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
+        serde_json::from_value(value)
+            .map_err(|error| Failure::Failed(format!("the node speaks another version of the API: {error}")))
+    }
+
+    /// Stages changes and commits them in one transaction of our own.
+    fn commit(&self, kind: &str, changes: &[(&str, Value)]) -> Result<String, Failure> {
+        let transaction = format!("apiclient-{kind}-{}-{}", std::process::id(), nanos());
+        for (path, body) in changes {
+            let staged =
+                self.send(Method::PATCH, &format!("{path}?tx={transaction}"), Some(body.to_string()));
+            if staged.is_err() {
+                // Nothing of a refused change stays behind.
+                let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
+            }
+            staged?;
+        }
+        let committed = self.send(Method::POST, &format!("/tx/commit_and_apply?tx={transaction}"), None);
+        if committed.is_err() {
+            let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
+        }
+        committed.map(|_| String::new())
+    }
+}
+
+fn nanos() -> u32 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos())
+}
+
+fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
+    match command {
+        Command::Raw(raw) => {
+            let method = Method::from_bytes(raw.method.to_uppercase().as_bytes())
+                .map_err(|_| Failure::Usage(format!("{:?} is not a method of HTTP", raw.method)))?;
+            Ok(api.send(method, &raw.uri, raw.data.clone())?.text())
+        }
+        Command::Get { prefixes } => get(api, prefixes),
+        Command::Set(set) => match &set.json {
+            Some(text) => {
+                let value: Value = serde_json::from_str(text)
+                    .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
+                api.commit("set", &[("/settings", value.get("settings").cloned().unwrap_or(value))])
+            }
+            None => api.commit("set", &[("/settings/keypair", json!({"request_payload": set.pairs}))]),
+        },
+        Command::Apply { files } => {
+            let changes = files
+                .iter()
+                .map(|file| Ok(("/settings", read_settings(file)?)))
+                .collect::<Result<Vec<_>, Failure>>()?;
+            api.commit("apply", &changes)
+        }
+        Command::Reboot => {
+            api.send(Method::POST, "/actions/reboot", None)?;
+            Ok("Rebooting.".to_owned())
+        }
+        Command::Status => {
+            let value = api.get("/?prefix=status")?;
+            match api.read::<Status>(value["status"].clone()) {
+                Ok(status) => Ok(describe(&status)),
+                // The agent is not there yet: the server says what it knows.
+                Err(_) => Ok(pretty(&value["status"])),
+            }
+        }
+        Command::Container(Container::List) => {
+            let containers = api.get("/containers")?;
+            Ok(list(&api.read::<Vec<ContainerStatus>>(containers)?))
+        }
+        Command::Container(Container::Logs { name, lines }) => {
+            let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
+            Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
+        }
+        Command::Generations => {
+            let generations = api.get("/generations")?;
+            Ok(history(&api.read::<Vec<Listed>>(generations)?))
+        }
+    }
+}
+
+fn get(api: &Api, prefixes: &[String]) -> Result<String, Failure> {
+    if let [uri] = prefixes
+        && uri.starts_with('/')
+    {
+        return Ok(pretty(&api.get(uri)?));
+    }
+    if prefixes.iter().any(|prefix| prefix.starts_with('/')) {
+        return Err(Failure::Usage("either one /path or prefixes, not both".to_owned()));
+    }
+    let standard = ["os".to_owned(), "settings".to_owned()];
+    let prefixes = if prefixes.is_empty() { &standard } else { prefixes };
+    let mut merged = json!({});
+    for prefix in prefixes {
+        merge(&mut merged, api.get(&format!("/?prefix={}", encode(prefix)))?);
+    }
+    Ok(pretty(&merged))
+}
+
+fn merge(base: &mut Value, more: Value) {
+    match (base, more) {
+        (Value::Object(base), Value::Object(more)) => {
+            more.into_iter().for_each(|(key, value)| merge(base.entry(key).or_insert(Value::Null), value));
+        }
+        (base, more) => *base = more,
+    }
+}
+
+fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default()
+}
+
+/// The content of `settings` in a file of TOML or JSON.
+fn read_settings(file: &Path) -> Result<Value, Failure> {
+    let failed = |reason: String| Failure::Failed(format!("{}: {reason}", file.display()));
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(2 << 20).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(2 << 20).read_to_string(&mut text))
+    };
+    read.map_err(|error| failed(error.to_string()))?;
+    if text.trim_start().starts_with('{') {
+        let mut value: Value =
+            serde_json::from_str(&text).map_err(|error| failed(format!("this is not JSON: {error}")))?;
+        return match value.get_mut("settings") {
+            Some(settings) => Ok(settings.take()),
+            None => Err(failed("there is no key \"settings\" at the top".to_owned())),
+        };
+    }
+    let settings = settings::from_user_data(&text).map_err(|mistakes| failed(mistakes.to_string()))?;
+    Ok(settings.to_json())
+}
+
+fn describe(status: &Status) -> String {
+    let word = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    let mut text = format!(
+        "health      {}\nmachine id  {}\nstate on    {}\ndata on     {}\nmemory      {} of {} MiB available\n",
+        word(json!(status.health)),
+        status.machine_id,
+        status.state,
+        status.data,
+        status.memory_available_kib >> 10,
+        status.memory_total_kib >> 10,
+    );
+    for (interface, addresses) in &status.addresses {
+        text.push_str(&format!("{interface:<11} {}\n", addresses.join(", ")));
+    }
+    let phases: Vec<String> = status.boot_phases.iter().map(|(name, at)| format!("{name} {at} ms")).collect();
+    text.push_str(&format!("boot        {}\n", phases.join(", ")));
+    for problem in &status.problems {
+        text.push_str(&format!(
+            "\nPROBLEM  {}: {}: {}\n         {}\n",
+            problem.source, problem.subject, problem.message, problem.hint
+        ));
+    }
+    text
+}
+
+fn list(containers: &[ContainerStatus]) -> String {
+    if containers.is_empty() {
+        return "no containers: apiclient set containers.NAME.image=localhost/busybox makes one".to_owned();
+    }
+    let mut text = format!(
+        "{:<20} {:<9} {:>8} {:>9} {:>10}  IMAGE\n",
+        "NAME", "STATE", "RESTARTS", "EXIT CODE", "NEXT START"
+    );
+    for container in containers {
+        let state = json!(container.state).as_str().unwrap_or_default().to_owned();
+        let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
+        let waits = container.state == ContainerState::BackOff;
+        let next = container
+            .delay_ms
+            .filter(|_| waits)
+            .map_or("-".to_owned(), |delay| format!("{:.1} s", delay as f64 / 1000.0));
+        text.push_str(&format!(
+            "{:<20} {state:<9} {:>8} {code:>9} {next:>10}  {}\n",
+            container.name, container.restarts, container.image
+        ));
+        if let Some(error) = &container.error {
+            text.push_str(&format!("    {error}\n"));
+        }
+    }
+    text
+}
+
+fn history(generations: &[Listed]) -> String {
+    if generations.is_empty() {
+        return "no generations: nothing was ever set on this node".to_owned();
+    }
+    let mut text = format!("{:>6}  {:<30} {:<36} APPLIED\n", "NUMBER", "TIME", "TRANSACTION");
+    for generation in generations {
+        let applied = match &generation.outcome {
+            None => "not told".to_owned(),
+            Some(outcome) => {
+                let failed: Vec<String> = outcome
+                    .steps
+                    .iter()
+                    .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
+                    .collect();
+                if failed.is_empty() { "yes".to_owned() } else { failed.join("; ") }
+            }
+        };
+        text.push_str(&format!(
+            "{:>6}  {:<30} {:<36} {applied}\n",
+            generation.number, generation.time, generation.transaction
+        ));
+    }
+    text
+}

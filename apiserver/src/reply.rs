@@ -1,0 +1,61 @@
+//! Answers: JSON for success, text for errors as Bottlerocket has them, or JSON when the client asks for it by `Accept`.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+pub(crate) type Reply = Response<Full<Bytes>>;
+
+/// Why a request failed: a status and what a person needs to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn reply(self, as_json: bool) -> Reply {
+        let (kind, body) = if as_json {
+            ("application/json", serde_json::json!({"error": self.message}).to_string())
+        } else {
+            ("text/plain; charset=utf-8", self.message)
+        };
+        let mut reply = typed(self.status, kind, body.into());
+        // What is left of a body that was too large or too slow is not waited for.
+        if matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+            reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        reply
+    }
+}
+
+pub(crate) fn json(value: &impl Serialize) -> Reply {
+    typed(StatusCode::OK, "application/json", serde_json::to_vec(value).unwrap_or_default().into())
+}
+
+pub(crate) fn text(text: String) -> Reply {
+    typed(StatusCode::OK, "text/plain; charset=utf-8", text.into())
+}
+
+pub(crate) fn nothing() -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    reply
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}

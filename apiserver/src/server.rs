@@ -1,0 +1,106 @@
+//! Connections: accepted within limits, served one request after the other.
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use crate::routes;
+use crate::state::State;
+use crate::vsock::VsockListener;
+
+/// Connections at once. Further ones are told to come again.
+const MOST_CONNECTIONS: usize = 1024;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of request line and headers.
+const LARGEST_HEAD: usize = 16 << 10;
+/// After a failed accept (no more descriptors), so that the processor has something else to do.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 56\r\nconnection: close\r\n\r\n\
+too many connections at once: try again in a few seconds";
+
+/// Serves the API. Clones share one state.
+#[derive(Clone)]
+pub struct Server {
+    state: Rc<RefCell<State>>,
+    active: Rc<Cell<usize>>,
+}
+
+impl Server {
+    pub fn new(state: State) -> Self {
+        Self { state: Rc::new(RefCell::new(state)), active: Rc::default() }
+    }
+
+    /// Connections that are open.
+    pub fn active(&self) -> usize {
+        self.active.get()
+    }
+
+    /// Serves a Unix socket for ever. Within a `LocalSet`.
+    pub async fn serve_unix(self, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                    self.admit(stream, uid);
+                }
+                Err(error) => self.pause(&error).await,
+            }
+        }
+    }
+
+    /// Serves a vsock socket for ever; only the host (CID 2) is admitted.
+    pub async fn serve_vsock(self, listener: VsockListener) {
+        loop {
+            match listener.accept().await {
+                Ok(Some(stream)) => self.admit(stream, None),
+                Ok(None) => {}
+                Err(error) => self.pause(&error).await,
+            }
+        }
+    }
+
+    async fn pause(&self, error: &io::Error) {
+        eprintln!("<4>cannot accept a connection: {error}");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, uid: Option<u32>) {
+        let server = self.clone();
+        server.active.set(server.active.get() + 1);
+        tokio::task::spawn_local(async move {
+            if server.active.get() > MOST_CONNECTIONS {
+                refuse(stream).await;
+            } else {
+                server.serve(stream, uid).await;
+            }
+            server.active.set(server.active.get() - 1);
+        });
+    }
+
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, uid: Option<u32>) {
+        let state = self.state.clone();
+        let service = service_fn(move |request| {
+            let state = state.clone();
+            async move { Ok::<_, Infallible>(routes::handle(&state, uid, request).await) }
+        });
+        // What a broken client did to its connection is nobody else's business.
+        let _ = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(LARGEST_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    }
+}
+
+async fn refuse(mut stream: impl AsyncWrite + Unpin) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(BUSY)).await;
+}

@@ -1,0 +1,166 @@
+//! What the API server knows: defaults, the store, pending transactions; and how it asks the host agent.
+
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use settings::Settings;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::agent::{self, ErrorKind, Request, Response};
+use crate::reply::Refusal;
+use crate::store::{Origin, Store};
+use crate::transactions::Transactions;
+
+/// Where things are; tests put them elsewhere.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    pub settings: PathBuf,
+    pub defaults: PathBuf,
+    pub os_release: PathBuf,
+    pub agent: PathBuf,
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub(crate) transactions: Transactions,
+    pub store: Store,
+    /// What was wrong with the store when it was opened.
+    pub problems: Vec<String>,
+    defaults: Settings,
+    os: Value,
+    agent: PathBuf,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Committed {
+    pub(crate) keys: Vec<String>,
+}
+
+const QUICK: Duration = Duration::from_secs(10);
+/// Applying stops and starts containers.
+const SLOW: Duration = Duration::from_secs(120);
+
+impl State {
+    pub fn open(paths: &Paths) -> Result<Self, String> {
+        let (store, problems) = Store::open(&paths.settings).map_err(|error| error.to_string())?;
+        let text = fs::read_to_string(&paths.defaults)
+            .map_err(|error| format!("cannot read the defaults {}: {error}", paths.defaults.display()))?;
+        // The file is the content of [settings]; user data has the table around it.
+        let table: toml::Table = toml::from_str(&text)
+            .map_err(|error| format!("{}: {}", paths.defaults.display(), error.message()))?;
+        let value = serde_json::to_value(table).unwrap_or_default();
+        let defaults = settings::from_json(&value)
+            .map_err(|mistakes| format!("{}: {mistakes}", paths.defaults.display()))?;
+        let os = os(&paths.os_release)?;
+        Ok(Self {
+            transactions: Transactions::default(),
+            store,
+            problems,
+            defaults,
+            os,
+            agent: paths.agent.clone(),
+        })
+    }
+
+    /// Defaults with the current generation over them.
+    pub fn effective(&self) -> Settings {
+        self.defaults.with(&self.store.settings())
+    }
+
+    pub fn os(&self) -> &Value {
+        &self.os
+    }
+
+    pub fn agent(&self) -> &Path {
+        &self.agent
+    }
+
+    /// Commits a transaction. Acknowledged means durable; a refused one stays pending.
+    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Committed, Refusal> {
+        let Some(change) = self.transactions.take(transaction) else {
+            return Err(Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Tried to commit with no pending changes",
+            ));
+        };
+        let before = self.effective();
+        let keys: Vec<String> = settings::flatten(&change).into_keys().collect();
+        let next = self.store.settings().with(&change);
+        let checked =
+            self.defaults.with(&next).check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()));
+        let os_version = self.os["version_id"].as_str().unwrap_or_default().to_owned();
+        let origin = Origin { transaction: transaction.to_owned(), uid, os_version };
+        let generation = checked.and_then(|()| {
+            // The same again is no new generation, but it is acknowledged all the same.
+            if next == self.store.settings() {
+                return Ok(self.store.number());
+            }
+            self.store.commit(next, origin).map_err(|error| {
+                Refusal::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("the settings were not committed: {error}; nothing was changed"),
+                )
+            })
+        });
+        match generation {
+            Ok(generation) => {
+                debug_assert!(
+                    settings::changed(&before, &self.effective()).iter().all(|key| keys.contains(key))
+                );
+                {
+                    eprintln!("<6>generation {generation} committed from {transaction}");
+                    Ok(Committed { keys })
+                }
+            }
+            Err(refusal) => {
+                // Put back, so that it can be mended and committed again.
+                let _ = self.transactions.add(transaction, &change);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// The request that makes the node match what is committed.
+    pub(crate) fn apply_request(&self, keys: Vec<String>) -> Request {
+        Request::Apply { generation: self.store.number(), keys, settings: Box::new(self.effective()) }
+    }
+}
+
+/// Asks the host agent; its errors become the API's.
+pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
+    let patience = if matches!(request, Request::Apply { .. }) { SLOW } else { QUICK };
+    match agent::call(agent, request, patience).await {
+        Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
+            Err(Refusal::new(StatusCode::NOT_FOUND, message))
+        }
+        Ok(Response::Error { kind: ErrorKind::Failed, message }) => {
+            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+        }
+        Ok(response) => Ok(response),
+        Err(error) => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "the host agent does not answer ({error}): it may be starting; try again in a moment, and see GET /"
+            ),
+        )),
+    }
+}
+
+/// What `GET /os` shows, from os-release(5), in Bottlerocket's names.
+fn os(path: &Path) -> Result<Value, String> {
+    let text =
+        fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let field = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    Ok(json!({
+        "pretty_name": field("PRETTY_NAME"),
+        "variant_id": field("VARIANT_ID"),
+        "version_id": field("VERSION_ID"),
+        "build_id": field("BUILD_ID"),
+        "arch": std::env::consts::ARCH,
+    }))
+}

@@ -1,0 +1,356 @@
+//! The settings store: one TOML document for each generation.
+//!
+//! A commit writes `generation-NNNNNN.toml` beside, flushes it, renames it into place and flushes the folder, before it is
+//! acknowledged: after a power cut there is the old generation or the new one, never a mix. The last line of a document is a hash
+//! of the rest; one that does not match is set aside as `.corrupt` and the generation before it is used.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::agent::ApplyOutcome;
+
+/// Generations that are kept.
+pub const KEPT: usize = 32;
+/// No document of ours is larger; a larger file is not read.
+const LARGEST: u64 = 4 << 20;
+
+const SUM: &str = "# sha256 ";
+
+/// One committed state of all settings (without the defaults).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Generation {
+    pub number: u64,
+    /// RFC 3339, UTC, by the node's clock.
+    pub time: String,
+    /// Name of the transaction that was committed.
+    pub transaction: String,
+    /// User id of who asked, where the connection tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    pub os_version: String,
+    pub settings: Settings,
+}
+
+/// A generation as `GET /generations` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Listed {
+    pub number: u64,
+    pub time: String,
+    pub transaction: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    pub os_version: String,
+    /// What became of applying it; none when it was not applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<ApplyOutcome>,
+}
+
+/// Who commits what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub transaction: String,
+    pub uid: Option<u32>,
+    pub os_version: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path}: {error}", path = .path.display())]
+pub struct StoreError {
+    what: &'static str,
+    path: PathBuf,
+    error: io::Error,
+}
+
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    current: Option<Generation>,
+    /// The highest number ever seen, also of files that cannot be used.
+    highest: u64,
+}
+
+impl Store {
+    /// Opens the store in a folder that exists. Also returns what was found wrong, in words.
+    pub fn open(dir: &Path) -> Result<(Self, Vec<String>), StoreError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |error| StoreError { what, path, error }
+        };
+        let mut problems = Vec::new();
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed("read the folder", dir))? {
+            let path = entry.map_err(failed("read the folder", dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with(".new-") {
+                // A commit that a power cut ended before it was acknowledged.
+                let _ = fs::remove_file(&path);
+            } else if let Some(number) = number_of(&name) {
+                numbers.push((number, name.ends_with(".toml")));
+            }
+        }
+        let highest = numbers.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        let mut usable: Vec<u64> =
+            numbers.into_iter().filter_map(|(number, is_document)| is_document.then_some(number)).collect();
+        usable.sort_unstable();
+        let mut current = None;
+        while let (None, Some(number)) = (&current, usable.pop()) {
+            let path = dir.join(document_name(number));
+            match read_document(&path) {
+                Ok(generation) => current = Some(generation),
+                Err(reason) => {
+                    let aside = path.with_extension("corrupt");
+                    let moved = fs::rename(&path, &aside).is_ok();
+                    let place = if moved { aside } else { path };
+                    problems.push(format!("generation {number} of the settings cannot be used ({reason}); the one before it is; its file is {}", place.display()));
+                }
+            }
+        }
+        Ok((Self { dir: dir.to_owned(), current, highest }, problems))
+    }
+
+    /// What was committed last; nothing on a fresh node.
+    pub fn settings(&self) -> Settings {
+        self.current.as_ref().map(|generation| generation.settings.clone()).unwrap_or_default()
+    }
+
+    /// The current generation's number; 0 when there is none.
+    pub fn number(&self) -> u64 {
+        self.current.as_ref().map_or(0, |generation| generation.number)
+    }
+
+    /// Makes `settings` the current generation. When this returns its number, the generation survives a power cut; when it
+    /// fails, the old one stays.
+    pub fn commit(&mut self, settings: Settings, origin: Origin) -> Result<u64, StoreError> {
+        let number = self.highest + 1;
+        let generation = Generation {
+            number,
+            time: Timestamp::now().to_string(),
+            transaction: origin.transaction,
+            uid: origin.uid,
+            os_version: origin.os_version,
+            settings,
+        };
+        self.write(&document_name(number), document(&generation).as_bytes())?;
+        self.highest = number;
+        self.current = Some(generation);
+        self.prune();
+        Ok(number)
+    }
+
+    /// Keeps what became of applying a generation. Losing it loses no setting.
+    pub fn record_outcome(&self, outcome: &ApplyOutcome) -> Result<(), StoreError> {
+        let text = serde_json::to_string_pretty(outcome).unwrap_or_default();
+        self.write(&outcome_name(outcome.generation), text.as_bytes())
+    }
+
+    /// The generations that are kept, the newest first.
+    pub fn list(&self) -> Vec<Listed> {
+        let mut numbers = self.document_numbers();
+        numbers.sort_unstable_by(|a, b| b.cmp(a));
+        let listed = |number| {
+            let generation = read_document(&self.dir.join(document_name(number))).ok()?;
+            let outcome = read_bounded(&self.dir.join(outcome_name(number)))
+                .ok()
+                .and_then(|text| serde_json::from_str(&text).ok());
+            let Generation { number, time, transaction, uid, os_version, .. } = generation;
+            Some(Listed { number, time, transaction, uid, os_version, outcome })
+        };
+        numbers.into_iter().filter_map(listed).collect()
+    }
+
+    fn document_numbers(&self) -> Vec<u64> {
+        let names = fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.ends_with(".toml")).filter_map(|name| number_of(&name)).collect()
+    }
+
+    fn write(&self, name: &str, data: &[u8]) -> Result<(), StoreError> {
+        let (new, path) = (self.dir.join(format!(".new-{name}")), self.dir.join(name));
+        let written = (|| {
+            let mut file = File::create(&new)?;
+            file.write_all(data)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()
+        })();
+        written.map_err(|error| {
+            let _ = fs::remove_file(&new);
+            StoreError { what: "write", path, error }
+        })
+    }
+
+    fn prune(&self) {
+        let mut numbers = self.document_numbers();
+        numbers.sort_unstable();
+        let surplus = numbers.len().saturating_sub(KEPT);
+        for number in numbers.into_iter().take(surplus) {
+            let _ = fs::remove_file(self.dir.join(document_name(number)));
+            let _ = fs::remove_file(self.dir.join(outcome_name(number)));
+        }
+    }
+}
+
+fn document_name(number: u64) -> String {
+    format!("generation-{number:06}.toml")
+}
+
+fn outcome_name(number: u64) -> String {
+    format!("generation-{number:06}.outcome.json")
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("generation-")?.split('.').next()?.parse().ok()
+}
+
+fn document(generation: &Generation) -> String {
+    let mut text = toml::to_string(generation).unwrap_or_default();
+    let sum = sum(&text);
+    let _ = writeln!(text, "{SUM}{sum}");
+    text
+}
+
+fn sum(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn read_document(path: &Path) -> Result<Generation, String> {
+    let text = read_bounded(path).map_err(|error| error.to_string())?;
+    let (body, last) =
+        text.strip_suffix('\n').and_then(|text| text.rsplit_once('\n')).ok_or("it is cut short")?;
+    let body = format!("{body}\n");
+    match last.strip_prefix(SUM) {
+        Some(expected) if expected == sum(&body) => {}
+        Some(_) => return Err("its checksum does not match".to_owned()),
+        None => return Err("it is cut short".to_owned()),
+    }
+    toml::from_str(&body).map_err(|error| error.message().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn motd(text: &str) -> Settings {
+        settings::from_json(&json!({"motd": text})).unwrap()
+    }
+
+    fn origin() -> Origin {
+        Origin { transaction: "default".to_owned(), uid: Some(0), os_version: "0.1.0".to_owned() }
+    }
+
+    fn two_generations(dir: &Path) -> Store {
+        let (mut store, problems) = Store::open(dir).unwrap();
+        assert!(problems.is_empty());
+        assert_eq!(store.commit(motd("one"), origin()).unwrap(), 1);
+        assert_eq!(store.commit(motd("two"), origin()).unwrap(), 2);
+        store
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        let (store, problems) = Store::open(dir.path()).unwrap();
+        assert_eq!((store.settings(), store.number(), problems), (motd("two"), 2, Vec::new()));
+    }
+
+    #[test]
+    fn every_prefix_of_a_torn_document_gives_the_generation_before() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        let path = dir.path().join(document_name(2));
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let (store, problems) = Store::open(dir.path()).unwrap();
+            assert_eq!(store.settings(), motd("one"), "at {length}");
+            assert_eq!(problems.len(), 1);
+            fs::remove_file(path.with_extension("corrupt")).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        let path = dir.path().join(document_name(2));
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            fs::write(&path, &flipped).unwrap();
+            let (store, _) = Store::open(dir.path()).unwrap();
+            assert_eq!(store.settings(), motd("one"), "at {at}");
+            let _ = fs::remove_file(path.with_extension("corrupt"));
+        }
+    }
+
+    #[test]
+    fn a_commit_that_was_cut_leaves_the_old_generation_and_no_rubbish() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        fs::write(dir.path().join(".new-generation-000003.toml"), "half").unwrap();
+        let (mut store, problems) = Store::open(dir.path()).unwrap();
+        assert_eq!((store.settings(), problems.len()), (motd("two"), 0));
+        assert_eq!(store.commit(motd("three"), origin()).unwrap(), 3);
+        assert!(!dir.path().join(".new-generation-000003.toml").exists());
+    }
+
+    #[test]
+    fn a_number_is_never_used_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        fs::write(dir.path().join(document_name(2)), "garbage").unwrap();
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        assert_eq!(store.commit(motd("next"), origin()).unwrap(), 3);
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        assert_eq!(store.commit(motd("after"), origin()).unwrap(), 4);
+    }
+
+    #[test]
+    fn a_failed_commit_keeps_the_old_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = two_generations(dir.path());
+        // A folder in the way of the new file: root may write anywhere else.
+        fs::create_dir(dir.path().join(".new-generation-000003.toml")).unwrap();
+        let error = store.commit(motd("three"), origin()).unwrap_err().to_string();
+        assert!(error.contains("cannot write") && error.contains("generation-000003"), "{error}");
+        assert_eq!((store.settings(), store.number()), (motd("two"), 2));
+    }
+
+    #[test]
+    fn old_generations_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        for number in 0..KEPT + 5 {
+            let number = store.commit(motd(&number.to_string()), origin()).unwrap();
+            store.record_outcome(&ApplyOutcome { generation: number, steps: Vec::new() }).unwrap();
+        }
+        let listed = store.list();
+        assert_eq!(listed.len(), KEPT);
+        assert_eq!(listed[0].number, (KEPT + 5) as u64);
+        assert_eq!(listed[0].outcome.as_ref().unwrap().generation, (KEPT + 5) as u64);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT * 2);
+    }
+}

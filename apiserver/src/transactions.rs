@@ -1,0 +1,72 @@
+//! Pending changes by the name of their transaction. In memory: what was not committed is gone after a restart, as
+//! Bottlerocket's pending transactions are.
+
+use settings::Settings;
+use std::collections::BTreeMap;
+
+pub(crate) const DEFAULT: &str = "default";
+const MOST: usize = 64;
+const LARGEST: usize = 256 << 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct Transactions(BTreeMap<String, Settings>);
+
+impl Transactions {
+    /// Adds a change to a transaction, which is made when it is new. The error says which limit was met.
+    pub(crate) fn add(&mut self, name: &str, change: &Settings) -> Result<(), String> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+            return Err("the name of a transaction has 1 to 64 letters, digits, '-', '_' and '.'".to_owned());
+        }
+        if !self.0.contains_key(name) && self.0.len() >= MOST {
+            return Err(format!(
+                "{MOST} transactions are pending: commit or delete some (GET /tx/list names them)"
+            ));
+        }
+        let merged = self.pending(name).with(change);
+        if merged.to_json().to_string().len() > LARGEST {
+            return Err(format!("the transaction would be larger than {LARGEST} bytes: commit it in parts"));
+        }
+        self.0.insert(name.to_owned(), merged);
+        Ok(())
+    }
+
+    /// What is pending; nothing for a name that is not known.
+    pub(crate) fn pending(&self, name: &str) -> Settings {
+        self.0.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Takes a transaction out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Settings> {
+        self.0.remove(name)
+    }
+
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn changes_of_one_transaction_add_up_and_transactions_are_bounded() {
+        let motd = settings::from_json(&json!({"motd": "a"})).unwrap();
+        let host = settings::from_json(&json!({"network": {"hostname": "h"}})).unwrap();
+        let mut transactions = Transactions::default();
+        transactions.add(DEFAULT, &motd).unwrap();
+        transactions.add(DEFAULT, &host).unwrap();
+        assert_eq!(
+            transactions.pending(DEFAULT).to_json(),
+            json!({"motd": "a", "network": {"hostname": "h"}})
+        );
+        for number in 1..MOST {
+            transactions.add(&format!("t{number}"), &motd).unwrap();
+        }
+        assert!(transactions.add("one-more", &motd).unwrap_err().contains("64"));
+        assert!(transactions.add("a/b", &motd).is_err());
+        assert!(transactions.take("t1").is_some() && transactions.take("t1").is_none());
+    }
+}
