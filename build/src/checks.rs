@@ -30,11 +30,25 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     };
     if options.filters.is_empty() {
         phase("format", &mut cargo(&["fmt", "--all", "--check"]))?;
-        phase("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
+        phase(
+            "lints",
+            &mut cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+        )?;
         let deny = tool(project, "cargo-deny", "0.20.2")?;
         // The advisory database is fetched from the network; where there is none, that one check is left to those who have it.
         let mut licences = Command::new(deny);
-        licences.args(["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]).current_dir(&project.sources);
+        licences
+            .args(["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])
+            .current_dir(&project.sources);
         phase("licences", &mut licences)?;
     }
     let nextest = tool(project, "cargo-nextest", "0.9.143")?;
@@ -59,7 +73,9 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
 fn phase(name: &str, command: &mut Command) -> Result<()> {
     eprintln!("== {name}");
     let begun = Instant::now();
-    let status = command.status().with_context(|| format!("{name}: cannot start {}", command.get_program().to_string_lossy()))?;
+    let status = command
+        .status()
+        .with_context(|| format!("{name}: cannot start {}", command.get_program().to_string_lossy()))?;
     if !status.success() {
         bail!("{name}: failed ({status})");
     }
@@ -74,10 +90,15 @@ fn tool(project: &Project, name: &'static str, version: &str) -> Result<PathBuf>
         return Ok(PathBuf::from(name));
     }
     let key = Key::new("tool 1").text(name).text(version);
-    let entry = project.cache.step(name, &format!("{name} {version}, which is not installed, about 5 minutes"), key, |out| {
-        let mut install = Command::new("cargo");
-        install.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(out);
-        run_logged(&mut install, &format!("{name}: installing"), &project.log(name), None)
-    })?;
+    let entry = project.cache.step(
+        name,
+        &format!("{name} {version}, which is not installed, about 5 minutes"),
+        key,
+        |out| {
+            let mut install = Command::new("cargo");
+            install.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(out);
+            run_logged(&mut install, &format!("{name}: installing"), &project.log(name), None)
+        },
+    )?;
     Ok(entry.path.join("bin").join(name))
 }

@@ -33,12 +33,10 @@ pub fn run_logged(command: &mut Command, what: &str, log: &Path, lines: Option<u
     let terminal = std::io::stderr().is_terminal();
     let begun = Instant::now();
     let mut told = begun;
-    let mut count = 0u32;
-    for line in BufReader::new(reader).split(b'\n') {
+    for (count, line) in (1u32..).zip(BufReader::new(reader).split(b'\n')) {
         let line = line?;
         file.write_all(&line)?;
         file.write_all(b"\n")?;
-        count += 1;
         let period = if terminal { Duration::from_millis(200) } else { PERIOD };
         if told.elapsed() >= period {
             told = Instant::now();

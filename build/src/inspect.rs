@@ -284,7 +284,7 @@ fn erofs_files(content: &[u8]) -> Result<Vec<Node>> {
             Kind::Folder
         } else if inode.is_symlink() {
             Kind::Link(
-                String::from_utf8_lossy(system.read_link_inode(inode.clone())?.as_bytes()).into_owned(),
+                String::from_utf8_lossy(system.read_link_inode(*inode)?.as_bytes()).into_owned(),
             )
         } else if inode.is_file() {
             Kind::File(inode.data_size())

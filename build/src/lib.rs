@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod cache;
+pub mod checks;
 pub mod command;
 pub mod crates;
 pub mod disk;
@@ -22,4 +23,4 @@ pub mod toolbox;
 pub mod uki;
 pub mod variant;
 pub mod verity;
-pub mod checks;
+pub mod vm;

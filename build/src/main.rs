@@ -1,9 +1,11 @@
 //! `cargo caisson`: the one entry for people.
 
 use anyhow::{Context, Result};
+use apiserver::client::Endpoint;
 use build::project::Project;
 use build::toolbox::{LockPolicy, Toolbox};
-use build::{image, inspect, report};
+use build::vm::runner::{self, RunOptions};
+use build::{checks, image, inspect, report};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,6 +23,31 @@ struct Cli {
 enum Command {
     /// Build what is missing of an image
     Image(ImageOptions),
+    /// Build what is missing, boot it, and show its console
+    Run(RunOptions),
+    /// Talk to the API of a running machine, as `apiclient` does inside
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
+    Client {
+        /// Which machine
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// `--help` lists the commands
+        #[arg(allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Power a running machine off
+    Stop {
+        #[arg(default_value = "default")]
+        name: String,
+    },
+    /// Run everything that CI runs, or only the tests that are named
+    Test {
+        /// Only tests whose name contains one of these
+        filters: Vec<String>,
+        /// Boot no virtual machine
+        #[arg(long)]
+        no_vm: bool,
+    },
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
@@ -78,6 +105,20 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", artifacts.dir.display());
         }
         Command::Inspect(options) => inspect(&options)?,
+        Command::Run(options) => return runner::run(&Project::open()?, &options),
+        Command::Client { name, arguments } => {
+            let program = OsString::from("apiclient");
+            // Help needs no machine.
+            let endpoint = runner::endpoint(&name).or_else(|error| {
+                let wants_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+                if wants_help { Ok(Endpoint::Unix(PathBuf::from("/run/api.sock"))) } else { Err(error) }
+            })?;
+            return Ok(apiserver::cli::run(std::iter::once(program).chain(arguments), &endpoint));
+        }
+        Command::Stop { name } => runner::stop(&name)?,
+        Command::Test { filters, no_vm } => {
+            checks::run(&Project::open()?, &checks::Options { filters, no_vm })?
+        }
         Command::Toolbox { command } => {
             let toolbox = Toolbox::open(&Project::open()?, LockPolicy::Newest)?;
             let here = std::env::current_dir()?;

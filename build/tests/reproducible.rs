@@ -3,7 +3,7 @@
 use build::artifacts::Artifacts;
 use build::cache::{Cache, files_below, sha256_file};
 use build::image;
-use build::project::{Project, sources};
+use build::project::Project;
 use build::toolbox::LockPolicy;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -34,10 +34,21 @@ fn a_build_elsewhere_gives_the_same_bytes() {
     let two = image::build(&second, "default", LockPolicy::Newest).unwrap();
 
     assert_ne!(one.dir, two.dir);
-    for file in [Artifacts::root, Artifacts::verity, Artifacts::uki, Artifacts::disk, Artifacts::vmlinux, Artifacts::sbom] {
+    for file in [
+        Artifacts::root,
+        Artifacts::verity,
+        Artifacts::uki,
+        Artifacts::disk,
+        Artifacts::vmlinux,
+        Artifacts::sbom,
+    ] {
         let (a, b) = (file(&one), file(&two));
         let name = a.file_name().unwrap().to_string_lossy().into_owned();
-        assert_eq!(sha256_file(&a).unwrap(), sha256_file(&b).unwrap(), "{name} differs between two builds of the same sources");
+        assert_eq!(
+            sha256_file(&a).unwrap(),
+            sha256_file(&b).unwrap(),
+            "{name} differs between two builds of the same sources"
+        );
     }
 }
 

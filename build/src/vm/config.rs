@@ -1,0 +1,254 @@
+//! What a virtual machine is made of, and QEMU's arguments for it. Pure.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Firmware {
+    /// OVMF, systemd-boot and the unified kernel image of the disk, on q35
+    Uefi,
+    /// QEMU loads vmlinux itself, on q35
+    Direct,
+    /// QEMU loads vmlinux itself, on microvm: no PCI, the fastest
+    Microvm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// A further disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drive {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub name: String,
+    pub firmware: Firmware,
+    pub accelerator: Accelerator,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    /// The disk with the system, raw.
+    pub disk: PathBuf,
+    pub drives: Vec<Drive>,
+    /// For direct boot: the kernel and its command line.
+    pub kernel: PathBuf,
+    pub cmdline: String,
+    /// Ports of the host's loopback that lead into the guest.
+    pub ports: Vec<(u16, u16)>,
+    /// A program of the host that a guest reaches at an address of QEMU's network: `(address:port, command)`.
+    pub guest_forward: Option<(String, String)>,
+    /// The guest reaches the host's network.
+    pub online: bool,
+    /// Files for QEMU's fw_cfg: name and where its content is.
+    pub fw_cfg: Vec<(String, PathBuf)>,
+    /// What the console shows also goes to QEMU's standard output.
+    pub console_on_stdout: bool,
+    /// The machine ends instead of restarting.
+    pub no_reboot: bool,
+}
+
+/// Where the sockets and files of a running machine are.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub folder: PathBuf,
+}
+
+impl Places {
+    pub fn serial_log(&self) -> PathBuf {
+        self.folder.join("serial.log")
+    }
+
+    pub fn qmp(&self) -> PathBuf {
+        self.folder.join("qmp.sock")
+    }
+
+    /// Between QEMU and vhost-device-vsock.
+    pub fn vhost(&self) -> PathBuf {
+        self.folder.join("vhost.sock")
+    }
+
+    /// vhost-device-vsock's socket: `CONNECT PORT`, then the guest.
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.join("vsock.sock")
+    }
+
+    /// The API, as plain HTTP.
+    pub fn api(&self) -> PathBuf {
+        self.folder.join("api.sock")
+    }
+
+    pub fn firmware_variables(&self) -> PathBuf {
+        self.folder.join("efivars.fd")
+    }
+}
+
+/// Firmware inside the toolbox.
+pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+pub const OVMF_VARS: &str = "usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// The arguments of `qemu-system-x86_64`.
+pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
+    let mut all: Vec<OsString> = Vec::new();
+    let mut add = |items: &[&str]| all.extend(items.iter().map(OsString::from));
+    let microvm = config.firmware == Firmware::Microvm;
+    let memory = format!("{}M", config.memory_mib);
+    let machine = if microvm { "microvm,acpi=on,rtc=on" } else { "q35" };
+    let (accelerator, cpu) = match config.accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        // 6.12 crashed once with all of what `max` offers; without the wide registers it never did.
+        Accelerator::Tcg => ("tcg", "max,-xsave"),
+    };
+    add(&[
+        "-name",
+        &format!("caisson-{}", config.name),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+    ]);
+    // vhost-user needs the guest's memory to be a file that both map.
+    add(&["-machine", &format!("{machine},memory-backend=memory"), "-accel", accelerator, "-cpu", cpu]);
+    add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory},share=on"), "-m", &memory]);
+    add(&["-smp", &config.cpus.to_string()]);
+    if config.no_reboot {
+        add(&["-no-reboot"]);
+    }
+
+    let log = escape(&places.serial_log());
+    if config.console_on_stdout {
+        add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log}")]);
+    } else {
+        add(&["-chardev", &format!("file,id=console,path={log}")]);
+    }
+    add(&[
+        "-serial",
+        "chardev:console",
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", escape(&places.qmp())),
+    ]);
+
+    match config.firmware {
+        Firmware::Uefi => {
+            add(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}")]);
+            add(&["-drive", &format!("if=pflash,format=raw,file={}", escape(&places.firmware_variables()))]);
+        }
+        Firmware::Direct | Firmware::Microvm => {
+            // Where nothing else tells the processor's clock, a busy host makes the kernel's own measurement hang.
+            let clock =
+                if microvm && config.accelerator == Accelerator::Tcg { " tsc_early_khz=1000000" } else { "" };
+            add(&[
+                "-kernel",
+                &config.kernel.to_string_lossy(),
+                "-append",
+                &format!("{}{clock}", config.cmdline),
+            ]);
+        }
+    }
+
+    let device = |kind: &str, rest: &str| {
+        if microvm { format!("{kind}-device{rest}") } else { format!("{kind}-pci{rest}") }
+    };
+    let system = Drive { path: config.disk.clone(), read_only: false };
+    for (number, drive) in std::iter::once(&system).chain(&config.drives).enumerate() {
+        let read_only = if drive.read_only { "on" } else { "off" };
+        // QEMU's writeback: a flush of the guest is a flush of the host's file.
+        add(&[
+            "-drive",
+            &format!(
+                "if=none,id=disk{number},format=raw,cache=writeback,discard=unmap,readonly={read_only},file={}",
+                escape(&drive.path)
+            ),
+        ]);
+        add(&["-device", &device("virtio-blk", &format!(",drive=disk{number}"))]);
+    }
+    let mut network = String::from("user,id=network");
+    if !config.online {
+        network.push_str(",restrict=on");
+    }
+    for (host, guest) in &config.ports {
+        network.push_str(&format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+    }
+    if let Some((address, command)) = &config.guest_forward {
+        network.push_str(&format!(",guestfwd=tcp:{address}-cmd:{}", command.replace(',', ",,")));
+    }
+    add(&["-netdev", &network, "-device", &device("virtio-net", ",netdev=network")]);
+    add(&["-device", &device("virtio-rng", "")]);
+    add(&["-chardev", &format!("socket,id=vsock,path={}", escape(&places.vhost()))]);
+    add(&["-device", &device("vhost-user-vsock", ",chardev=vsock")]);
+    for (name, path) in &config.fw_cfg {
+        add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
+    }
+    // The API on vsock, which the socket of the host leads to.
+    add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    all
+}
+
+/// QEMU takes two commas for one inside a value.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(firmware: Firmware) -> Config {
+        Config {
+            name: "test".into(),
+            firmware,
+            accelerator: Accelerator::Tcg,
+            cpus: 1,
+            memory_mib: 256,
+            disk: "/vm/di,sk.img".into(),
+            drives: vec![],
+            kernel: "/a/vmlinux".into(),
+            cmdline: "quiet".into(),
+            ports: vec![(8080, 80)],
+            guest_forward: None,
+            online: false,
+            fw_cfg: vec![],
+            console_on_stdout: false,
+            no_reboot: false,
+        }
+    }
+
+    fn joined(config: &Config) -> String {
+        let places = Places { folder: "/vm".into() };
+        arguments(config, &places)
+            .iter()
+            .map(|item| item.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn an_offline_machine_cannot_reach_the_network_and_only_loopback_reaches_it() {
+        let text = joined(&config(Firmware::Direct));
+        assert!(text.contains("restrict=on,hostfwd=tcp:127.0.0.1:8080-:80"), "{text}");
+    }
+
+    #[test]
+    fn each_firmware_has_its_machine() {
+        let uefi = joined(&config(Firmware::Uefi));
+        assert!(uefi.contains("q35") && uefi.contains("OVMF_CODE") && !uefi.contains("-kernel"), "{uefi}");
+        let microvm = joined(&config(Firmware::Microvm));
+        assert!(
+            microvm.contains("virtio-blk-device")
+                && !microvm.contains("-pci")
+                && microvm.contains("tsc_early_khz"),
+            "{microvm}"
+        );
+    }
+
+    #[test]
+    fn a_comma_in_a_path_stays_in_it() {
+        assert!(joined(&config(Firmware::Direct)).contains("file=/vm/di,,sk.img"));
+    }
+}
