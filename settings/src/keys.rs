@@ -69,6 +69,7 @@ pub(crate) fn merge(base: &mut Value, change: Value) {
 mod tests {
     use super::*;
     use crate::from_json;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn settings(value: Value) -> Settings {
@@ -97,5 +98,49 @@ mod tests {
             json!({"network": {"hostname": "n"}})
         );
         assert_eq!(select(&all, |_| false), json!({}));
+    }
+
+    /// Any valid settings, from few names, so that two of them meet.
+    fn any_settings() -> impl Strategy<Value = Settings> {
+        let container = (
+            proptest::option::of("[a-c]"),
+            proptest::option::of(proptest::collection::vec("[a-c]", 1..3)),
+            proptest::option::of(proptest::collection::btree_map("[A-C]", "[a-c]?", 0..3)),
+            proptest::option::of(1u32..4),
+        )
+            .prop_map(|(image, command, env, pids)| {
+                let all = json!({"image": image, "command": command, "env": env, "pids": pids});
+                let Value::Object(all) = all else { return all };
+                Value::Object(all.into_iter().filter(|(_, value)| !value.is_null()).collect())
+            });
+        let containers = proptest::collection::btree_map("[a-c]", container, 0..3);
+        (proptest::option::of("[a-c]"), proptest::option::of(containers)).prop_map(|(motd, containers)| {
+            let mut all = Map::new();
+            motd.into_iter().for_each(|motd| _ = all.insert("motd".to_owned(), json!(motd)));
+            containers.into_iter().for_each(|table| _ = all.insert("containers".to_owned(), json!(table)));
+            settings(Value::Object(all))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn merging_has_its_laws(a in any_settings(), b in any_settings(), c in any_settings()) {
+            let nothing = Settings::default();
+            prop_assert_eq!(&a.with(&nothing), &a);
+            prop_assert_eq!(&nothing.with(&a), &a);
+            prop_assert_eq!(a.with(&a), a.clone());
+            prop_assert_eq!(a.with(&b).with(&c), a.with(&b.with(&c)));
+            // What a change says holds afterwards, and nothing else has changed.
+            let (after, said) = (flatten(&a.with(&b)), flatten(&b));
+            prop_assert!(said.iter().all(|(key, value)| after.get(key) == Some(value)));
+            prop_assert!(changed(&a, &a.with(&b)).iter().all(|key| said.contains_key(key)));
+            prop_assert_eq!(changed(&a, &b).is_empty(), flatten(&a) == flatten(&b));
+        }
+
+        #[test]
+        fn selecting_everything_gives_every_value(a in any_settings()) {
+            let all = from_json(&select(&a, |_| true)).unwrap();
+            prop_assert_eq!(flatten(&all), flatten(&a));
+        }
     }
 }

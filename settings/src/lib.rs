@@ -6,10 +6,14 @@
 mod keys;
 mod parse;
 mod scalar;
+mod text;
+mod user_data;
 
 pub use keys::{changed, flatten, select};
-pub use parse::{LARGEST_USER_DATA, Mistake, Mistakes, from_json, from_key_values, from_user_data};
+pub use parse::{Mistake, Mistakes, from_json, from_key_values};
 pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
+pub use text::read_json;
+pub use user_data::{LARGEST_USER_DATA, from_user_data};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -72,6 +76,10 @@ pub enum Restart {
 /// Containers that a node can have.
 pub const MOST_CONTAINERS: usize = 64;
 
+/// Bytes that all settings of a node may have, written as JSON. Each value has its own limit; this one bounds their sum, which
+/// every reader of the settings must be able to hold.
+pub const LARGEST_SETTINGS: usize = 256 << 10;
+
 impl Settings {
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
@@ -102,6 +110,13 @@ impl Settings {
             let reason =
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
             mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
+        }
+        let size = self.to_json().to_string().len();
+        if size > LARGEST_SETTINGS {
+            let reason = format!(
+                "all settings together would have {size} bytes as JSON, more than the {LARGEST_SETTINGS} that a node can have"
+            );
+            mistakes.push(Mistake { key: "settings".to_owned(), reason, line: None });
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }

@@ -1,15 +1,14 @@
-//! From outside to [`Settings`]: JSON, `key=value`, and user data in TOML. Every mistake names its key and says what to do.
+//! From outside to [`Settings`]: JSON and `key=value`. Every mistake names its key and says what to do.
 
 use serde::de::IntoDeserializer;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::fmt;
-use toml::de::{DeTable, DeValue};
 
 use crate::Settings;
+use crate::scalar::{shortened, shown};
 
-/// User data larger than this is refused.
-pub const LARGEST_USER_DATA: usize = 64 << 10;
+/// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
+const MOST_MISTAKES: usize = 16;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +39,21 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(pub Vec<Mistake>);
 
 impl Mistakes {
-    fn one(key: &str, reason: impl Into<String>, line: Option<usize>) -> Self {
-        Self(vec![Mistake { key: key.to_owned(), reason: reason.into(), line }])
+    pub(crate) fn one(key: &str, reason: impl Into<String>) -> Self {
+        Self(vec![Mistake::new(key, reason)])
+    }
+}
+
+impl Mistake {
+    pub(crate) fn new(key: &str, reason: impl Into<String>) -> Self {
+        Self { key: key.to_owned(), reason: reason.into(), line: None }
     }
 }
 
 /// What may stand where. A test holds it against the types.
 enum Shape {
     Text,
+    Choice(&'static [&'static str]),
     Number,
     Switch,
     Texts,
@@ -59,7 +65,7 @@ const CONTAINER: Shape = Shape::Table(&[
     ("image", Shape::Text),
     ("command", Shape::Texts),
     ("env", Shape::Map(&Shape::Text)),
-    ("restart", Shape::Text),
+    ("restart", Shape::Choice(&["always", "on-failure", "no"])),
     ("memory", Shape::Text),
     ("pids", Shape::Number),
     ("essential", Shape::Switch),
@@ -71,61 +77,79 @@ const SETTINGS: Shape = Shape::Table(&[
     ("containers", Shape::Map(&CONTAINER)),
 ]);
 
+/// The name of what is `name` below `key`. A name that is longer than any setting's is cut: it may be megabytes.
+pub(crate) fn below(key: &str, name: &str) -> String {
+    if key.is_empty() { shortened(name) } else { format!("{key}.{}", shortened(name)) }
+}
+
 /// Reads a settings object, without the outer `settings` layer.
 pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
     let mut mistakes = Vec::new();
     check_shape("settings", value, &SETTINGS, &mut mistakes);
+    if mistakes.len() > MOST_MISTAKES {
+        mistakes.truncate(MOST_MISTAKES);
+        mistakes.push(Mistake::new("", format!("there are more than these {MOST_MISTAKES} mistakes")));
+    }
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
     serde_path_to_error::deserialize(value.into_deserializer()).map_err(|error| {
         let path = error.path().to_string();
-        let key = if path == "." { "settings".to_owned() } else { format!("settings.{path}") };
-        Mistakes::one(&key, error.inner().to_string(), None)
+        let key = if path == "." { "settings".to_owned() } else { format!("settings.{}", shortened(&path)) };
+        Mistakes::one(&key, error.inner().to_string())
     })
 }
 
 fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mut Vec<Mistake>) {
-    let mut wrong =
-        |key: &str, reason: String| mistakes.push(Mistake { key: key.to_owned(), reason, line: None });
+    let mut wrong = |reason: String| mistakes.push(Mistake::new(key, reason));
     match (shape, value) {
         (Shape::Text, Value::String(_)) | (Shape::Switch, Value::Bool(_)) => {}
+        (Shape::Choice(known), Value::String(text)) => {
+            if !known.contains(&text.as_str()) {
+                wrong(format!("{} is not one of {}", shown(text), known.join(", ")));
+            }
+        }
         (Shape::Number, Value::Number(number)) if number.is_u64() => {}
-        (Shape::Number, Value::Number(_)) => wrong(key, "expected a whole number, not negative".to_owned()),
+        (Shape::Number, Value::Number(_)) => wrong("expected a whole number, not negative".to_owned()),
         (Shape::Texts, Value::Array(items)) => {
             if let Some(item) = items.iter().find(|item| !item.is_string()) {
-                wrong(key, format!("expected a list of strings, found {} in it", kind(item)));
+                wrong(format!("expected a list of strings, found {} in it", kind(item)));
             } else if items.is_empty() || items.len() > 256 {
-                wrong(key, format!("expected 1 to 256 items, found {}", items.len()));
+                wrong(format!("expected 1 to 256 items, found {}", items.len()));
             }
         }
         (Shape::Table(fields), Value::Object(table)) => {
             for (name, value) in table {
-                let below = format!("{key}.{name}");
+                if mistakes.len() > MOST_MISTAKES {
+                    return;
+                }
+                let below = below(key, name);
                 match fields.iter().find(|(known, _)| known == name) {
                     Some((_, shape)) => check_shape(&below, value, shape, mistakes),
                     None => mistakes.push(unknown(&below, name, fields.iter().map(|(known, _)| *known))),
                 }
             }
         }
+        (Shape::Map(_), Value::Object(table)) if table.len() > 256 => {
+            wrong(format!("{} entries are more than the 256 that are allowed", table.len()));
+        }
         (Shape::Map(inner), Value::Object(table)) => {
-            if table.len() > 256 {
-                wrong(key, format!("{} entries are more than the 256 that are allowed", table.len()));
-                return;
-            }
             for (name, value) in table {
-                check_shape(&format!("{key}.{name}"), value, inner, mistakes);
+                if mistakes.len() > MOST_MISTAKES {
+                    return;
+                }
+                check_shape(&below(key, name), value, inner, mistakes);
             }
         }
         (shape, value) => {
             let expected = match shape {
-                Shape::Text => "a string",
+                Shape::Text | Shape::Choice(_) => "a string",
                 Shape::Number => "a number",
                 Shape::Switch => "true or false",
                 Shape::Texts => "a list of strings, such as [\"sleep\", \"60\"]",
                 Shape::Table(_) | Shape::Map(_) => "a table",
             };
-            wrong(key, format!("expected {expected}, found {}", kind(value)));
+            wrong(format!("expected {expected}, found {}", kind(value)));
         }
     }
 }
@@ -141,7 +165,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Mistake {
+pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Mistake {
     let nearest = known
         .clone()
         .map(|other| (distance(name, other), other))
@@ -149,11 +173,7 @@ fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Cl
         .filter(|(distance, _)| *distance <= 3);
     let guess = nearest.map(|(_, other)| format!("did you mean \"{other}\"? ")).unwrap_or_default();
     let known: Vec<&str> = known.collect();
-    Mistake {
-        key: key.to_owned(),
-        reason: format!("unknown key; {guess}known here: {}", known.join(", ")),
-        line: None,
-    }
+    Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
 }
 
 /// Levenshtein's distance; long words are not compared.
@@ -175,16 +195,16 @@ fn distance(a: &str, b: &str) -> usize {
 /// Reads `key=value` pairs. What the key holds decides how the value is read, so `motd=42` is a text.
 pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<Settings, Mistakes> {
     let mut tree = Value::Object(Map::new());
-    for pair in pairs {
+    for (number, pair) in (1..).zip(pairs) {
         let Some((key, text)) = pair.split_once('=') else {
-            return Err(Mistakes::one("", format!("{pair:?} is not KEY=VALUE, such as motd=hello"), None));
+            // It may be the value that belongs to the item before, and a secret.
+            return Err(Mistakes::one("", format!("item {number} is not KEY=VALUE, such as motd=hello")));
         };
         let key = key.trim();
-        let parts: Vec<&str> = key.strip_prefix("settings.").unwrap_or(key).split('.').collect();
         let (mut shape, mut at) = (&SETTINGS, &mut tree);
         let mut name = "settings".to_owned();
-        for part in parts {
-            name = format!("{name}.{part}");
+        for part in key.strip_prefix("settings.").unwrap_or(key).split('.') {
+            name = below(&name, part);
             shape = match shape {
                 Shape::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
                     Some((_, shape)) => shape,
@@ -197,21 +217,21 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
                     }
                 },
                 Shape::Map(inner) => inner,
-                _ => return Err(Mistakes::one(&name, "there is nothing below this key", None)),
+                _ => return Err(Mistakes::one(&name, "there is nothing below this key")),
             };
             if at.is_null() {
                 *at = Value::Object(Map::new());
             }
             at = match at {
                 Value::Object(table) => table.entry(part).or_insert(Value::Null),
-                _ => return Err(Mistakes::one(&name, "the same key is given a value and a table", None)),
+                _ => return Err(Mistakes::one(&name, "the same key is given a value and a table")),
             };
         }
         let read = |expected: &str| {
-            serde_json::from_str(text).map_err(|_| Mistakes::one(&name, format!("expected {expected}"), None))
+            serde_json::from_str(text).map_err(|_| Mistakes::one(&name, format!("expected {expected}")))
         };
         *at = match shape {
-            Shape::Text => Value::String(text.to_owned()),
+            Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
             Shape::Number => read("a number")?,
             Shape::Switch => read("true or false")?,
             Shape::Texts => read("a list of strings, such as [\"sleep\", \"60\"]")?,
@@ -219,83 +239,6 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         };
     }
     from_json(&tree)
-}
-
-/// Reads user data: TOML with everything under `settings`. Mistakes tell their line.
-pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
-    if text.len() > LARGEST_USER_DATA {
-        return Err(Mistakes::one(
-            "",
-            format!("{} bytes are more than the {LARGEST_USER_DATA} of user data", text.len()),
-            None,
-        ));
-    }
-    if text.trim_start().starts_with("#cloud-config") {
-        let reason = "this is cloud-init's format; Caisson takes TOML with its settings under [settings], such as\n  [settings]\n  motd = \"hello\"";
-        return Err(Mistakes::one("", reason, Some(1)));
-    }
-    let table = DeTable::parse(text).map_err(|error| {
-        let line = error.span().map(|span| line_of(text, span.start));
-        Mistakes::one("", format!("this is not TOML: {}", error.message()), line)
-    })?;
-    let mut lines = BTreeMap::new();
-    let Value::Object(mut top) = to_json("", table.get_ref(), text, &mut lines) else {
-        return Ok(Settings::default());
-    };
-    let settings = top.remove("settings").unwrap_or_else(|| Value::Object(Map::new()));
-    if !top.is_empty() {
-        let mistakes = top.keys().map(|name| Mistake {
-            line: lines.get(name).copied(),
-            ..unknown(name, name, ["settings"].into_iter())
-        });
-        return Err(Mistakes(mistakes.collect()));
-    }
-    from_json(&settings).map_err(|Mistakes(mistakes)| {
-        let with_line = |mistake: Mistake| Mistake { line: nearest_line(&mistake.key, &lines), ..mistake };
-        Mistakes(mistakes.into_iter().map(with_line).collect())
-    })
-}
-
-/// The line of a key, or of the table that it is in.
-fn nearest_line(key: &str, lines: &BTreeMap<String, usize>) -> Option<usize> {
-    let mut key = key.split('[').next().unwrap_or(key);
-    loop {
-        if let Some(line) = lines.get(key) {
-            return Some(*line);
-        }
-        key = key.rsplit_once('.')?.0;
-    }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
-}
-
-fn to_json(key: &str, table: &DeTable<'_>, text: &str, lines: &mut BTreeMap<String, usize>) -> Value {
-    let mut object = Map::new();
-    for (name, value) in table {
-        let below =
-            if key.is_empty() { name.get_ref().to_string() } else { format!("{key}.{}", name.get_ref()) };
-        lines.insert(below.clone(), line_of(text, name.span().start));
-        object.insert(name.get_ref().to_string(), value_to_json(&below, value.get_ref(), text, lines));
-    }
-    Value::Object(object)
-}
-
-fn value_to_json(key: &str, value: &DeValue<'_>, text: &str, lines: &mut BTreeMap<String, usize>) -> Value {
-    match value {
-        DeValue::String(string) => Value::String(string.to_string()),
-        DeValue::Boolean(switch) => Value::Bool(*switch),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
-        }
-        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Value::Null, Value::from),
-        DeValue::Datetime(time) => Value::String(time.to_string()),
-        DeValue::Array(items) => {
-            Value::Array(items.iter().map(|item| value_to_json(key, item.get_ref(), text, lines)).collect())
-        }
-        DeValue::Table(table) => to_json(key, table, text, lines),
-    }
 }
 
 #[cfg(test)]
@@ -370,7 +313,7 @@ mod tests {
             ),
             (
                 json!({"containers": {"web": {"restart": "sometimes"}}}),
-                "settings.containers.web.restart: unknown variant `sometimes`, expected one of",
+                "settings.containers.web.restart: \"sometimes\" is not one of always, on-failure, no",
             ),
             (json!([1]), "settings: expected a table, found a list"),
             (json!({"motd": null}), "settings.motd: expected a string, found null"),
@@ -401,7 +344,7 @@ mod tests {
             json!({"motd": "42", "containers": {"web": {"pids": 5, "command": ["a"], "env": {"A": "x=y"}}}});
         assert_eq!(settings.to_json(), expected);
         for (pair, expected) in [
-            ("motd", "not KEY=VALUE"),
+            ("secret", "item 1 is not KEY=VALUE"),
             ("mot=x", "did you mean \"motd\""),
             ("motd.x=1", "nothing below"),
             ("containers.web.pids=five", "settings.containers.web.pids: expected a number"),
@@ -412,29 +355,23 @@ mod tests {
     }
 
     #[test]
-    fn user_data_tells_the_line() {
-        let fine =
-            from_user_data("[settings]\nmotd = \"hi\"\n[settings.containers.web]\nimage = \"a\"\n").unwrap();
-        assert_eq!(fine.motd.unwrap().as_str(), "hi");
-        for (text, expected) in [
-            ("[settings]\nmotd = \n", "line 2: this is not TOML"),
-            (
-                "[settings]\n\n[settings.network]\nhostnme = \"a\"\n",
-                "line 4: settings.network.hostnme: unknown key",
-            ),
-            (
-                "[settings.containers.web]\npids = true\n",
-                "line 2: settings.containers.web.pids: expected a number",
-            ),
-            ("[settings.network]\nhostname = \"a b\"\n", "line 2: settings.network.hostname: \"a b\" is not"),
-            ("[setings]\n", "line 1: setings: unknown key; did you mean \"settings\"?"),
-            ("#cloud-config\nusers: []\n", "cloud-init"),
+    fn an_input_of_many_mistakes_has_a_short_answer() {
+        let many: Map<String, Value> = (0..5000).map(|n| (format!("k{n}"), Value::Null)).collect();
+        let long = "x".repeat(1 << 20);
+        for value in [
+            Value::Object(many.clone()),
+            json!({"containers": {"web": many}}),
+            json!({(&long): 1}),
+            json!({"containers": {(&long): {}}}),
+            json!({"containers": {(&long): {"a": 1, "b": 2}}}),
+            json!({"containers": {"web": {"restart": long, "env": {(&long): "x"}}}}),
+            json!({"containers": {"web": {"env": {(&long): "x"}}}}),
+            json!({"containers": {"web": {"image": long}}}),
         ] {
-            let error = from_user_data(text).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
+            let said = mistake(value);
+            assert!(said.len() < 4096, "{} bytes", said.len());
         }
-        assert!(from_user_data("").unwrap() == Settings::default());
-        assert!(from_user_data(&" ".repeat(LARGEST_USER_DATA + 1)).is_err());
+        assert!(from_key_values([long.as_str()]).unwrap_err().to_string().len() < 4096);
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -475,7 +412,6 @@ mod tests {
 
         #[test]
         fn text_never_panics(text in "\\PC{0,200}") {
-            let _ = from_user_data(&text);
             let _ = from_key_values([text.as_str()]);
         }
     }

@@ -43,6 +43,12 @@ macro_rules! checked_string {
             }
         }
 
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -58,11 +64,18 @@ macro_rules! checked_string {
 }
 
 /// A value in an error: short, whatever it was.
-fn shown(text: &str) -> String {
-    if text.chars().count() <= 60 {
-        format!("{text:?}")
-    } else {
-        format!("{:?}...", text.chars().take(60).collect::<String>())
+pub(crate) fn shown(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+    }
+}
+
+/// A name in an error: whole if it can be one at all, else its beginning.
+pub(crate) fn shortened(name: &str) -> String {
+    match name.char_indices().nth(300) {
+        None => name.to_owned(),
+        Some((end, _)) => format!("{}...", &name[..end]),
     }
 }
 
