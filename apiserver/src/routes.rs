@@ -1,22 +1,19 @@
 //! Which request does what. Paths, status codes and texts are Bottlerocket's where it has them.
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
-use std::time::Duration;
 
 use crate::agent;
+use crate::body::read_json;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
 use crate::state::{State, ask};
 use crate::transactions::DEFAULT;
 
-/// Bytes of a body.
-pub(crate) const LARGEST_BODY: usize = 2 << 20;
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of path and query.
+const LONGEST_URI: usize = 8 << 10;
 
 /// Answers one request. `uid` is who asks, where the connection tells it.
 pub(crate) async fn handle(state: &RefCell<State>, uid: Option<u32>, request: Request<Incoming>) -> Reply {
@@ -35,6 +32,11 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let (parts, body) = request.into_parts();
+    let budget = state.borrow().bodies.clone();
+    if parts.uri.path_and_query().is_some_and(|uri| uri.as_str().len() > LONGEST_URI) {
+        let reason = format!("the URI is longer than {LONGEST_URI} bytes");
+        return Err(Refusal::new(StatusCode::URI_TOO_LONG, reason));
+    }
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
     let path: Vec<String> =
         parts.uri.path().trim_matches('/').split('/').map(decode).collect::<Result<_, _>>()?;
@@ -55,13 +57,13 @@ async fn route(
             Ok(reply::json(&settings::select(&state.borrow().effective(), wanted)))
         }
         (&Method::PATCH, ["settings"]) => {
-            let value = read_json(body).await?;
+            let value = read_json(&budget, body).await?;
             let change =
                 settings::from_json(&value).map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
             stage(state, transaction, &change)
         }
         (&Method::PATCH, ["settings", "keypair"]) => {
-            let value = read_json(body).await?;
+            let value = read_json(&budget, body).await?;
             let pairs = value.get("request_payload").and_then(Value::as_array);
             let pairs: Option<Vec<&str>> = pairs.and_then(|pairs| pairs.iter().map(Value::as_str).collect());
             let pairs = pairs.ok_or_else(|| {
@@ -158,6 +160,9 @@ fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings)
 
 /// Makes the node match what is committed. What could not be applied is told with its reason; it stays committed.
 async fn apply(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal> {
+    // One after the other, each with the newest settings: an older generation must not be applied over a newer one.
+    let applying = state.borrow().applying.clone();
+    let _turn = applying.lock().await;
     let request = state.borrow().apply_request(keys);
     let number = state.borrow().store.number();
     let outcome = match ask_agent(state, &request).await {
@@ -270,27 +275,4 @@ async fn services(
         }
     }
     Ok(reply::json(&found))
-}
-
-async fn read_json(body: Incoming) -> Result<Value, Refusal> {
-    let too_large = || {
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LARGEST_BODY} bytes"))
-    };
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
-        return Err(too_large());
-    }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_BODY).collect()).await;
-    let bytes: Bytes = match collected {
-        Err(_) => {
-            return Err(Refusal::new(
-                StatusCode::REQUEST_TIMEOUT,
-                format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()),
-            ));
-        }
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
-        Ok(Err(error)) => return Err(Refusal::bad_request(format!("the body was cut off: {error}"))),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Refusal::bad_request(format!("the body is not JSON: {error}")))
 }

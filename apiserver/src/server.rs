@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 
 use crate::routes;
 use crate::state::State;
@@ -20,6 +21,12 @@ const MOST_CONNECTIONS: usize = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of request line and headers.
 const LARGEST_HEAD: usize = 16 << 10;
+/// How long one connection may last: a client that never reads its answer would hold it for ever.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
+/// What a request that is under way then still gets; applying takes the longest.
+const LAST_REQUEST: Duration = Duration::from_secs(150);
+/// What requests that are under way get when the server stops.
+const STOPPING: Duration = Duration::from_secs(5);
 /// After a failed accept (no more descriptors), so that the processor has something else to do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -31,19 +38,30 @@ too many connections at once: try again in a few seconds";
 pub struct Server {
     state: Rc<RefCell<State>>,
     active: Rc<Cell<usize>>,
+    stopping: watch::Sender<bool>,
 }
 
 impl Server {
     pub fn new(state: State) -> Self {
-        Self { state: Rc::new(RefCell::new(state)), active: Rc::default() }
+        Self {
+            state: Rc::new(RefCell::new(state)),
+            active: Rc::default(),
+            stopping: watch::Sender::new(false),
+        }
     }
 
-    /// Connections that are open.
-    pub fn active(&self) -> usize {
-        self.active.get()
+    /// Closes idle connections, and lets requests that are under way finish for 5 seconds.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        for _ in 0..STOPPING.as_millis() / 20 {
+            if self.active.get() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
-    /// Serves a Unix socket for ever. Within a `LocalSet`.
+    /// Serves a Unix socket until the task is aborted. Within a `LocalSet`.
     pub async fn serve_unix(self, listener: UnixListener) {
         loop {
             match listener.accept().await {
@@ -56,7 +74,7 @@ impl Server {
         }
     }
 
-    /// Serves a vsock socket for ever; only the host (CID 2) is admitted.
+    /// Serves a vsock socket until the task is aborted; only the host (CID 2) is admitted.
     pub async fn serve_vsock(self, listener: VsockListener) {
         loop {
             match listener.accept().await {
@@ -91,13 +109,21 @@ impl Server {
             let state = state.clone();
             async move { Ok::<_, Infallible>(routes::handle(&state, uid, request).await) }
         });
-        // What a broken client did to its connection is nobody else's business.
-        let _ = http1::Builder::new()
+        let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(LARGEST_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let mut stopping = self.stopping.subscribe();
+        // What a broken client did to its connection is nobody else's business.
+        let patience = tokio::select! {
+            _ = &mut connection => return,
+            _ = stopping.wait_for(|stopping| *stopping) => STOPPING,
+            () = tokio::time::sleep(LONGEST_CONNECTION) => LAST_REQUEST,
+        };
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(patience, connection).await;
     }
 }
 

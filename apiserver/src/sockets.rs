@@ -4,7 +4,7 @@
 
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 
 const FIRST: RawFd = 3;
@@ -28,8 +28,7 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-pub fn is_vsock(fd: &OwnedFd) -> bool {
-    use std::os::fd::AsRawFd;
+pub fn is_vsock(fd: &impl AsRawFd) -> bool {
     getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .is_ok_and(|address| address.family() == Some(AddressFamily::Vsock))
 }

@@ -5,9 +5,12 @@ use serde_json::{Value, json};
 use settings::Settings;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 use crate::agent::{self, ErrorKind, Request, Response};
+use crate::body;
 use crate::reply::Refusal;
 use crate::store::{Origin, Store};
 use crate::transactions::Transactions;
@@ -24,6 +27,10 @@ pub struct Paths {
 #[derive(Debug)]
 pub struct State {
     pub(crate) transactions: Transactions,
+    /// What the bodies that are being read may take.
+    pub(crate) bodies: body::Budget,
+    /// Held while the host agent applies.
+    pub(crate) applying: Rc<Mutex<()>>,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<String>,
@@ -56,6 +63,8 @@ impl State {
         let os = os(&paths.os_release)?;
         Ok(Self {
             transactions: Transactions::default(),
+            bodies: body::Budget::default(),
+            applying: Rc::default(),
             store,
             problems,
             defaults,
@@ -85,7 +94,7 @@ impl State {
                 "Tried to commit with no pending changes",
             ));
         };
-        let before = self.effective();
+        // As Bottlerocket tells them: every key of the transaction, also of a value that was the same before.
         let keys: Vec<String> = settings::flatten(&change).into_keys().collect();
         let next = self.store.settings().with(&change);
         let checked =
@@ -106,13 +115,8 @@ impl State {
         });
         match generation {
             Ok(generation) => {
-                debug_assert!(
-                    settings::changed(&before, &self.effective()).iter().all(|key| keys.contains(key))
-                );
-                {
-                    eprintln!("<6>generation {generation} committed from {transaction}");
-                    Ok(Committed { keys })
-                }
+                eprintln!("<6>generation {generation} committed from {transaction}");
+                Ok(Committed { keys })
             }
             Err(refusal) => {
                 // Put back, so that it can be mended and committed again.

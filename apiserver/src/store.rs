@@ -105,10 +105,16 @@ impl Store {
             let path = dir.join(document_name(number));
             match read_document(&path) {
                 Ok(generation) => current = Some(generation),
-                Err(reason) => {
-                    let aside = path.with_extension("corrupt");
-                    let moved = fs::rename(&path, &aside).is_ok();
-                    let place = if moved { aside } else { path };
+                Err(unusable) => {
+                    let (reason, place) = match unusable {
+                        Unusable::Damaged(reason) => {
+                            let aside = path.with_extension("corrupt");
+                            let moved = fs::rename(&path, &aside).is_ok();
+                            (reason, if moved { aside } else { path })
+                        }
+                        // It is whole: the version that wrote it, or the next start, can use it.
+                        Unusable::Unread(reason) => (reason, path),
+                    };
                     problems.push(format!("generation {number} of the settings cannot be used ({reason}); the one before it is; its file is {}", place.display()));
                 }
             }
@@ -138,7 +144,13 @@ impl Store {
             os_version: origin.os_version,
             settings,
         };
-        self.write(&document_name(number), document(&generation).as_bytes())?;
+        let name = document_name(number);
+        let text = document(&generation).map_err(|error| StoreError {
+            what: "write",
+            path: self.dir.join(&name),
+            error: io::Error::other(error),
+        })?;
+        self.write(&name, text.as_bytes())?;
         self.highest = number;
         self.current = Some(generation);
         self.prune();
@@ -185,7 +197,9 @@ impl Store {
             File::open(&self.dir)?.sync_all()
         })();
         written.map_err(|error| {
+            // Nor may a restart find it in place, when only flushing the folder failed.
             let _ = fs::remove_file(&new);
+            let _ = fs::remove_file(&path);
             StoreError { what: "write", path, error }
         })
     }
@@ -213,11 +227,19 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("generation-")?.split('.').next()?.parse().ok()
 }
 
-fn document(generation: &Generation) -> String {
-    let mut text = toml::to_string(generation).unwrap_or_default();
+fn document(generation: &Generation) -> Result<String, toml::ser::Error> {
+    let mut text = toml::to_string(generation)?;
     let sum = sum(&text);
     let _ = writeln!(text, "{SUM}{sum}");
-    text
+    Ok(text)
+}
+
+/// Why a document is not used.
+enum Unusable {
+    /// A power cut or the disk has spoilt it.
+    Damaged(String),
+    /// It could not be read now, or not by this version.
+    Unread(String),
 }
 
 fn sum(text: &str) -> String {
@@ -233,22 +255,31 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn read_document(path: &Path) -> Result<Generation, String> {
-    let text = read_bounded(path).map_err(|error| error.to_string())?;
-    let (body, last) =
-        text.strip_suffix('\n').and_then(|text| text.rsplit_once('\n')).ok_or("it is cut short")?;
+fn read_document(path: &Path) -> Result<Generation, Unusable> {
+    let damaged = |reason: &str| Unusable::Damaged(reason.to_owned());
+    let text = read_bounded(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => damaged("it is not text"),
+        _ => Unusable::Unread(error.to_string()),
+    })?;
+    let (body, last) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.rsplit_once('\n'))
+        .ok_or_else(|| damaged("it is cut short"))?;
     let body = format!("{body}\n");
     match last.strip_prefix(SUM) {
         Some(expected) if expected == sum(&body) => {}
-        Some(_) => return Err("its checksum does not match".to_owned()),
-        None => return Err("it is cut short".to_owned()),
+        Some(_) => return Err(damaged("its checksum does not match")),
+        None => return Err(damaged("it is cut short")),
     }
-    toml::from_str(&body).map_err(|error| error.message().to_owned())
+    toml::from_str(&body).map_err(|error| {
+        Unusable::Unread(format!("this version of Caisson does not know it: {}", error.message()))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn motd(text: &str) -> Settings {
@@ -303,6 +334,56 @@ mod tests {
             let (store, _) = Store::open(dir.path()).unwrap();
             assert_eq!(store.settings(), motd("one"), "at {at}");
             let _ = fs::remove_file(path.with_extension("corrupt"));
+        }
+    }
+
+    #[test]
+    fn a_generation_of_another_version_is_left_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        two_generations(dir.path());
+        let path = dir.path().join(document_name(2));
+        let text = fs::read_to_string(&path).unwrap();
+        let (body, _) = text.split_once(SUM).unwrap();
+        let newer = format!("{body}of-the-future = 1\n");
+        fs::write(&path, format!("{newer}{SUM}{}\n", sum(&newer))).unwrap();
+        let (store, problems) = Store::open(dir.path()).unwrap();
+        assert_eq!(store.settings(), motd("one"));
+        assert!(problems[0].contains("does not know it") && path.exists(), "{problems:?}");
+    }
+
+    #[test]
+    fn the_largest_settings_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        // TOML writes a quote or a control character in up to six bytes, and each table with its whole name.
+        let env: serde_json::Map<_, _> =
+            (0..4).map(|n| (format!("A{n}"), json!("\u{1}".repeat(10_000)))).collect();
+        let mut containers = serde_json::Map::new();
+        for number in 0..64 {
+            let name = format!("{}{number}", "c".repeat(61));
+            containers.insert(
+                name,
+                json!({"image": "a", "env": if number == 0 { env.clone() } else { Default::default() }}),
+            );
+        }
+        let largest = settings::from_json(&json!({"containers": containers})).unwrap();
+        largest.check().unwrap();
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        store.commit(largest.clone(), origin()).unwrap();
+        assert_eq!(Store::open(dir.path()).unwrap().0.settings(), largest);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_text_comes_back(text in any::<String>().prop_map(|text| text.replace('\0', "")), secret in "[^\0]{0,40}") {
+            let dir = tempfile::tempdir().unwrap();
+            let env = json!({"A": secret});
+            let web = json!({"image": "a", "command": [text], "env": env, "restart": "no", "memory": "64MiB", "pids": 65536, "essential": true});
+            let all = settings::from_json(&json!({"motd": text, "containers": {"web": web, "b": {"image": "b"}}})).unwrap();
+            Store::open(dir.path()).unwrap().0.commit(all.clone(), origin()).unwrap();
+            let (store, problems) = Store::open(dir.path()).unwrap();
+            prop_assert_eq!((store.settings(), problems.len()), (all, 0));
         }
     }
 

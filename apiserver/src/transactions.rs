@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 pub(crate) const DEFAULT: &str = "default";
 const MOST: usize = 64;
-const LARGEST: usize = 256 << 10;
+/// Bytes of all transactions together, as JSON; as many as all settings may have.
+const LARGEST: usize = settings::LARGEST_SETTINGS;
 
 #[derive(Debug, Default)]
 pub(crate) struct Transactions(BTreeMap<String, Settings>);
@@ -24,8 +25,12 @@ impl Transactions {
             ));
         }
         let merged = self.pending(name).with(change);
-        if merged.to_json().to_string().len() > LARGEST {
-            return Err(format!("the transaction would be larger than {LARGEST} bytes: commit it in parts"));
+        let size = |settings: &Settings| settings.to_json().to_string().len();
+        let others = self.0.iter().filter(|(other, _)| *other != name).map(|(_, pending)| size(pending));
+        if size(&merged) + others.sum::<usize>() > LARGEST {
+            return Err(format!(
+                "the pending transactions would be larger than {LARGEST} bytes together: commit or delete some (GET /tx/list names them)"
+            ));
         }
         self.0.insert(name.to_owned(), merged);
         Ok(())
@@ -66,6 +71,10 @@ mod tests {
             transactions.add(&format!("t{number}"), &motd).unwrap();
         }
         assert!(transactions.add("one-more", &motd).unwrap_err().contains("64"));
+        let env: BTreeMap<String, String> = (0..5).map(|n| (format!("A{n}"), "x".repeat(60_000))).collect();
+        let large = settings::from_json(&json!({"containers": {"web": {"env": env}}})).unwrap();
+        assert!(transactions.add("t2", &large).unwrap_err().contains("larger than"));
+        assert_eq!(transactions.pending("t2").to_json(), json!({"motd": "a"}));
         assert!(transactions.add("a/b", &motd).is_err());
         assert!(transactions.take("t1").is_some() && transactions.take("t1").is_none());
     }

@@ -8,10 +8,9 @@ use clap::Parser;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 
 /// Answers Caisson's API on the sockets that PID 1 passes.
 #[derive(Parser)]
@@ -62,19 +61,18 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         .map_err(|error| format!("cannot start: {error}"))?;
     LocalSet::new().block_on(&runtime, async {
         let server = Server::new(state);
-        let mut listening = 0;
+        let mut listeners = Vec::new();
         if let Some(path) = &options.listen {
             let listener = UnixListener::bind(path)
                 .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-            tokio::task::spawn_local(server.clone().serve_unix(listener));
-            listening += 1;
+            listeners.push(tokio::task::spawn_local(server.clone().serve_unix(listener)));
         }
         for (name, fd) in passed {
-            listen(&server, fd)
+            let listener = listen(&server, fd)
                 .map_err(|error| format!("cannot use the socket {name:?} that was passed: {error}"))?;
-            listening += 1;
+            listeners.push(listener);
         }
-        if listening == 0 {
+        if listeners.is_empty() {
             return Err("no socket was passed (LISTEN_FDS), and none asked for (--listen)".to_owned());
         }
         let mut terminate =
@@ -82,24 +80,21 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         sockets::notify_ready()
             .map_err(|error| format!("cannot tell PID 1 that the API is ready: {error}"))?;
         terminate.recv().await;
-        // Requests that are under way are finished; idle connections do not hold up the end.
-        for _ in 0..50 {
-            if server.active() == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        listeners.iter().for_each(JoinHandle::abort);
+        server.stop().await;
         Ok(())
     })
 }
 
-fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<()> {
-    if sockets::is_vsock(&fd) {
-        tokio::task::spawn_local(server.clone().serve_vsock(VsockListener::new(fd)?));
-    } else {
-        let listener = std::os::unix::net::UnixListener::from(fd);
-        listener.set_nonblocking(true)?;
-        tokio::task::spawn_local(server.clone().serve_unix(UnixListener::from_std(listener)?));
+fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
+    // A listener that waits would stop the whole server.
+    let listener = std::os::unix::net::UnixListener::from(fd);
+    listener.set_nonblocking(true)?;
+    let server = server.clone();
+    if sockets::is_vsock(&listener) {
+        let listener = VsockListener::new(listener.into())?;
+        return Ok(tokio::task::spawn_local(server.serve_vsock(listener)));
     }
-    Ok(())
+    let listener = UnixListener::from_std(listener)?;
+    Ok(tokio::task::spawn_local(server.serve_unix(listener)))
 }

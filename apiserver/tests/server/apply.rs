@@ -1,0 +1,123 @@
+//! What a client is told when its settings are applied.
+
+use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
+use hyper::Method;
+use serde_json::json;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use crate::harness::Server;
+
+/// Speaks the host agent's protocol: applies what it is told after `delay`, and says that `failing` failed. Tells what it was
+/// asked, when it begins.
+fn agent(server: &Server, delay: Duration, failing: Option<&'static str>) -> Receiver<Request> {
+    let listener = UnixListener::bind(server.dir.path().join("agent.sock")).unwrap();
+    let (asked, requests) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take(16) {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let request: Request = serde_json::from_str(&line).unwrap();
+            let Request::Apply { generation, .. } = request else { panic!("asked for {request:?}") };
+            let _ = asked.send(request);
+            std::thread::sleep(delay);
+            let done = ApplyStep { name: "hostname".to_owned(), error: None };
+            let failed = failing
+                .map(|error| ApplyStep { name: "container web".to_owned(), error: Some(error.to_owned()) });
+            let steps = [done].into_iter().chain(failed).collect();
+            let response = Response::Apply(ApplyOutcome { generation, steps });
+            let _ = writeln!(stream.get_mut(), "{}", serde_json::to_string(&response).unwrap());
+        }
+    });
+    requests
+}
+
+#[test]
+fn a_commit_that_cannot_be_applied_is_told_and_stays() {
+    let server = Server::start();
+    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+    let answer = server.send(Method::POST, "/tx/commit_and_apply", "");
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("generation 1 is committed, but not applied"), "{}", answer.text());
+    assert_eq!(server.get("/settings"), json!({"motd": "x"}));
+}
+
+#[test]
+fn the_agent_gets_all_settings_and_the_keys_that_changed() {
+    let server = Server::start();
+    let requests = agent(&server, Duration::ZERO, None);
+    server.send(Method::PATCH, "/settings", r#"{"network": {"hostname": "n"}}"#);
+    let answer = server.send(Method::POST, "/tx/commit_and_apply", "");
+    assert_eq!((answer.status, answer.text().as_str()), (200, r#"["settings.network.hostname"]"#));
+    let Request::Apply { generation, keys, settings } = requests.recv().unwrap() else { unreachable!() };
+    assert_eq!((generation, keys), (1, vec!["settings.network.hostname".to_owned()]));
+    assert_eq!(settings.to_json(), json!({"motd": "Welcome", "network": {"hostname": "n"}}));
+    assert_eq!(
+        server.get("/generations")[0]["outcome"]["steps"][0],
+        json!({"name": "hostname", "error": null})
+    );
+    assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 204);
+}
+
+#[test]
+fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
+    let server = Server::start();
+    let _requests = agent(&server, Duration::ZERO, Some("no image \"nonesuch\" is preloaded"));
+    let set = server.client(&["set", "containers.web.image=nonesuch"]);
+    let said = String::from_utf8_lossy(&set.stderr);
+    assert_eq!(set.status.code(), Some(1));
+    for part in ["generation 1 is committed", "container web", "no image \"nonesuch\""] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(
+        server.get("/settings?prefix=containers"),
+        json!({"containers": {"web": {"image": "nonesuch"}}})
+    );
+    let listed = server.client(&["generations"]);
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("no image"), "{listed:?}");
+}
+
+#[test]
+fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
+    let mut server = Server::start();
+    let requests = agent(&server, Duration::from_millis(700), None);
+    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+    let idle = std::os::unix::net::UnixStream::connect(server.socket()).unwrap();
+    let (answer, ended) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| server.send(Method::POST, "/tx/commit_and_apply", ""));
+        requests.recv().unwrap();
+        let pid = server.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        (asking.join().unwrap(), Instant::now())
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(server.process.wait().unwrap().success());
+    assert!(ended.elapsed() < Duration::from_secs(2), "an idle connection held up the end");
+    drop(idle);
+}
+
+#[test]
+fn an_older_generation_is_never_applied_after_a_newer_one() {
+    let server = Server::start();
+    let requests = agent(&server, Duration::from_millis(50), None);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let server = &server;
+            scope.spawn(move || {
+                let motd = json!({"motd": number.to_string()}).to_string();
+                server.send(Method::PATCH, &format!("/settings?tx=t{number}"), &motd);
+                let uri = format!("/tx/commit_and_apply?tx=t{number}");
+                assert_eq!(server.send(Method::POST, &uri, "").status, 200);
+            });
+        }
+    });
+    let applied: Vec<u64> = requests
+        .try_iter()
+        .map(|request| if let Request::Apply { generation, .. } = request { generation } else { 0 })
+        .collect();
+    assert!(applied.len() == 8 && applied.is_sorted() && applied[7] == 8, "{applied:?}");
+}

@@ -1,0 +1,33 @@
+//! `apiclient` as a person or a script meets it.
+
+use serde_json::{Value, json};
+use std::process::{Command, Output};
+
+use crate::harness::Server;
+
+#[test]
+fn the_clients_exit_codes_and_words() {
+    let server = Server::start();
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let shown = server.client(&["get", "settings.motd"]);
+    assert_eq!(shown.status.code(), Some(0));
+    let value: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(value, json!({"settings": {"motd": "Welcome"}}));
+    let refused = server.client(&["set", "network.hostname=a_b"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        said(&refused).contains("settings.network.hostname: \"a_b\" is not a host name"),
+        "{}",
+        said(&refused)
+    );
+    for usage in [&["set"][..], &["set", "a=b", "-j", "{}"], &["nonsense"], &["raw"], &["set", "-j", "{"]] {
+        assert_eq!(server.client(usage).status.code(), Some(2), "{usage:?}");
+    }
+    let nobody = Command::new(env!("CARGO_BIN_EXE_apiclient"))
+        .args(["--socket", "/nonexistent.sock", "get"])
+        .output()
+        .unwrap();
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(said(&nobody).contains("is the node running"), "{}", said(&nobody));
+    assert_eq!(server.client(&["raw", "-u", "/settings"]).stdout, b"{\"motd\":\"Welcome\"}\n");
+}

@@ -1,0 +1,97 @@
+//! Starts the real API server and speaks to it.
+
+use apiserver::client::{Answer, Endpoint, request_blocking};
+use hyper::Method;
+use serde_json::Value;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+
+/// A server on a folder of its own, with nothing at the agent's socket.
+pub(crate) struct Server {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) process: Child,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("settings")).unwrap();
+        std::fs::write(dir.path().join("defaults.toml"), "motd = \"Welcome\"\n").unwrap();
+        std::fs::write(
+            dir.path().join("os-release"),
+            "PRETTY_NAME=\"Caisson 0.1.0\"\nVERSION_ID=0.1.0\nVARIANT_ID=default\n",
+        )
+        .unwrap();
+        let process = Self::spawn(&dir);
+        Self { dir, process }
+    }
+
+    fn spawn(dir: &tempfile::TempDir) -> Child {
+        let at = |name: &str| dir.path().join(name);
+        let _ = std::fs::remove_file(at("api.sock"));
+        let process = Command::new(env!("CARGO_BIN_EXE_apiserver"))
+            .arg("--settings-dir")
+            .arg(at("settings"))
+            .arg("--defaults")
+            .arg(at("defaults.toml"))
+            .arg("--os-release")
+            .arg(at("os-release"))
+            .arg("--agent-socket")
+            .arg(at("agent.sock"))
+            .arg("--listen")
+            .arg(at("api.sock"))
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(at("api.sock")).is_err() {
+            assert!(Instant::now() < deadline, "the API server did not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        process
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    pub(crate) fn send(&self, method: Method, uri: &str, body: &str) -> Answer {
+        let endpoint = Endpoint::Unix(self.socket());
+        request_blocking(&endpoint, method, uri, body.as_bytes().to_vec(), Duration::from_secs(20)).unwrap()
+    }
+
+    pub(crate) fn get(&self, uri: &str) -> Value {
+        let answer = self.send(Method::GET, uri, "");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    pub(crate) fn client(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_apiclient"))
+            .arg("--socket")
+            .arg(self.socket())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = Self::spawn(&self.dir);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
