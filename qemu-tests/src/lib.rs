@@ -1,1 +1,22 @@
-//! Stories told with a booted image.
+//! Stories told with a booted image: start a [`Node`], talk to its API, cut its power, look at its disk.
+//!
+//! The image is what `cargo caisson image` made (`target/caisson/default`, or the folder in `CAISSON_ARTIFACTS`). Every node
+//! has a folder, a disk and a QEMU of its own and no way to any network. Whatever a story waits for, it waits for a bounded
+//! time; what does not come is a panic that says what was expected, and shows the end of the console.
+
+mod bench;
+mod drives;
+mod installed;
+mod node;
+mod registry;
+mod wire;
+
+pub use bench::{Bench, bench};
+pub use drives::{flip, nocloud_iso, nocloud_vfat, wipe};
+pub use installed::install_in_slot_b;
+pub use node::{Config, Node, UserData, script};
+pub use registry::{Published, Registry};
+pub use wire::Wire;
+
+pub use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
+pub use build::vm::config::{Board, Firmware, Format};

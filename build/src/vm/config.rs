@@ -20,7 +20,36 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// A further disk.
+/// The board that QEMU plays under [`Firmware::Uefi`] and [`Firmware::Direct`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Board {
+    #[default]
+    Q35,
+    /// i440FX, the board of many older clouds.
+    Pc,
+}
+
+/// How the disk with the system is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Killing QEMU loses nothing that the guest's kernel sent to the disk, flushed or not: it is in the host's page cache.
+    #[default]
+    Raw,
+    /// QEMU keeps what it allocates in its own memory until the guest flushes: killing it loses writes to new clusters that
+    /// were not flushed, as a power cut does with a disk's cache.
+    Qcow2,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// A further disk, raw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
     pub path: PathBuf,
@@ -31,11 +60,13 @@ pub struct Drive {
 pub struct Config {
     pub name: String,
     pub firmware: Firmware,
+    pub board: Board,
     pub accelerator: Accelerator,
     pub cpus: u32,
     pub memory_mib: u32,
-    /// The disk with the system, raw.
+    /// The disk with the system.
     pub disk: PathBuf,
+    pub format: Format,
     pub drives: Vec<Drive>,
     /// For direct boot: the kernel and its command line.
     pub kernel: PathBuf,
@@ -52,6 +83,8 @@ pub struct Config {
     pub console_on_stdout: bool,
     /// The machine ends instead of restarting.
     pub no_reboot: bool,
+    /// While the guest waits, its clock jumps to what it waits for (software emulation only): hours pass in seconds.
+    pub skip_idle_time: bool,
 }
 
 /// Where the sockets and files of a running machine are.
@@ -99,7 +132,11 @@ pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
     let mut add = |items: &[&str]| all.extend(items.iter().map(OsString::from));
     let microvm = config.firmware == Firmware::Microvm;
     let memory = format!("{}M", config.memory_mib);
-    let machine = if microvm { "microvm,acpi=on,rtc=on" } else { "q35" };
+    let machine = match (config.firmware, config.board) {
+        (Firmware::Microvm, _) => "microvm,acpi=on,rtc=on",
+        (_, Board::Q35) => "q35",
+        (_, Board::Pc) => "pc",
+    };
     let (accelerator, cpu) = match config.accelerator {
         Accelerator::Kvm => ("kvm", "host"),
         // 6.12 crashed once with all of what `max` offers; without the wide registers it never did.
@@ -117,6 +154,9 @@ pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
     add(&["-machine", &format!("{machine},memory-backend=memory"), "-accel", accelerator, "-cpu", cpu]);
     add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory},share=on"), "-m", &memory]);
     add(&["-smp", &config.cpus.to_string()]);
+    if config.skip_idle_time {
+        add(&["-icount", "shift=0,sleep=off"]);
+    }
     if config.no_reboot {
         add(&["-no-reboot"]);
     }
@@ -155,15 +195,17 @@ pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
     let device = |kind: &str, rest: &str| {
         if microvm { format!("{kind}-device{rest}") } else { format!("{kind}-pci{rest}") }
     };
-    let system = Drive { path: config.disk.clone(), read_only: false };
-    for (number, drive) in std::iter::once(&system).chain(&config.drives).enumerate() {
-        let read_only = if drive.read_only { "on" } else { "off" };
+    let system = (&config.disk, config.format, false);
+    let further = config.drives.iter().map(|drive| (&drive.path, Format::Raw, drive.read_only));
+    for (number, (path, format, read_only)) in std::iter::once(system).chain(further).enumerate() {
+        let read_only = if read_only { "on" } else { "off" };
         // QEMU's writeback: a flush of the guest is a flush of the host's file.
         add(&[
             "-drive",
             &format!(
-                "if=none,id=disk{number},format=raw,cache=writeback,discard=unmap,readonly={read_only},file={}",
-                escape(&drive.path)
+                "if=none,id=disk{number},format={},cache=writeback,discard=unmap,readonly={read_only},file={}",
+                format.name(),
+                escape(path)
             ),
         ]);
         add(&["-device", &device("virtio-blk", &format!(",drive=disk{number}"))]);
@@ -203,10 +245,12 @@ mod tests {
         Config {
             name: "test".into(),
             firmware,
+            board: Board::Q35,
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory_mib: 256,
             disk: "/vm/di,sk.img".into(),
+            format: Format::Raw,
             drives: vec![],
             kernel: "/a/vmlinux".into(),
             cmdline: "quiet".into(),
@@ -216,6 +260,7 @@ mod tests {
             fw_cfg: vec![],
             console_on_stdout: false,
             no_reboot: false,
+            skip_idle_time: false,
         }
     }
 

@@ -66,8 +66,16 @@ impl Machine {
                 command.process_group(0);
             }
         };
+        let toolbox = toolbox.clone().with_share(&places.folder);
+        // Their end is tied to ours also where nothing of ours runs any more to end them: after a SIGKILL. The kernel watches
+        // the thread that starts them, so a machine lives at most as long as the thread that called this.
+        let tied = |program: &std::ffi::OsStr| {
+            let mut command = toolbox.command("setpriv");
+            command.args(["--pdeathsig", "KILL"]).arg(program);
+            command
+        };
         let vsock_log = log("vsock.log")?;
-        let mut command = Command::new(vhost_device_vsock);
+        let mut command = tied(vhost_device_vsock.as_os_str());
         command
             .args(["--guest-cid", GUEST_CID, "--socket"])
             .arg(places.vhost())
@@ -81,8 +89,7 @@ impl Machine {
         // Until QEMU runs, the field holds the vsock device: whatever fails below, both are ended by drop.
         machine.wait_for_socket(&machine.places.vhost())?;
 
-        let toolbox = toolbox.clone().with_share(&machine.places.folder);
-        let mut command = toolbox.command("qemu-system-x86_64");
+        let mut command = tied("qemu-system-x86_64".as_ref());
         command.args(arguments(config, &machine.places)).stdin(Stdio::null());
         command.stdout(if config.console_on_stdout { Stdio::inherit() } else { Stdio::null() });
         command.stderr(File::create(machine.places.folder.join("qemu.log"))?);

@@ -4,14 +4,13 @@ use anyhow::{Context, Result, bail};
 use apiserver::client::{Endpoint, request_blocking};
 use nix::sys::signal::{SigSet, Signal};
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::config::{Accelerator, Config, Drive, Firmware};
+use super::config::{Accelerator, Board, Config, Drive, Firmware, Format};
 use super::folder::Folder;
 use super::kvm;
 use super::machine::{Machine, Signals};
@@ -111,10 +110,11 @@ pub fn run(project: &Project, options: &RunOptions) -> Result<ExitCode> {
         drop(running);
         return detach(&folder, options);
     }
-    let config = configure(&folder, &artifacts, options)?;
-    let mut machine = Machine::start(&toolbox, &vsock, &config, folder.path.clone(), Signals::Apart)?;
+    // Before any other thread exists: one that does not block a signal would take it and end the process.
     let asked = Arc::new(AtomicU32::new(0));
     count_interrupts(asked.clone())?;
+    let config = configure(&folder, &artifacts, options)?;
+    let mut machine = Machine::start(&toolbox, &vsock, &config, folder.path.clone(), Signals::Apart)?;
     let client = client_words(&options.name);
     eprintln!(
         "\n  Booting. From another terminal:\n    {client} status\n    {client} set motd=hello\n    {client} container list\n  Ctrl-C asks it to power off.\n"
@@ -166,10 +166,12 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
     Ok(Config {
         name: folder.name.clone(),
         firmware: options.firmware,
+        board: Board::Q35,
         accelerator,
         cpus: options.cpus,
         memory_mib: u32::try_from(options.memory >> 20)?,
         disk: folder.disk(),
+        format: Format::Raw,
         drives: volumes,
         kernel: folder.path.join("vmlinux"),
         cmdline: cmdline.trim().to_owned(),
@@ -179,10 +181,11 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         fw_cfg,
         console_on_stdout: true,
         no_reboot: false,
+        skip_idle_time: false,
     })
 }
 
-/// Counts Ctrl-C and SIGTERM instead of dying of them. From here on only; started processes are not affected.
+/// Counts Ctrl-C and SIGTERM instead of dying of them.
 fn count_interrupts(count: Arc<AtomicU32>) -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -228,14 +231,15 @@ fn detach(folder: &Folder, options: &RunOptions) -> Result<ExitCode> {
     let log = File::create(&log_path)?;
     let _ = fs::remove_file(folder.path.join("serial.log"));
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
-    let mut background = Command::new(std::env::current_exe()?)
+    // A session of its own: the end of this terminal is not its end.
+    let mut background = Command::new("setsid")
+        .arg(std::env::current_exe()?)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        .process_group(0)
         .spawn()
-        .context("cannot start in the background")?;
+        .context("cannot start in the background with setsid (of util-linux)")?;
     let endpoint = Endpoint::Unix(folder.path.join("api.sock"));
     let begun = Instant::now();
     loop {

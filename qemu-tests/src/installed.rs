@@ -1,0 +1,93 @@
+//! Another root on a node's disk: the image's own, and one service more.
+
+use anyhow::{Context, Result};
+use build::cache::{Key, files_below};
+use build::disk::SECTOR;
+use build::guest::{self, Rust};
+use build::project::Project;
+use build::root;
+use build::variant::Variant;
+use build::{kernel, oci, sbom};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::bench::bench;
+use crate::node::Node;
+
+/// Builds the image's root again with a service `name` that runs `script` with busybox's shell as root, and installs it in
+/// slot b of a node that is off, which boots it from now on. What the image has no way to do, such as to kill its services,
+/// a story does by this.
+#[track_caller]
+pub fn install_in_slot_b(node: &mut Node, name: &str, script: &str) {
+    let cmdline = build_and_write(node, name, script);
+    node.config.cmdline = Some(cmdline.unwrap_or_else(|error| panic!("the root with {name}: {error:#}")));
+}
+
+fn build_and_write(node: &Node, name: &str, script: &str) -> Result<String> {
+    let bench = bench();
+    let real = &bench.project;
+    // The sources of what a root takes from os/, with the service added.
+    let sources = node.path("sources");
+    let os = real.sources.join("os");
+    for file in files_below(&os)? {
+        let copy = sources.join("os").join(file.strip_prefix(&os)?);
+        fs::create_dir_all(copy.parent().context("a file without a folder")?)?;
+        fs::copy(&file, &copy)?;
+    }
+    let exec = serde_json::to_string(&["/usr/bin/busybox", "sh", "-c", script])?;
+    let service = format!(
+        "description = \"A story\"\nexec = {exec}\nafter = [\"apiserver\", \"host-agent\"]\nready = \"started\"\nrestart = \"no\"\n"
+    );
+    fs::write(sources.join(format!("os/services/{name}.toml")), service)?;
+    let project = Project { sources, cache: real.cache.clone(), version: real.version };
+
+    let mut variant = Variant::load(real, "default")?;
+    variant.services.push(name.to_owned());
+    let rust = Rust::find(real)?;
+    let youki = guest::youki(real, &bench.toolbox, &rust)?;
+    let busybox = oci::preload(real, &bench.toolbox, "busybox")?;
+    let shell = real.cache.step(
+        "shell",
+        "a shell for the tests",
+        Key::new("shell 1").entry(&busybox.entry),
+        |out| {
+            fs::copy(busybox.entry.path.join("rootfs/bin/busybox"), out.join("busybox"))?;
+            Ok(())
+        },
+    )?;
+    let mut built = vec![(youki.clone(), vec!["youki"]), (shell, vec!["busybox"])];
+    for package in guest::GUEST_PACKAGES {
+        built.push((guest::build(real, &bench.toolbox, &rust, package)?, package.programs.to_vec()));
+    }
+    let programs: Vec<_> = built.iter().map(|(entry, names)| (entry, names.clone())).collect();
+    let licences = sbom::collect(real, &bench.toolbox, &rust, &youki, &kernel::build(real, &bench.toolbox)?)?;
+    let preloaded = [busybox];
+    let inputs =
+        root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let (entry, verity) = root::build(&project, &bench.toolbox, &inputs)?;
+
+    write_slot(
+        &node.disk_path(),
+        [
+            ("root-b", &entry.path.join("root.erofs"), verity.root_uuid()),
+            ("verity-b", &entry.path.join("root.verity"), verity.verity_uuid()),
+        ],
+    )?;
+    Ok(format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters()))
+}
+
+fn write_slot(disk: &Path, parts: [(&str, &Path, [u8; 16]); 2]) -> Result<()> {
+    let mut file = File::options().read(true).write(true).open(disk)?;
+    let mut table = gptman::GPT::read_from(&mut file, SECTOR)?;
+    for (name, content, uuid) in parts {
+        let (_, entry) = table
+            .iter_mut()
+            .find(|(_, entry)| entry.partition_name.as_str() == name)
+            .with_context(|| format!("the disk has no partition {name}"))?;
+        entry.unique_partition_guid = build::disk::guid_of_hash(uuid);
+        file.write_all_at(&fs::read(content)?, entry.starting_lba * SECTOR)?;
+    }
+    table.write_into(&mut file)?;
+    Ok(())
+}

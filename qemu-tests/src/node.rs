@@ -1,0 +1,491 @@
+//! One virtual machine, from its first boot to the look at its powered-off disk.
+
+use apiserver::agent::{ContainerStatus, Health, Status};
+use apiserver::client::{Answer, ClientError, Endpoint, request_blocking};
+use build::artifacts::copy_sparse;
+use build::command::{run_quiet, tail};
+use build::inspect::Disk;
+use build::vm::config::{self, Accelerator, Board, Drive, Firmware, Format};
+use build::vm::machine::{Machine, Signals};
+use hyper::Method;
+use serde_json::{Value, json};
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+use crate::bench::bench;
+
+/// How long a boot may take: five seconds on an idle machine, and CI machines are not idle.
+const BOOT: Duration = Duration::from_secs(90);
+const REQUEST: Duration = Duration::from_secs(60);
+const POWER_OFF: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+const DISK_SIZE: u64 = 1 << 30;
+
+/// Where user data comes from.
+#[derive(Debug, Clone)]
+pub enum UserData {
+    /// QEMU's fw_cfg.
+    FwCfg(Vec<u8>),
+    /// A disk, such as [`crate::nocloud_iso`] makes.
+    Disk(PathBuf),
+}
+
+/// What a node is made of; each constructor is a way to boot.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub firmware: Firmware,
+    pub board: Board,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub disk_size: u64,
+    pub format: Format,
+    pub user_data: Option<UserData>,
+    pub drives: Vec<Drive>,
+    /// Instead of the image's own, for direct boot.
+    pub kernel: Option<PathBuf>,
+    pub cmdline: Option<String>,
+    /// A server of the host that the guest reaches: `(address:port, program that the connection is handed to)`.
+    pub guest_forward: Option<(String, String)>,
+    /// The guest's clock jumps over what it would only wait for.
+    pub skip_idle_time: bool,
+}
+
+impl Config {
+    /// vmlinux, on q35.
+    pub fn direct() -> Self {
+        Self {
+            firmware: Firmware::Direct,
+            board: Board::Q35,
+            cpus: 1,
+            memory_mib: 256,
+            disk_size: DISK_SIZE,
+            format: Format::Raw,
+            user_data: None,
+            drives: Vec::new(),
+            kernel: None,
+            cmdline: None,
+            guest_forward: None,
+            skip_idle_time: false,
+        }
+    }
+
+    /// OVMF, systemd-boot and the UKI of the disk, on q35.
+    pub fn uefi() -> Self {
+        Self { firmware: Firmware::Uefi, ..Self::direct() }
+    }
+
+    /// vmlinux, on microvm.
+    pub fn microvm() -> Self {
+        Self { firmware: Firmware::Microvm, ..Self::direct() }
+    }
+
+    #[must_use]
+    pub fn user_data(mut self, text: impl AsRef<[u8]>) -> Self {
+        self.user_data = Some(UserData::FwCfg(text.as_ref().to_vec()));
+        self
+    }
+}
+
+pub struct Node {
+    pub config: Config,
+    folder: TempDir,
+    machine: Option<Machine>,
+}
+
+impl Node {
+    /// A machine with a new disk, switched off.
+    #[track_caller]
+    pub fn new(config: Config) -> Self {
+        // In /tmp, whatever TMPDIR says: the path of a socket has at most 108 bytes.
+        let folder = tempfile::Builder::new().prefix("caisson-").tempdir_in("/tmp");
+        let node = Self { config, folder: folder.expect("a folder in /tmp"), machine: None };
+        copy_sparse(&bench().artifacts.disk(), &node.disk_path()).expect("a copy of the disk");
+        node.enlarge(node.config.disk_size);
+        node
+    }
+
+    /// A new machine whose API answers.
+    #[track_caller]
+    pub fn boot(config: Config) -> Self {
+        let mut node = Self::new(config);
+        node.start();
+        node.wait_for_api();
+        node
+    }
+
+    /// A new machine that says it is healthy.
+    #[track_caller]
+    pub fn boot_healthy(config: Config) -> Self {
+        let node = Self::boot(config);
+        node.wait_until_healthy();
+        node
+    }
+
+    /// Switches the machine on, and waits for nothing.
+    #[track_caller]
+    pub fn start(&mut self) {
+        assert!(self.machine.is_none(), "the machine is on already");
+        let bench = bench();
+        let mut drives = self.config.drives.clone();
+        let mut fw_cfg = Vec::new();
+        match &self.config.user_data {
+            Some(UserData::FwCfg(content)) => {
+                let path = self.path("user-data");
+                fs::write(&path, content).expect("the user data");
+                fw_cfg.push(("opt/caisson/user-data".to_owned(), path));
+            }
+            Some(UserData::Disk(path)) => drives.push(Drive { path: path.clone(), read_only: true }),
+            None => {}
+        }
+        let mut disk = self.disk_path();
+        if self.config.format == Format::Qcow2 {
+            disk = self.overlay();
+            qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b"], &[&self.disk_path(), &disk]);
+        }
+        let machine = config::Config {
+            name: "test".to_owned(),
+            firmware: self.config.firmware,
+            board: self.config.board,
+            accelerator: if self.config.skip_idle_time { Accelerator::Tcg } else { bench.accelerator },
+            cpus: self.config.cpus,
+            memory_mib: self.config.memory_mib,
+            disk,
+            format: self.config.format,
+            drives,
+            kernel: self.config.kernel.clone().unwrap_or_else(|| bench.artifacts.vmlinux()),
+            cmdline: self.config.cmdline.clone().unwrap_or_else(|| bench.cmdline.clone()),
+            ports: Vec::new(),
+            guest_forward: self.config.guest_forward.clone(),
+            online: false,
+            fw_cfg,
+            console_on_stdout: false,
+            no_reboot: false,
+            skip_idle_time: self.config.skip_idle_time,
+        };
+        let folder = self.folder.path().to_owned();
+        let started = Machine::start(
+            &bench.toolbox.clone().with_share(&folder),
+            &bench.vhost_device_vsock,
+            &machine,
+            folder,
+            Signals::Shared,
+        );
+        self.machine = Some(started.unwrap_or_else(|error| panic!("QEMU does not start: {error:#}")));
+    }
+
+    // --- waiting
+
+    /// Polls until `look` finds what the story waits for.
+    #[track_caller]
+    pub fn wait_for<T>(
+        &self,
+        what: impl Display,
+        patience: Duration,
+        mut look: impl FnMut(&Self) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(found) = look(self) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{what}: not within {} s", patience.as_secs());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    #[track_caller]
+    pub fn wait_for_api(&self) {
+        self.wait_for("the API answers", BOOT, |node| {
+            let answer = node.request_within(Duration::from_secs(5), Method::GET, "/os", "");
+            answer.ok().filter(Answer::is_success)
+        });
+    }
+
+    #[track_caller]
+    pub fn wait_until_healthy(&self) {
+        let mut last = String::new();
+        let healthy = |node: &Self| {
+            let status = node.try_status();
+            last = format!("{status:?}");
+            status.filter(|status| status.health == Health::Healthy).map(drop)
+        };
+        let deadline = Instant::now() + BOOT;
+        let mut look = healthy;
+        while look(self).is_none() {
+            assert!(Instant::now() < deadline, "the node is not healthy within {} s: {last}", BOOT.as_secs());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    #[track_caller]
+    pub fn wait_for_console(&self, text: &str) {
+        self.wait_for(format!("{text:?} on the console"), BOOT, |node| {
+            node.console().contains(text).then_some(())
+        });
+    }
+
+    // --- the API
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::Unix(self.path("api.sock"))
+    }
+
+    pub fn request_within(
+        &self,
+        patience: Duration,
+        method: Method,
+        uri: &str,
+        body: &str,
+    ) -> Result<Answer, ClientError> {
+        request_blocking(&self.endpoint(), method, uri, body.as_bytes().to_vec(), patience)
+    }
+
+    /// One request whose answer may be a refusal.
+    #[track_caller]
+    pub fn request(&self, method: Method, uri: &str, body: &str) -> Answer {
+        self.request_within(REQUEST, method.clone(), uri, body)
+            .unwrap_or_else(|error| panic!("{method} {uri}: {error}"))
+    }
+
+    /// One request that is granted.
+    #[track_caller]
+    pub fn granted(&self, method: Method, uri: &str, body: &str) -> Answer {
+        let answer = self.request(method.clone(), uri, body);
+        assert!(answer.is_success(), "{method} {uri} was refused with {}: {}", answer.status, answer.text());
+        answer
+    }
+
+    #[track_caller]
+    pub fn get(&self, uri: &str) -> Value {
+        let answer = self.granted(Method::GET, uri, "");
+        serde_json::from_slice(&answer.body)
+            .unwrap_or_else(|error| panic!("GET {uri} is not JSON ({error}): {}", answer.text()))
+    }
+
+    /// The value of a setting, such as `network.hostname`; `Null` when it is not set.
+    #[track_caller]
+    pub fn setting(&self, name: &str) -> Value {
+        let pointer = format!("/{}", name.replace('.', "/"));
+        self.get("/settings").pointer(&pointer).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Changes settings, durably, and applies them; the refusal, if it is refused.
+    #[track_caller]
+    pub fn try_set(&self, settings: &Value) -> Result<(), String> {
+        let staged = self.request(Method::PATCH, "/settings?tx=story", &settings.to_string());
+        let answer = if staged.is_success() {
+            self.request(Method::POST, "/tx/commit_and_apply?tx=story", "")
+        } else {
+            staged
+        };
+        if answer.is_success() { Ok(()) } else { Err(format!("{}: {}", answer.status, answer.text())) }
+    }
+
+    #[track_caller]
+    pub fn set(&self, settings: &Value) {
+        if let Err(refusal) = self.try_set(settings) {
+            panic!("{settings} was refused with {refusal}");
+        }
+    }
+
+    pub fn try_status(&self) -> Option<Status> {
+        let answer = self.request_within(Duration::from_secs(5), Method::GET, "/?prefix=status", "").ok()?;
+        let value: Value = serde_json::from_slice(&answer.body).ok()?;
+        serde_json::from_value(value.get("status")?.clone()).ok()
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.wait_for("the node's status", REQUEST, Self::try_status)
+    }
+
+    /// Everything that the node says is wrong, one line each.
+    #[track_caller]
+    pub fn problems(&self) -> String {
+        let line = |problem: &apiserver::agent::init_status::Problem| {
+            format!("{}: {}: {} ({})\n", problem.source, problem.subject, problem.message, problem.hint)
+        };
+        self.status().problems.iter().map(line).collect()
+    }
+
+    #[track_caller]
+    pub fn containers(&self) -> Vec<ContainerStatus> {
+        serde_json::from_value(self.get("/containers")).expect("a list of containers")
+    }
+
+    #[track_caller]
+    pub fn container(&self, name: &str) -> ContainerStatus {
+        let all = self.containers();
+        let found = all.iter().find(|container| container.name == name).cloned();
+        found.unwrap_or_else(|| panic!("there is no container {name}: there are {all:?}"))
+    }
+
+    #[track_caller]
+    pub fn wait_for_container(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&ContainerStatus) -> bool,
+    ) -> ContainerStatus {
+        let mut last = None;
+        let deadline = Instant::now() + REQUEST;
+        loop {
+            let all = self.request_within(REQUEST, Method::GET, "/containers", "").ok();
+            let all: Option<Vec<ContainerStatus>> =
+                all.and_then(|all| serde_json::from_slice(&all.body).ok());
+            let found = all.into_iter().flatten().find(|container| container.name == name);
+            if let Some(container) = found {
+                if wanted(&container) {
+                    return container;
+                }
+                last = Some(container);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "container {name}: {what}: not within {} s; it is {last:?}",
+                REQUEST.as_secs()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    #[track_caller]
+    pub fn logs(&self, container: &str) -> String {
+        self.granted(Method::GET, &format!("/containers/{container}/logs"), "").text()
+    }
+
+    #[track_caller]
+    pub fn wait_for_logs(&self, container: &str, text: &str) -> String {
+        let uri = format!("/containers/{container}/logs");
+        let mut last = String::new();
+        let deadline = Instant::now() + REQUEST;
+        while !last.contains(text) {
+            assert!(Instant::now() < deadline, "the log of {container} does not say {text:?} but {last:?}");
+            if let Ok(answer) = self.request_within(REQUEST, Method::GET, &uri, "") {
+                last = answer.text();
+            }
+            std::thread::sleep(POLL);
+        }
+        last
+    }
+
+    // --- power
+
+    /// An orderly reboot, asked for through the API, until the API answers again.
+    #[track_caller]
+    pub fn reboot(&self) {
+        const SAID: &str = "Restarting system";
+        let before = self.console().matches(SAID).count();
+        self.granted(Method::POST, "/actions/reboot", "");
+        self.wait_for("the kernel restarts", POWER_OFF, |node| {
+            (node.console().matches(SAID).count() > before).then_some(())
+        });
+        self.wait_for_api();
+    }
+
+    /// Presses the power button and waits for the orderly end.
+    #[track_caller]
+    pub fn power_off(&mut self) {
+        self.machine().press_power_button().unwrap_or_else(|error| panic!("no power button: {error:#}"));
+        self.wait_for_end();
+    }
+
+    /// Waits until the machine has switched itself off.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) {
+        let machine = self.machine.as_mut().expect("the machine is off");
+        let ended = machine.wait(POWER_OFF).expect("the end of QEMU");
+        assert!(ended.is_some(), "the machine has not switched itself off within {} s", POWER_OFF.as_secs());
+        self.settle();
+    }
+
+    /// Cuts the power: QEMU is killed. What that loses is up to the disk's [`Format`].
+    #[track_caller]
+    pub fn cut_power(&mut self) {
+        self.machine.as_mut().expect("the machine is off").kill().expect("the end of QEMU");
+        self.settle();
+    }
+
+    pub fn is_on(&mut self) -> bool {
+        self.machine.as_mut().is_some_and(|machine| machine.try_wait().is_ok_and(|end| end.is_none()))
+    }
+
+    fn settle(&mut self) {
+        self.machine = None;
+        if self.config.format == Format::Qcow2 {
+            qemu_img(&["commit", "-q"], &[&self.overlay()]);
+            fs::remove_file(self.overlay()).expect("an overlay to remove");
+        }
+    }
+
+    #[track_caller]
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().expect("the machine is off")
+    }
+
+    // --- what can be seen from outside
+
+    /// All that the serial console has shown since the machine was switched on.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("serial.log")).unwrap_or_default()).into_owned()
+    }
+
+    /// A file in this node's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn disk_path(&self) -> PathBuf {
+        self.path("disk.img")
+    }
+
+    fn overlay(&self) -> PathBuf {
+        self.path("disk.qcow2")
+    }
+
+    /// The disk of a machine that is off.
+    #[track_caller]
+    pub fn disk(&self) -> Disk {
+        assert!(self.machine.is_none(), "the disk of a running machine is not to be looked at");
+        Disk::open(&self.disk_path()).unwrap_or_else(|error| panic!("the disk: {error:#}"))
+    }
+
+    /// What a file on the disk of a machine that is off holds.
+    #[track_caller]
+    pub fn file(&self, partition: &str, path: &str) -> String {
+        let content = self.disk().read(partition, path).unwrap_or_else(|error| panic!("{error:#}"));
+        String::from_utf8_lossy(&content).into_owned()
+    }
+
+    /// Gives the disk of a machine that is off another size.
+    #[track_caller]
+    pub fn enlarge(&self, size: u64) {
+        assert!(self.machine.is_none(), "the disk of a running machine keeps its size");
+        let disk = File::options().write(true).open(self.disk_path()).expect("the disk");
+        disk.set_len(size).expect("another size of the disk");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let end = |name: &str, lines| tail(&self.path(name), lines);
+            eprintln!("---- the console's end\n{}", end("serial.log", 80));
+            eprintln!("---- QEMU and its vsock device\n{}{}", end("qemu.log", 10), end("vsock.log", 10));
+        }
+    }
+}
+
+fn qemu_img(arguments: &[&str], files: &[&Path]) {
+    let mut command = bench().toolbox.command("qemu-img");
+    command.args(arguments).args(files);
+    run_quiet(&mut command, "qemu-img").unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// Settings of one container of the preloaded busybox that runs a script.
+pub fn script(script: &str) -> Value {
+    json!({"image": "localhost/busybox", "command": ["/bin/sh", "-c", script]})
+}

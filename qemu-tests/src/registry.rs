@@ -1,0 +1,189 @@
+//! Debian's docker-registry on the host's loopback, and an image in it.
+
+use anyhow::{Context, Result, ensure};
+use build::cache::hex;
+use build::command::{run_quiet, tail};
+use build::oci;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+use crate::bench::bench;
+
+const START: Duration = Duration::from_secs(20);
+
+/// Where a guest finds it: an address of QEMU's network, which hands each connection to the host's loopback.
+const SEEN_BY_GUESTS: &str = "10.0.2.100:5000";
+
+pub struct Registry {
+    port: u16,
+    server: Child,
+    folder: TempDir,
+}
+
+/// An image in the registry.
+pub struct Published {
+    /// As a guest names it, by tag.
+    pub by_tag: String,
+    pub by_digest: String,
+}
+
+impl Registry {
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::try_start().unwrap_or_else(|error| panic!("the registry does not start: {error:#}"))
+    }
+
+    fn try_start() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("caisson-registry-").tempdir_in("/tmp")?;
+        // A port that was free a moment ago.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let storage = folder.path().join("storage");
+        let configuration = json!({
+            "version": 0.1,
+            "log": {"level": "warn"},
+            "storage": {"filesystem": {"rootdirectory": storage}},
+            "http": {"addr": format!("127.0.0.1:{port}")},
+        });
+        // JSON is YAML too.
+        let file = folder.path().join("config.yml");
+        fs::write(&file, configuration.to_string())?;
+        let log = File::create(folder.path().join("log"))?;
+        let mut command = bench().toolbox.command("setpriv");
+        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]).arg(&file);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut registry = Self { port, server: command.spawn()?, folder };
+        let deadline = Instant::now() + START;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            let log = registry.folder.path().join("log");
+            ensure!(registry.server.try_wait()?.is_none(), "it ended at once:\n{}", tail(&log, 10));
+            ensure!(Instant::now() < deadline, "it does not listen within {} s", START.as_secs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(registry)
+    }
+
+    /// For [`crate::Config::guest_forward`].
+    pub fn forward(&self) -> (String, String) {
+        (SEEN_BY_GUESTS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.port))
+    }
+
+    /// Pushes busybox with one more layer, which adds `/etc/story` with `story` in it and takes `/etc/group` away.
+    #[track_caller]
+    pub fn publish(&self, name: &str, tag: &str, story: &str) -> Published {
+        let published = self.try_publish(name, tag, story);
+        published.unwrap_or_else(|error| panic!("{name}:{tag} cannot be pushed: {error:#}"))
+    }
+
+    fn try_publish(&self, name: &str, tag: &str, story: &str) -> Result<Published> {
+        let bench = bench();
+        let layout = oci::preload(&bench.project, &bench.toolbox, "busybox")?.entry.path.join("layout");
+        let read_json = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+        let blob = |digest: &Value| {
+            let digest = digest.as_str().unwrap_or_default();
+            layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+        };
+        let index = read_json(&layout.join("index.json"))?;
+        let mut manifest = read_json(&blob(&index["manifests"][0]["digest"]))?;
+        let mut config = read_json(&blob(&manifest["config"]["digest"]))?;
+        self.push_blob(name, fs::read(blob(&manifest["layers"][0]["digest"]))?)?;
+
+        let (diff_id, layer) = self.layer(story)?;
+        let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().context("an image without layers")?;
+        diff_ids.push(json!(diff_id));
+        config["config"]["Cmd"] = json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]);
+        let media = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let layers = manifest["layers"].as_array_mut().context("an image without layers")?;
+        layers.push(json!({"mediaType": media, "digest": digest(&layer), "size": layer.len()}));
+        self.push_blob(name, layer)?;
+        let config = serde_json::to_vec(&config)?;
+        manifest["config"]["digest"] = json!(digest(&config));
+        manifest["config"]["size"] = json!(config.len());
+        self.push_blob(name, config)?;
+        let manifest = serde_json::to_vec(&manifest)?;
+        let manifest_digest = digest(&manifest);
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        self.send(Method::PUT, &format!("/v2/{name}/manifests/{tag}"), media, manifest)?;
+        Ok(Published {
+            by_tag: format!("{SEEN_BY_GUESTS}/{name}:{tag}"),
+            by_digest: format!("{SEEN_BY_GUESTS}/{name}@{manifest_digest}"),
+        })
+    }
+
+    /// A gzipped layer and its diff id.
+    fn layer(&self, story: &str) -> Result<(String, Vec<u8>)> {
+        let tree = self.folder.path().join("layer");
+        fs::create_dir_all(tree.join("etc"))?;
+        fs::write(tree.join("etc/story"), format!("{story}\n"))?;
+        // A whiteout (OCI Image Specification, layer.md): the file of the layers below is gone.
+        fs::write(tree.join("etc/.wh.group"), "")?;
+        let tar = self.folder.path().join("layer.tar");
+        let mut command = bench().toolbox.command("tar");
+        command.args(["--owner=0", "--group=0", "-cf"]).arg(&tar).arg("-C").arg(&tree).arg("etc");
+        run_quiet(&mut command, "tar")?;
+        let diff_id = digest(&fs::read(&tar)?);
+        let layer = run_quiet(bench().toolbox.command("gzip").args(["-n", "-c"]).arg(&tar), "gzip")?;
+        Ok((diff_id, layer))
+    }
+
+    /// A monolithic upload (OCI Distribution Specification, "Pushing blobs").
+    fn push_blob(&self, name: &str, data: Vec<u8>) -> Result<()> {
+        let media = "application/octet-stream";
+        let location = self.send(Method::POST, &format!("/v2/{name}/blobs/uploads/"), media, Vec::new())?;
+        let location = location.context("the registry says nothing about where to upload")?;
+        let path = location.split_once("/v2/").map_or(location.as_str(), |(_, path)| path);
+        let uri = format!("/v2/{path}&digest={}", digest(&data));
+        self.send(Method::PUT, &uri, media, data).map(drop)
+    }
+
+    /// Returns the header `location`.
+    fn send(&self, method: Method, uri: &str, media: &str, body: Vec<u8>) -> Result<Option<String>> {
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(uri)
+            .header("host", format!("127.0.0.1:{}", self.port))
+            .header("content-type", media)
+            .body(Full::new(Bytes::from(body)))?;
+        let exchange = async {
+            let stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let answer = async {
+                let response = sender.send_request(request).await?;
+                let status = response.status();
+                let location = response.headers().get("location").cloned();
+                let body = response.into_body().collect().await?.to_bytes();
+                ensure!(status.is_success(), "{method} {uri}: {status}: {}", String::from_utf8_lossy(&body));
+                Ok(location.and_then(|location| location.to_str().ok().map(str::to_owned)))
+            };
+            tokio::pin!(answer);
+            tokio::select! {
+                biased;
+                answer = &mut answer => answer,
+                _ = connection => answer.await,
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { tokio::time::timeout(START, exchange).await })?
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn digest(data: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(data)))
+}
