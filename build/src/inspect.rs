@@ -283,9 +283,7 @@ fn erofs_files(content: &[u8]) -> Result<Vec<Node>> {
         let kind = if inode.is_dir() {
             Kind::Folder
         } else if inode.is_symlink() {
-            Kind::Link(
-                String::from_utf8_lossy(system.read_link_inode(*inode)?.as_bytes()).into_owned(),
-            )
+            Kind::Link(String::from_utf8_lossy(system.read_link_inode(*inode)?.as_bytes()).into_owned())
         } else if inode.is_file() {
             Kind::File(inode.data_size())
         } else {

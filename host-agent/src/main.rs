@@ -1,1 +1,133 @@
-fn main() {}
+//! The host agent: applies user data once, then what the API's settings say, and keeps the network and containers.
+
+use apiserver::client::{Endpoint, request};
+use apiserver::sockets;
+use host_agent::agent::Agent;
+use host_agent::apply::Applier;
+use host_agent::container::image;
+use host_agent::node::Node;
+use host_agent::{init, integrity, network, user_data};
+use hyper::Method;
+use init_control::Problem;
+use settings::Settings;
+use std::cell::RefCell;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+const API: &str = "/run/api.sock";
+
+fn main() -> ExitCode {
+    let passed = sockets::passed();
+    match run(passed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("<3>{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| "cannot set up TLS".to_owned())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    LocalSet::new().block_on(&runtime, async {
+        let (_, fd) = passed
+            .into_iter()
+            .find(|(name, _)| name == "agent")
+            .ok_or("no socket named agent was passed: PID 1 starts this program")?;
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)).map_or_else(
+            |error| Err(format!("cannot use the socket that was passed: {error}")),
+            |listener| {
+                let agent = Agent { node: Rc::default(), applier: Rc::default() };
+                tokio::task::spawn_local(agent.clone().serve(listener));
+                tokio::task::spawn_local(network::run(agent.node.clone()));
+                tokio::task::spawn_local(start_node(agent.node, agent.applier));
+                Ok(())
+            },
+        )?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
+        sockets::notify_ready()
+            .map_err(|error| format!("cannot tell PID 1 that the agent is ready: {error}"))?;
+        // Containers run on in their shims.
+        terminate.recv().await;
+        Ok(())
+    })
+}
+
+/// The boot: user data, then all settings, then watching for the node to be healthy.
+async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
+    let problems = user_data::apply_once().await;
+    node.borrow_mut().set_problems("user-data", problems);
+    node.borrow_mut().phase("user-data");
+    let mut delay = Duration::from_millis(100);
+    let settings = loop {
+        match settings_of_api().await {
+            Ok(settings) => break settings,
+            Err(message) => {
+                let hint = "the API server may be starting; the agent asks on".to_owned();
+                let problem =
+                    Problem { source: "apply".to_owned(), subject: "settings".to_owned(), message, hint };
+                node.borrow_mut().set_problems("apply", vec![problem]);
+            }
+        }
+        sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(10));
+    };
+    let wanted: Vec<String> = settings
+        .containers
+        .iter()
+        .flatten()
+        .filter_map(|(_, container)| Some(container.image.as_ref()?.as_str().to_owned()))
+        .collect();
+    image::remove_unused(&wanted);
+    let outcome = applier.borrow_mut().apply(&node, 0, &settings);
+    let failed = outcome.steps.iter().filter_map(|step| {
+        let message = step.error.clone()?;
+        Some(Problem {
+            source: "apply".to_owned(),
+            subject: step.name.clone(),
+            message,
+            hint: "set it again, or restart the node".to_owned(),
+        })
+    });
+    let failed: Vec<Problem> = failed.collect();
+    {
+        let mut node = node.borrow_mut();
+        node.set_problems("apply", failed);
+        node.containers.stop_strangers();
+        node.applied = true;
+        node.phase("applied");
+    }
+    // Health is noticed also when nobody asks.
+    for _ in 0..600 {
+        if let Ok(status) = init::status().await
+            && node.borrow_mut().status(&status).health == apiserver::agent::Health::Healthy
+        {
+            break;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    integrity::check_root().await;
+}
+
+async fn settings_of_api() -> Result<Settings, String> {
+    let answer =
+        request(&Endpoint::Unix(API.into()), Method::GET, "/settings", Vec::new(), Duration::from_secs(10))
+            .await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    if !answer.is_success() {
+        return Err(answer.text());
+    }
+    let value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    settings::from_json(&value).map_err(|mistakes| mistakes.to_string())
+}

@@ -1,1 +1,380 @@
-fn main() {}
+//! `container-shim NAME IMAGE`: runs one container once and writes how it ended.
+//!
+//! One process for each container, the parent of all that runs in it: it makes the container's root, drives youki through its
+//! command line, keeps the container's output in a bounded log, and outlives a restart of the host agent. One thread.
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2, setsid};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use host_agent::clock::boottime_ms;
+use host_agent::container::log::ContainerLog;
+use host_agent::container::record::{Exit, Places};
+use host_agent::files;
+
+const YOUKI: &str = "/usr/bin/youki";
+const YOUKI_ROOT: &str = "/run/youki";
+/// Between SIGTERM and SIGKILL, in milliseconds.
+const GRACE: u64 = 10_000;
+/// For youki to make or start a container.
+const RUNTIME_TIMEOUT: u64 = 60_000;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(name), Some(image)) = (arguments.next(), arguments.next()) else {
+        eprintln!("<3>container-shim NAME IMAGE: started by the host agent, by nobody else");
+        return ExitCode::FAILURE;
+    };
+    let places = Places::of(&name);
+    // First out of the agent's control group, which is killed when the agent is restarted.
+    if let Err(error) = join_group(&places) {
+        eprintln!("<3>container {name}: {error}");
+    }
+    let _ = setsid();
+    let _ = prctl::set_child_subreaper(true);
+    let Ok(lock) = File::options().create(true).truncate(false).write(true).open(places.lock()) else {
+        eprintln!("<3>container {name}: cannot open {}", places.lock().display());
+        return ExitCode::FAILURE;
+    };
+    if lock.try_lock().is_err() {
+        eprintln!("<3>container {name}: another shim runs it");
+        return ExitCode::FAILURE;
+    }
+    let _ = fs::remove_file(places.exit());
+    let _ = files::replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
+    let mut shim = Shim { name, image, places, started_at: boottime_ms() };
+    let exit = shim.run();
+    shim.clean_up();
+    let data = serde_json::to_vec(&exit).unwrap_or_default();
+    if let Err(error) = files::replace(&shim.places.exit(), &data) {
+        eprintln!("<3>container {}: cannot write how it ended: {error}", shim.name);
+    }
+    drop(lock);
+    ExitCode::SUCCESS
+}
+
+fn join_group(places: &Places) -> io::Result<()> {
+    let shim = places.group.join("shim");
+    fs::create_dir_all(&shim)?;
+    let controllers = fs::read_to_string(places.group.join("cgroup.controllers"))?;
+    let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    fs::write(places.group.join("cgroup.subtree_control"), all.join(" "))?;
+    fs::write(shim.join("cgroup.procs"), "0")
+}
+
+struct Shim {
+    name: String,
+    image: String,
+    places: Places,
+    started_at: u64,
+}
+
+/// What the container writes and what is left of it.
+struct Streams {
+    log: ContainerLog,
+    readers: Vec<(&'static str, File)>,
+    /// What the runtime itself said on stderr, until the container runs.
+    said: Vec<u8>,
+}
+
+impl Shim {
+    fn run(&mut self) -> Exit {
+        let result = self.run_inner();
+        let out_of_memory = self.out_of_memory();
+        let (exit_code, error) = match result {
+            Ok(code) => (Some(code), None),
+            Err(error) => (None, Some(error)),
+        };
+        Exit { exit_code, error, out_of_memory, started_at_ms: self.started_at, ended_at_ms: boottime_ms() }
+    }
+
+    fn run_inner(&mut self) -> Result<i32, String> {
+        let signals = block_signals().map_err(|error| format!("cannot take signals: {error}"))?;
+        self.mount_root()?;
+        self.check_command()?;
+        let cannot_pipe = |error: nix::Error| format!("cannot make a pipe: {error}");
+        // Never /dev/null: youki would open it for reading, and the container's writes would fail.
+        let (out, out_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
+        let (err, err_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
+        let mut streams = Streams {
+            log: ContainerLog::open(&self.places.log),
+            readers: vec![("stdout", File::from(out)), ("stderr", File::from(err))],
+            said: Vec::new(),
+        };
+        for (_, reader) in &streams.readers {
+            let _ = nix::fcntl::fcntl(reader, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        }
+        let create = self
+            .youki()
+            .arg("create")
+            .arg("--bundle")
+            .arg(self.places.bundle())
+            .arg("--pid-file")
+            .arg(self.places.pid())
+            .arg(&self.name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(out_writer))
+            .stderr(Stdio::from(err_writer))
+            .spawn()
+            .map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
+        let created = self.wait_for(&signals, &mut streams, pid_of(create.id()))?;
+        if created != Some(0) {
+            return Err(self.refusal("made", &streams, &self.runtime_log()));
+        }
+        let payload =
+            fs::read_to_string(self.places.pid()).ok().and_then(|text| text.trim().parse::<i32>().ok());
+        let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
+        let start = self
+            .youki()
+            .arg("start")
+            .arg(&self.name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut start = start.map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
+        streams.said.clear();
+        let started = self.wait_for(&signals, &mut streams, pid_of(start.id()))?;
+        if started != Some(0) {
+            let mut text = String::new();
+            if let Some(stderr) = start.stderr.take() {
+                let _ = stderr.take(8 << 10).read_to_string(&mut text);
+            }
+            return Err(self.refusal("started", &streams, &format!("{text}{}", self.runtime_log())));
+        }
+        let code = self.watch(&signals, &mut streams, payload);
+        streams.drain();
+        Ok(code)
+    }
+
+    fn youki(&self) -> Command {
+        let mut command = Command::new(YOUKI);
+        command.arg("--root").arg(YOUKI_ROOT).arg("--log").arg(self.places.run.join("youki.log"));
+        command
+    }
+
+    fn runtime_log(&self) -> String {
+        fs::read_to_string(self.places.run.join("youki.log")).unwrap_or_default()
+    }
+
+    /// What the runtime said, in one line that a person can act on.
+    fn refusal(&self, what: &str, streams: &Streams, more: &str) -> String {
+        let said = String::from_utf8_lossy(&streams.said);
+        let last =
+            said.lines().chain(more.lines()).rfind(|line| line.contains("ERROR") || line.contains("rror:"));
+        let last = last.or_else(|| said.lines().last()).unwrap_or("it said nothing");
+        format!("the container could not be {what}: {last}")
+    }
+
+    /// The container's root: the image below, a layer of its own above.
+    fn mount_root(&self) -> Result<(), String> {
+        let lower = fs::canonicalize(self.places.lower())
+            .map_err(|error| format!("the image's files are gone: {error}"))?;
+        let (upper, work) = (self.places.data.join("upper"), self.places.data.join("work"));
+        for folder in [&upper, &work, &self.places.rootfs()] {
+            fs::create_dir_all(folder)
+                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        }
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        mount(Some("overlay"), &self.places.rootfs(), Some("overlay"), flags, Some(options.as_str()))
+            .map_err(|error| format!("cannot mount the container's root: {error}"))
+    }
+
+    /// A command that is not there is told by name, before the runtime says it in its own words.
+    fn check_command(&self) -> Result<(), String> {
+        let config = fs::read(self.places.bundle().join("config.json"))
+            .map_err(|error| format!("config.json: {error}"))?;
+        let config: Value =
+            serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))?;
+        let program = config["process"]["args"][0].as_str().unwrap_or_default();
+        let path = config["process"]["env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let path = path.filter_map(|variable| variable.strip_prefix("PATH=")).next_back().unwrap_or_default();
+        let places: Vec<String> = if program.contains('/') {
+            let folder = config["process"]["cwd"].as_str().unwrap_or("/");
+            vec![Path::new(folder).join(program).display().to_string()]
+        } else {
+            path.split(':').map(|folder| format!("{folder}/{program}")).collect()
+        };
+        let root =
+            open(&self.places.rootfs(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        let root = root.map_err(|error| format!("cannot open the container's root: {error}"))?;
+        let mut not_a_program = false;
+        for place in &places {
+            // Links are followed as the container would follow them.
+            let how =
+                OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            let Ok(file) = openat2(&root, place.as_str(), how) else { continue };
+            let Ok(stat) = fstat(&file) else { continue };
+            if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG
+                && stat.st_mode & 0o111 != 0
+            {
+                return Ok(());
+            }
+            not_a_program = true;
+        }
+        let why =
+            if not_a_program { "it is not a program that may be executed" } else { "there is no such file" };
+        Err(format!(
+            "settings.containers.{}.command: cannot run {program:?}: {why} in the image {}",
+            self.name, self.image
+        ))
+    }
+
+    /// Waits for a process of ours while output is taken; its exit code, `None` for a signal.
+    fn wait_for(&self, signals: &SignalFd, streams: &mut Streams, child: Pid) -> Result<Option<i32>, String> {
+        let deadline = boottime_ms() + RUNTIME_TIMEOUT;
+        loop {
+            match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => {
+                    streams.take(true);
+                    return Ok(Some(code));
+                }
+                Ok(WaitStatus::Signaled(..)) | Err(_) => return Ok(None),
+                Ok(_) => {}
+            }
+            if boottime_ms() >= deadline {
+                let _ = kill(child, Signal::SIGKILL);
+                return Err(format!("the runtime did not answer within {} s", RUNTIME_TIMEOUT / 1000));
+            }
+            if streams.wait(signals, Duration::from_millis(200), true) {
+                let _ = kill(child, Signal::SIGKILL);
+                return Err("it was stopped before it ran".to_owned());
+            }
+        }
+    }
+
+    /// Watches the running container to its end; its exit code, 128 + n for signal n.
+    fn watch(&self, signals: &SignalFd, streams: &mut Streams, payload: i32) -> i32 {
+        let payload = Pid::from_raw(payload);
+        let mut kill_at: Option<u64> = None;
+        loop {
+            // Whatever the container leaves behind is ours to reap.
+            for _ in 0..1024 {
+                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                    Ok(WaitStatus::Exited(pid, code)) if pid == payload => return code,
+                    Ok(WaitStatus::Signaled(pid, signal, _)) if pid == payload => return 128 + signal as i32,
+                    Ok(WaitStatus::StillAlive) => break,
+                    // No children: it ended before we looked.
+                    Err(_) => return 255,
+                    Ok(_) => {}
+                }
+            }
+            if kill_at.is_some_and(|at| boottime_ms() >= at) {
+                let _ = fs::write(self.places.group.join("payload/cgroup.kill"), "1");
+                let _ = kill(payload, Signal::SIGKILL);
+                kill_at = Some(boottime_ms() + 1000);
+            }
+            let asked = streams.wait(
+                signals,
+                Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }),
+                false,
+            );
+            if asked && kill_at.is_none() {
+                let _ = kill(payload, Signal::SIGTERM);
+                kill_at = Some(boottime_ms() + GRACE);
+            }
+        }
+    }
+
+    fn out_of_memory(&self) -> bool {
+        let events = fs::read_to_string(self.places.group.join("payload/memory.events")).unwrap_or_default();
+        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+    }
+
+    fn clean_up(&self) {
+        let _ = fs::write(self.places.group.join("payload/cgroup.kill"), "1");
+        let delete = self
+            .youki()
+            .args(["delete", "--force", &self.name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if let Err(error) = delete {
+            eprintln!("<4>container {}: cannot run {YOUKI}: {error}", self.name);
+        }
+        let _ = fs::remove_dir(self.places.group.join("payload"));
+        if umount2(&self.places.rootfs(), MntFlags::empty()).is_err() {
+            let _ = umount2(&self.places.rootfs(), MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn pid_of(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).unwrap_or(0))
+}
+
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+impl Streams {
+    /// Waits for output or a signal; true when we are asked to stop.
+    fn wait(&mut self, signals: &SignalFd, patience: Duration, from_runtime: bool) -> bool {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+        {
+            let mut all = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            all.extend(self.readers.iter().map(|(_, reader)| PollFd::new(reader.as_fd(), PollFlags::POLLIN)));
+            let _ = poll(&mut all, timeout);
+        }
+        self.take(from_runtime);
+        let mut asked = false;
+        for _ in 0..64 {
+            match signals.read_signal() {
+                Ok(Some(info)) => asked |= info.ssi_signo == Signal::SIGTERM as u32,
+                _ => break,
+            }
+        }
+        asked
+    }
+
+    /// Reads what is there, a bounded part of it.
+    fn take(&mut self, from_runtime: bool) {
+        let mut buffer = [0; 32 << 10];
+        let Self { log, readers, said } = self;
+        readers.retain_mut(|(stream, reader)| match reader.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                let data = &buffer[..count];
+                if from_runtime {
+                    said.extend_from_slice(&data[..count.min((64_usize << 10).saturating_sub(said.len()))]);
+                } else {
+                    log.write(stream, data);
+                }
+                true
+            }
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        });
+    }
+
+    /// The rest, after the container's end.
+    fn drain(&mut self) {
+        for _ in 0..1024 {
+            let before = self.log.bytes();
+            self.take(false);
+            if self.readers.is_empty() || self.log.bytes() == before {
+                break;
+            }
+        }
+        self.log.flush();
+    }
+}

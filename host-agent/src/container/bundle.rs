@@ -1,0 +1,274 @@
+//! What the OCI runtime is told (`config.json`, OCI Runtime Specification 1.2): from the image's configuration and the
+//! settings. Pure.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use settings::Container;
+use std::collections::BTreeMap;
+
+/// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ImageConfig {
+    #[serde(default)]
+    pub config: Execution,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Execution {
+    pub user: Option<String>,
+    pub env: Option<Vec<String>>,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    pub working_dir: Option<String>,
+}
+
+/// The user that a container runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What containers may have; Docker's default set.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const DEFAULT_PIDS: u32 = 1024;
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command that is run: the settings' one, or the image's.
+pub fn command(container: &Container, image: &ImageConfig) -> Result<Vec<String>, String> {
+    let command: Vec<String> = match &container.command {
+        Some(command) => command.iter().map(|item| item.as_str().to_owned()).collect(),
+        None => image.config.entrypoint.iter().chain(&image.config.cmd).flatten().cloned().collect(),
+    };
+    if command.is_empty() {
+        return Err("the image names no command: set one with `command`".to_owned());
+    }
+    Ok(command)
+}
+
+/// Finds the user of an image: `name`, `uid`, either with `:group`. Names are looked up in the image's own files.
+pub fn user(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
+    if wanted.is_empty() {
+        return Ok(User { uid: 0, gid: 0 });
+    }
+    let (name, group_name) =
+        wanted.split_once(':').map_or((wanted, None), |(name, group)| (name, Some(group)));
+    let field = |text: &str, name: &str, at: usize| -> Option<u32> {
+        let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+        line.split(':').nth(at)?.parse().ok()
+    };
+    let by_uid = |uid: u32| {
+        passwd.lines().find(|line| line.split(':').nth(2).and_then(|field| field.parse().ok()) == Some(uid))
+    };
+    let (uid, primary) = match name.parse::<u32>() {
+        Ok(uid) => (uid, by_uid(uid).and_then(|line| line.split(':').nth(3)?.parse().ok()).unwrap_or(0)),
+        Err(_) => match (field(passwd, name, 2), field(passwd, name, 3)) {
+            (Some(uid), Some(gid)) => (uid, gid),
+            _ => {
+                return Err(format!(
+                    "the image runs as the user {name:?}, which its /etc/passwd does not have"
+                ));
+            }
+        },
+    };
+    let gid = match group_name {
+        None => primary,
+        Some(name) => match name.parse().ok().or_else(|| field(group, name, 2)) {
+            Some(gid) => gid,
+            None => {
+                return Err(format!(
+                    "the image runs with the group {name:?}, which its /etc/group does not have"
+                ));
+            }
+        },
+    };
+    Ok(User { uid, gid })
+}
+
+/// The image's environment with that of the settings over it.
+fn environment(container: &Container, image: &ImageConfig) -> Vec<String> {
+    let mut variables: BTreeMap<String, String> = BTreeMap::new();
+    for variable in std::iter::once(DEFAULT_PATH).chain(image.config.env.iter().flatten().map(String::as_str))
+    {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+    for (name, value) in container.env.iter().flatten() {
+        variables.insert(name.as_str().to_owned(), value.reveal().to_owned());
+    }
+    variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// The whole `config.json`. `seccomp` is the profile, an object of `linux.seccomp`.
+pub fn config(
+    name: &str,
+    container: &Container,
+    image: &ImageConfig,
+    user: User,
+    seccomp: &Value,
+) -> Result<Value, String> {
+    let arguments = command(container, image)?;
+    let working_dir =
+        image.config.working_dir.clone().filter(|dir| dir.starts_with('/')).unwrap_or_else(|| "/".to_owned());
+    let mut resources = json!({
+        "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
+        // Everything is denied but what follows; the kernel enforces it by a BPF program.
+        "devices": devices(),
+    });
+    if let Some(memory) = &container.memory {
+        resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
+    }
+    let mount = |kind: &str, to: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
+    let bind = |file: &str| json!({"destination": file, "type": "bind", "source": file, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
+    Ok(json!({
+        "ociVersion": "1.2.0",
+        "hostname": name,
+        "root": {"path": "rootfs", "readonly": false},
+        "process": {
+            "terminal": false,
+            "user": {"uid": user.uid, "gid": user.gid},
+            "args": arguments,
+            "env": environment(container, image),
+            "cwd": working_dir,
+            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+            "noNewPrivileges": true,
+            "oomScoreAdj": 500,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 65_536}],
+        },
+        "mounts": [
+            mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+            mount("tmpfs", "/dev", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
+            mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+            mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+            bind("/etc/resolv.conf"),
+            bind("/etc/hosts"),
+        ],
+        "linux": {
+            // The node's network for now: containers of this version share its addresses and ports.
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}],
+            "cgroupsPath": format!("/containers/{name}/payload"),
+            "resources": resources,
+            "seccomp": seccomp,
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+        },
+    }))
+}
+
+fn devices() -> Value {
+    let allow = |major: Option<u32>, minor: Option<u32>, access: &str| {
+        let mut rule = json!({"allow": true, "type": "c", "access": access});
+        if let Some(major) = major {
+            rule["major"] = json!(major);
+        }
+        if let Some(minor) = minor {
+            rule["minor"] = json!(minor);
+        }
+        rule
+    };
+    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    // null, zero, full, random, urandom; tty, console, ptmx; pseudo-terminals.
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+        rules.push(allow(Some(major), Some(minor), "rwm"));
+    }
+    rules.push(allow(Some(136), None, "rwm"));
+    Value::Array(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(value: Value) -> Container {
+        let tree = json!({"containers": {"web": value}});
+        settings::from_json(&tree).unwrap().containers.unwrap().into_values().next().unwrap()
+    }
+
+    fn image(value: Value) -> ImageConfig {
+        serde_json::from_value(json!({"config": value})).unwrap()
+    }
+
+    #[test]
+    fn the_settings_command_replaces_the_images() {
+        let image = image(json!({"Entrypoint": ["/app"], "Cmd": ["-v"]}));
+        assert_eq!(command(&container(json!({"image": "a"})), &image).unwrap(), ["/app", "-v"]);
+        assert_eq!(command(&container(json!({"image": "a", "command": ["sh"]})), &image).unwrap(), ["sh"]);
+        assert!(
+            command(&container(json!({"image": "a"})), &ImageConfig::default())
+                .unwrap_err()
+                .contains("`command`")
+        );
+    }
+
+    #[test]
+    fn users_are_found_in_the_image() {
+        let (passwd, group) = ("root:x:0:0::/:\nweb:x:100:101::/:\n", "staff:x:50:\n");
+        for (wanted, uid, gid) in [
+            ("", 0, 0),
+            ("web", 100, 101),
+            ("100", 100, 101),
+            ("7", 7, 0),
+            ("web:staff", 100, 50),
+            ("7:8", 7, 8),
+        ] {
+            assert_eq!(user(wanted, passwd, group).unwrap(), User { uid, gid }, "{wanted}");
+        }
+        assert!(user("nobody", passwd, group).unwrap_err().contains("\"nobody\""));
+        assert!(user("web:nobody", passwd, group).is_err());
+    }
+
+    #[test]
+    fn limits_reach_the_runtime_and_devices_are_denied_first() {
+        let container = container(
+            json!({"image": "a", "command": ["x"], "memory": "64MiB", "pids": 20, "env": {"A": "settings"}}),
+        );
+        let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
+        let config = config("web", &container, &image, User { uid: 0, gid: 0 }, &json!({"x": 1})).unwrap();
+        assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);
+        assert_eq!(config["linux"]["resources"]["pids"]["limit"], 20);
+        assert_eq!(config["linux"]["resources"]["devices"][0], json!({"allow": false, "access": "rwm"}));
+        assert_eq!(config["linux"]["seccomp"], json!({"x": 1}));
+        assert_eq!(config["process"]["cwd"], "/");
+        let env: Vec<&str> =
+            config["process"]["env"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(
+            env.contains(&"A=settings") && env.contains(&"B=image") && env[2].starts_with("PATH="),
+            "{env:?}"
+        );
+    }
+}

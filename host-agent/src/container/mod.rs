@@ -1,0 +1,10 @@
+//! Containers: images, what the OCI runtime is told, when they are started, and the shims that watch them.
+
+pub mod bundle;
+pub mod image;
+pub mod log;
+pub mod manager;
+pub mod pull;
+pub mod record;
+pub mod restart;
+pub mod unpack;

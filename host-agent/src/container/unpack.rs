@@ -1,0 +1,375 @@
+//! Unpacking the layers of an image (OCI Image Specification 1.1, layer.md) into one tree.
+//!
+//! A layer is hostile: every name is resolved inside the tree by the kernel (openat2(2) with RESOLVE_IN_ROOT), so that
+//! neither `..` nor a symbolic link of an earlier layer leads out; entries and bytes are bounded; devices are left out.
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use tar::{Archive, EntryType};
+
+const MOST_ENTRIES: u64 = 500_000;
+const LARGEST_TREE: u64 = 16 << 30;
+const DEEPEST: usize = 128;
+/// Left free on the file system.
+const RESERVE: u64 = 16 << 20;
+
+/// One tree that layers are unpacked into, the lowest first.
+pub struct Tree {
+    root: OwnedFd,
+    entries: u64,
+    bytes: u64,
+}
+
+/// A place in the tree: an open folder and a name in it.
+struct Spot {
+    folder: OwnedFd,
+    name: OsString,
+}
+
+impl Tree {
+    /// Opens an existing, empty folder.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        let root = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { root, entries: 0, bytes: 0 })
+    }
+
+    /// Unpacks one layer, an uncompressed tar archive.
+    pub fn add_layer(&mut self, layer: impl Read) -> io::Result<()> {
+        let mut archive = Archive::new(layer);
+        let mut added = HashSet::new();
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            self.entries += 1;
+            if self.entries > MOST_ENTRIES {
+                return Err(io::Error::other(format!("the image has more than {MOST_ENTRIES} files")));
+            }
+            let Some(path) = plain(&entry.path()?)? else { continue };
+            let shown = path.display().to_string();
+            self.add(&path, &mut entry, &mut added)
+                .map_err(|error| io::Error::new(error.kind(), format!("{shown}: {error}")))?;
+            added.insert(path);
+        }
+        Ok(())
+    }
+
+    fn add<R: Read>(
+        &mut self,
+        path: &Path,
+        entry: &mut tar::Entry<'_, R>,
+        added: &mut HashSet<PathBuf>,
+    ) -> io::Result<()> {
+        let spot = self.spot(path)?;
+        if let Some(name) = spot.name.as_bytes().strip_prefix(b".wh.") {
+            return if name == b".wh..opq" {
+                self.make_opaque(path.parent().unwrap_or(Path::new("")), &spot.folder, added)
+            } else {
+                remove(&spot.folder, OsStr::from_bytes(name))
+            };
+        }
+        let header = entry.header().clone();
+        let mode = Mode::from_bits_truncate(header.mode()? & 0o7777);
+        match header.entry_type() {
+            EntryType::Directory => {
+                match mkdirat(&spot.folder, spot.name.as_os_str(), Mode::from_bits_truncate(0o700)) {
+                    Ok(()) => {}
+                    // A folder of an earlier layer stays, with the new owner and mode; anything else gives way.
+                    Err(Errno::EEXIST) if is_folder(&spot) => {}
+                    Err(Errno::EEXIST) => {
+                        remove(&spot.folder, &spot.name)?;
+                        mkdirat(&spot.folder, spot.name.as_os_str(), Mode::from_bits_truncate(0o700))?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                remove(&spot.folder, &spot.name)?;
+                let flags =
+                    OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let file =
+                    openat(&spot.folder, spot.name.as_os_str(), flags, Mode::from_bits_truncate(0o600))?;
+                self.write(&mut File::from(file), entry)?;
+            }
+            EntryType::Symlink => {
+                let target = entry
+                    .link_name_bytes()
+                    .ok_or_else(|| io::Error::other("a symbolic link without a target"))?;
+                remove(&spot.folder, &spot.name)?;
+                symlinkat(OsStr::from_bytes(&target), &spot.folder, spot.name.as_os_str())?;
+            }
+            EntryType::Link => {
+                let target =
+                    entry.link_name()?.ok_or_else(|| io::Error::other("a hard link without a target"))?;
+                let Some(target) = plain(&target)? else {
+                    return Err(io::Error::other("a hard link to the root"));
+                };
+                let target = self.spot(&target)?;
+                remove(&spot.folder, &spot.name)?;
+                linkat(
+                    &target.folder,
+                    target.name.as_os_str(),
+                    &spot.folder,
+                    spot.name.as_os_str(),
+                    LinkatFlags::empty(),
+                )?;
+                // Owner and mode are those of the file that it is another name of.
+                return Ok(());
+            }
+            EntryType::Fifo => {
+                remove(&spot.folder, &spot.name)?;
+                nix::unistd::mkfifoat(&spot.folder, spot.name.as_os_str(), Mode::from_bits_truncate(0o600))?;
+            }
+            // Devices are made by the runtime, by its own list; other kinds carry nothing for a tree.
+            _ => return Ok(()),
+        }
+        let id = |number: io::Result<u64>| {
+            u32::try_from(number?).map_err(|_| io::Error::other("an owner beyond 32 bits"))
+        };
+        let (uid, gid) = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
+        fchownat(&spot.folder, spot.name.as_os_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if header.entry_type() != EntryType::Symlink {
+            fchmodat(&spot.folder, spot.name.as_os_str(), mode, FchmodatFlags::FollowSymlink)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a file's content within the bounds of the tree and of the disk.
+    fn write(&mut self, file: &mut File, content: &mut impl Read) -> io::Result<()> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let read = content.read(&mut buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            if self.bytes >> 24 != (self.bytes + read as u64) >> 24 || self.bytes == 0 {
+                let stat = nix::sys::statvfs::fstatvfs(&*file)?;
+                if stat.blocks_available() * stat.fragment_size() < RESERVE {
+                    return Err(io::Error::new(
+                        io::ErrorKind::StorageFull,
+                        "the data partition is full: give the machine a larger disk",
+                    ));
+                }
+            }
+            self.bytes += read as u64;
+            if self.bytes > LARGEST_TREE {
+                return Err(io::Error::other(format!(
+                    "the image unpacks to more than {} GiB",
+                    LARGEST_TREE >> 30
+                )));
+            }
+            file.write_all(&buffer[..read])?;
+        }
+    }
+
+    /// The folder of a path, made where it is missing, resolved inside the tree.
+    fn spot(&self, path: &Path) -> io::Result<Spot> {
+        let name = path.file_name().ok_or_else(|| io::Error::other("a name is missing"))?.to_owned();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        match self.folder(parent) {
+            Ok(folder) => Ok(Spot { folder, name }),
+            Err(Errno::ENOENT) => {
+                let mut prefix = PathBuf::new();
+                for part in parent {
+                    let above = self.folder(&prefix)?;
+                    prefix.push(part);
+                    match mkdirat(&above, part, Mode::from_bits_truncate(0o755)) {
+                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(Spot { folder: self.folder(parent)?, name })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&self.root, path, how)
+    }
+
+    /// Removes what earlier layers put into a folder.
+    fn make_opaque(&self, path: &Path, folder: &OwnedFd, added: &HashSet<PathBuf>) -> io::Result<()> {
+        let readable =
+            openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in nix::dir::Dir::from_fd(readable)?.iter() {
+            let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        for name in names {
+            let path = path.join(&name);
+            if !added.iter().any(|added| added.starts_with(&path)) {
+                remove(folder, &name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_folder(spot: &Spot) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(&spot.folder, spot.name.as_os_str(), flags, Mode::empty()).is_ok()
+}
+
+/// Removes a name and what is below it; fine when there is none.
+fn remove(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match unlinkat(folder, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::EISDIR) => {
+            // The standard library removes a tree without following links; it wants a path.
+            let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+            std::fs::remove_dir_all(path)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A path without `.` and leading `/`; `None` for the root itself. `..` is refused: no honest layer has it.
+fn plain(path: &Path) -> io::Result<Option<PathBuf>> {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => clean.push(part),
+            Component::CurDir | Component::RootDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(io::Error::other(format!("{} leads out of the image", path.display())));
+            }
+        }
+    }
+    if clean.components().count() > DEEPEST {
+        return Err(io::Error::other(format!("a path is deeper than {DEEPEST} folders")));
+    }
+    Ok((!clean.as_os_str().is_empty()).then_some(clean))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tar::{Builder, Header};
+
+    enum Item<'a> {
+        File(&'a str, &'a str),
+        Folder(&'a str),
+        Link(&'a str, &'a str),
+        Hard(&'a str, &'a str),
+    }
+
+    /// An archive with names as they are, also those that the library would refuse to write.
+    fn layer(items: &[Item<'_>]) -> Vec<u8> {
+        let mut builder = Builder::new(Vec::new());
+        for item in items {
+            let (name, kind, target, content) = match item {
+                Item::File(name, content) => (name, EntryType::Regular, "", *content),
+                Item::Folder(name) => (name, EntryType::Directory, "", ""),
+                Item::Link(name, target) => (name, EntryType::Symlink, *target, ""),
+                Item::Hard(name, target) => (name, EntryType::Link, *target, ""),
+            };
+            let mut header = Header::new_gnu();
+            let old = header.as_old_mut();
+            old.name[..name.len()].copy_from_slice(name.as_bytes());
+            old.linkname[..target.len()].copy_from_slice(target.as_bytes());
+            header.set_entry_type(kind);
+            header.set_mode(0o755);
+            // Our own, so that the test needs no privilege.
+            header.set_uid(u64::from(Uid::current().as_raw()));
+            header.set_gid(u64::from(Gid::current().as_raw()));
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, content.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn unpack(layers: &[Vec<u8>]) -> (tempfile::TempDir, io::Result<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("rootfs");
+        fs::create_dir(&root).unwrap();
+        let mut tree = Tree::open(&root).unwrap();
+        let result = layers.iter().try_for_each(|layer| tree.add_layer(layer.as_slice()));
+        (dir, result)
+    }
+
+    fn read(dir: &tempfile::TempDir, path: &str) -> Option<String> {
+        fs::read_to_string(dir.path().join("rootfs").join(path)).ok()
+    }
+
+    #[test]
+    fn layers_lie_over_each_other_and_whiteouts_remove() {
+        let lower = layer(&[
+            Item::Folder("etc"),
+            Item::File("etc/a", "1"),
+            Item::File("etc/b", "1"),
+            Item::Folder("var"),
+            Item::File("var/x", "1"),
+        ]);
+        let upper = layer(&[
+            Item::File("./etc/a", "2"),
+            Item::File("etc/.wh.b", ""),
+            Item::File("var/new", "2"),
+            Item::File("var/.wh..wh..opq", ""),
+        ]);
+        let (dir, result) = unpack(&[lower, upper]);
+        result.unwrap();
+        assert_eq!(read(&dir, "etc/a").as_deref(), Some("2"));
+        assert_eq!(read(&dir, "etc/b"), None);
+        assert_eq!((read(&dir, "var/x"), read(&dir, "var/new").as_deref()), (None, Some("2")));
+    }
+
+    #[test]
+    fn nothing_is_written_outside_of_the_tree() {
+        for hostile in [
+            vec![Item::File("../outside", "x")],
+            vec![Item::Link("up", ".."), Item::File("up/outside", "x")],
+            vec![Item::Link("up", "../.."), Item::Folder("up/outside")],
+            vec![Item::Link("a", "b"), Item::Link("b", "../"), Item::File("a/outside", "x")],
+            vec![Item::Hard("in", "../outside")],
+            vec![Item::Link("in", "../outside"), Item::File("in", "x")],
+            vec![Item::File("/../outside", "x")],
+        ] {
+            let (dir, _) = unpack(&[layer(&hostile)]);
+            assert!(!dir.path().join("outside").exists());
+            assert!(!dir.path().parent().unwrap().join("outside").exists());
+        }
+    }
+
+    #[test]
+    fn an_absolute_link_of_a_lower_layer_stays_inside() {
+        let (dir, result) = unpack(&[
+            layer(&[Item::Folder("run"), Item::Link("var", "/run")]),
+            layer(&[Item::File("var/pid", "7")]),
+        ]);
+        result.unwrap();
+        assert_eq!(read(&dir, "run/pid").as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn a_file_gives_way_to_a_folder_and_back() {
+        let (dir, result) = unpack(&[
+            layer(&[Item::File("a", "x"), Item::Folder("b"), Item::File("b/c", "x")]),
+            layer(&[Item::Folder("a"), Item::File("a/d", "y"), Item::File("b", "y")]),
+        ]);
+        result.unwrap();
+        assert_eq!((read(&dir, "a/d").as_deref(), read(&dir, "b").as_deref()), (Some("y"), Some("y")));
+    }
+
+    #[test]
+    fn a_layer_that_is_cut_short_is_an_error() {
+        let whole = layer(&[Item::File("a", &"x".repeat(5000))]);
+        assert!(unpack(&[whole[..1500].to_vec()]).1.is_err());
+    }
+}

@@ -1,0 +1,12 @@
+//! The host agent: acts on settings with privilege. One module for each duty; the decisions are apart from the I/O.
+
+pub mod agent;
+pub mod apply;
+pub mod clock;
+pub mod container;
+pub mod files;
+pub mod init;
+pub mod integrity;
+pub mod network;
+pub mod node;
+pub mod user_data;

@@ -1,0 +1,159 @@
+//! What the agent knows of the node: problems by their source, phases of the boot, addresses, containers.
+
+use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
+use init_control::{NodeStatus, Problem, ServiceState};
+use std::collections::BTreeMap;
+use std::fs;
+
+use crate::clock::boottime_ms;
+use crate::container::manager::Manager;
+
+#[derive(Default)]
+pub struct Node {
+    pub containers: Manager,
+    pub addresses: BTreeMap<String, Vec<String>>,
+    phases: Vec<(String, u64)>,
+    /// One list for each source; a new list replaces the old one.
+    problems: BTreeMap<&'static str, Vec<Problem>>,
+    pub applied: bool,
+    was_healthy: bool,
+}
+
+impl Node {
+    /// Notes when a phase of the boot was over, once.
+    pub fn phase(&mut self, name: &str) {
+        if !self.phases.iter().any(|(known, _)| known == name) {
+            self.phases.push((name.to_owned(), boottime_ms()));
+        }
+    }
+
+    /// Replaces what is wrong with `source`; new problems go to the console.
+    pub fn set_problems(&mut self, source: &'static str, problems: Vec<Problem>) {
+        for problem in &problems {
+            let known = self.problems.get(source).is_some_and(|old| old.contains(problem));
+            if !known {
+                eprintln!("<3>{}: {}", problem.subject, problem.message);
+            }
+        }
+        self.problems.insert(source, problems);
+    }
+
+    /// Health of the whole, with what PID 1 says.
+    pub fn status(&mut self, init: &NodeStatus) -> Status {
+        let containers = self.containers.statuses();
+        let mut problems = init.problems.clone();
+        problems.extend(self.problems.values().flatten().cloned());
+        problems.extend(containers.iter().filter_map(container_problem));
+        let health = health(init, &containers, self.applied, problems.is_empty());
+        if health == Health::Healthy && !self.was_healthy {
+            self.was_healthy = true;
+            self.phase("healthy");
+        }
+        let mut boot_phases = init.phases.clone();
+        boot_phases.extend(
+            init.services
+                .iter()
+                .filter_map(|service| Some((format!("service {}", service.name), service.ready_at_ms?))),
+        );
+        boot_phases.extend(containers.iter().filter_map(|container| {
+            Some((format!("container {}", container.name), container.started_at_ms?))
+        }));
+        boot_phases.extend(self.phases.iter().cloned());
+        boot_phases.sort_by_key(|(_, at)| *at);
+        let (memory_total_kib, memory_available_kib) = memory();
+        Status {
+            health,
+            problems,
+            machine_id: init.machine_id.clone(),
+            state: init.state.clone(),
+            data: init.data.clone(),
+            boot_phases,
+            addresses: self.addresses.clone(),
+            memory_total_kib,
+            memory_available_kib,
+        }
+    }
+}
+
+/// Healthy: every required service ready, settings applied, every essential container running, nothing wrong.
+fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, nothing_wrong: bool) -> Health {
+    let required = init.services.iter().filter(|service| service.required);
+    let services_ready = required.clone().all(|service| service.state == ServiceState::Ready);
+    let essential = containers.iter().filter(|container| container.essential);
+    let essential_running = essential.clone().all(|container| container.state == ContainerState::Running);
+    let essential_lost = essential.clone().any(|container| {
+        matches!(container.state, ContainerState::Failed | ContainerState::Exited | ContainerState::BackOff)
+    });
+    match (applied && services_ready && essential_running, nothing_wrong && !essential_lost) {
+        (true, true) => Health::Healthy,
+        (_, false) => Health::Degraded,
+        (false, true) => Health::Starting,
+    }
+}
+
+fn container_problem(container: &ContainerStatus) -> Option<Problem> {
+    let message = container.error.clone()?;
+    Some(Problem {
+        source: "containers".to_owned(),
+        subject: format!("settings.containers.{}", container.name),
+        message,
+        hint: format!("apiclient container logs {} shows what it wrote", container.name),
+    })
+}
+
+/// Total and available memory, in KiB.
+fn memory() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0)
+    };
+    (field("MemTotal:"), field("MemAvailable:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use init_control::ServiceStatus;
+
+    fn init(state: ServiceState) -> NodeStatus {
+        let service = ServiceStatus {
+            name: "api".into(),
+            state,
+            pid: None,
+            restarts: 0,
+            last_exit: None,
+            ready_at_ms: None,
+            required: true,
+        };
+        NodeStatus { services: vec![service], ..NodeStatus::default() }
+    }
+
+    fn essential(state: ContainerState) -> ContainerStatus {
+        ContainerStatus {
+            name: "web".into(),
+            image: "a".into(),
+            state,
+            pid: None,
+            exit_code: None,
+            restarts: 0,
+            delay_ms: None,
+            delays_ms: vec![],
+            error: None,
+            essential: true,
+            started_at_ms: None,
+        }
+    }
+
+    #[test]
+    fn healthy_only_when_everything_is() {
+        let ready = init(ServiceState::Ready);
+        assert_eq!(health(&ready, &[essential(ContainerState::Running)], true, true), Health::Healthy);
+        assert_eq!(health(&ready, &[], false, true), Health::Starting);
+        assert_eq!(health(&init(ServiceState::Starting), &[], true, true), Health::Starting);
+        assert_eq!(health(&ready, &[essential(ContainerState::Pulling)], true, true), Health::Starting);
+        assert_eq!(health(&ready, &[essential(ContainerState::BackOff)], true, true), Health::Degraded);
+        assert_eq!(health(&ready, &[], true, false), Health::Degraded);
+    }
+}
