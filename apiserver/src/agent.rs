@@ -8,7 +8,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+
+use crate::client::connect_unix;
 
 /// Where the host agent listens.
 pub const SOCKET: &str = "/run/host-agent.sock";
@@ -154,7 +155,7 @@ pub const LARGEST_LINE: u64 = 4 << 20;
 /// Asks and waits for the answer, at most `patience`.
 pub async fn call(socket: &Path, request: &Request, patience: Duration) -> io::Result<Response> {
     let exchange = async {
-        let mut stream = UnixStream::connect(socket).await?;
+        let mut stream = connect_unix(socket).await?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line).await?;

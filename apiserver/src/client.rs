@@ -128,11 +128,22 @@ async fn request_unbounded(
     }
 }
 
+/// Connects; waits while the listener's queue is full, which a socket that does not block reports as an error (connect(2)).
+pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
 async fn connect(endpoint: &Endpoint) -> Result<UnixStream, ClientError> {
     let path = endpoint.path();
-    let mut stream = UnixStream::connect(path)
-        .await
-        .map_err(|error| ClientError::Connect { path: path.to_owned(), error })?;
+    let mut stream =
+        connect_unix(path).await.map_err(|error| ClientError::Connect { path: path.to_owned(), error })?;
     if let Endpoint::HybridVsock(_) = endpoint {
         let failed = |reason: String| ClientError::Vsock { path: path.to_owned(), reason };
         stream

@@ -1,23 +1,28 @@
 //! Connections: accepted within limits, served one request after the other.
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use crate::reply::Refusal;
 use crate::routes;
 use crate::state::State;
 use crate::vsock::VsockListener;
 
-/// Connections at once. Further ones are told to come again.
+/// Connections at once.
 const MOST_CONNECTIONS: usize = 1024;
+/// Connections beyond that which are told to come again; further ones are closed.
+const MOST_REFUSED: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of request line and headers.
 const LARGEST_HEAD: usize = 16 << 10;
@@ -29,9 +34,6 @@ const LAST_REQUEST: Duration = Duration::from_secs(150);
 const STOPPING: Duration = Duration::from_secs(5);
 /// After a failed accept (no more descriptors), so that the processor has something else to do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 56\r\nconnection: close\r\n\r\n\
-too many connections at once: try again in a few seconds";
 
 /// Serves the API. Clones share one state.
 #[derive(Clone)]
@@ -91,6 +93,10 @@ impl Server {
     }
 
     fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, uid: Option<u32>) {
+        // Too many even to be told so.
+        if self.active.get() > MOST_CONNECTIONS + MOST_REFUSED {
+            return;
+        }
         let server = self.clone();
         server.active.set(server.active.get() + 1);
         tokio::task::spawn_local(async move {
@@ -127,6 +133,15 @@ impl Server {
     }
 }
 
-async fn refuse(mut stream: impl AsyncWrite + Unpin) {
-    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(BUSY)).await;
+/// Says that the server is busy, to whoever sends a request soon: an answer without a request is no HTTP.
+async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let service = service_fn(|_: Request<Incoming>| async {
+        let reason = "too many connections at once: try again in a few seconds";
+        Ok::<_, Infallible>(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason).reply(false))
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
 }

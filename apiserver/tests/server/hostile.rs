@@ -57,6 +57,23 @@ fn a_thousand_connections_at_once_do_not_keep_others_out() {
 }
 
 #[test]
+fn one_connection_too_many_is_told_so_and_idle_ones_make_room() {
+    let server = Server::start();
+    let idle: Vec<UnixStream> = (0..1024).map(|_| UnixStream::connect(server.socket()).unwrap()).collect();
+    for _ in 0..50 {
+        let answer = server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+        assert_eq!((answer.status, answer.text().contains("too many connections")), (503, true));
+    }
+    // The server gives idle connections up, not the clients.
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while server.send(Method::GET, "/settings", "").status != 200 {
+        assert!(Instant::now() < deadline, "idle connections still keep others out");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(idle);
+}
+
+#[test]
 fn the_client_gets_to_read_why_its_ten_megabytes_were_refused() {
     let server = Server::start();
     let endpoint = Endpoint::Unix(server.socket());
