@@ -20,8 +20,8 @@ use crate::store::Listed;
     version,
     max_term_width = 100,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
-    apiclient set -j '{\"containers\": {\"web\": {\"image\": \"localhost/busybox\", \"command\": [\"sleep\", \"60\"]}}}'\n  \
-    apiclient container logs web\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
+    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient container logs web\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -79,7 +79,7 @@ struct Raw {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Set {
-    /// KEY=VALUE, such as motd=hello
+    /// KEY=VALUE, such as motd=hello; or one KEY VALUE
     #[arg(value_name = "KEY=VALUE")]
     pairs: Vec<String>,
     /// A JSON object instead
@@ -226,7 +226,10 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
                     .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
                 api.commit("set", &[("/settings", value.get("settings").cloned().unwrap_or(value))])
             }
-            None => api.commit("set", &[("/settings/keypair", json!({"request_payload": set.pairs}))]),
+            None => {
+                let pairs = key_values(&set.pairs)?;
+                api.commit("set", &[("/settings/keypair", json!({"request_payload": pairs}))])
+            }
         },
         Command::Apply { files } => {
             let changes = files
@@ -259,6 +262,20 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let generations = api.get("/generations")?;
             Ok(history(&api.read::<Vec<Listed>>(generations)?))
         }
+    }
+}
+
+/// What stands for `KEY=VALUE`: just that, or one key and its value as two arguments.
+fn key_values(arguments: &[String]) -> Result<Vec<String>, Failure> {
+    if let [key, value] = arguments
+        && !key.contains('=')
+    {
+        return Ok(vec![format!("{key}={value}")]);
+    }
+    match arguments.iter().position(|pair| !pair.contains('=')) {
+        // Not shown: it may be a value that was meant to be secret.
+        Some(at) => Err(Failure::Usage(format!("argument {} is not KEY=VALUE, such as motd=hello", at + 1))),
+        None => Ok(arguments.to_vec()),
     }
 }
 

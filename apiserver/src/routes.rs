@@ -169,7 +169,8 @@ async fn apply(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal>
         Ok(agent::Response::Apply(outcome)) => outcome,
         Ok(_) => return Err(unexpected()),
         Err(refusal) => {
-            let message = format!("generation {number} is committed, but not applied: {}", refusal.message);
+            let message =
+                format!("generation {number} is committed, but not applied yet: {}", refusal.message);
             return Err(Refusal { message, ..refusal });
         }
     };

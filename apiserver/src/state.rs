@@ -146,7 +146,7 @@ pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Ref
         Err(error) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "the host agent does not answer ({error}): it may be starting; try again in a moment, and see GET /"
+                "the host agent does not answer ({error}): it may be starting; try again in a moment, and see `apiclient status` (GET /)"
             ),
         )),
     }

@@ -51,7 +51,7 @@ fn a_commit_that_cannot_be_applied_is_told_and_stays() {
     server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
     let answer = server.send(Method::POST, "/tx/commit_and_apply", "");
     assert_eq!(answer.status, 503);
-    assert!(answer.text().contains("generation 1 is committed, but not applied"), "{}", answer.text());
+    assert!(answer.text().contains("generation 1 is committed, but not applied yet"), "{}", answer.text());
     assert_eq!(server.get("/settings"), json!({"motd": "x"}));
 }
 

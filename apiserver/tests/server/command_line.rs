@@ -20,6 +20,18 @@ fn the_clients_exit_codes_and_words() {
         "{}",
         said(&refused)
     );
+    // Staged by the server whatever its form; it is the agent that is missing.
+    for set in [&["set", "motd", "a=b"][..], &["set", "motd=a=b"], &["set", "settings.motd=a=b"]] {
+        let output = server.client(set);
+        assert!(
+            output.status.code() == Some(1) && said(&output).contains("committed, but not applied"),
+            "{output:?}"
+        );
+        assert_eq!(server.get("/settings"), json!({"motd": "a=b"}));
+    }
+    let words = server.client(&["set", "motd=a", "hunter2"]);
+    assert!(words.status.code() == Some(2) && !said(&words).contains("hunter2"), "{words:?}");
+    server.client(&["set", "motd=Welcome"]);
     for usage in [&["set"][..], &["set", "a=b", "-j", "{}"], &["nonsense"], &["raw"], &["set", "-j", "{"]] {
         assert_eq!(server.client(usage).status.code(), Some(2), "{usage:?}");
     }
