@@ -4,6 +4,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use crate::agent;
 use crate::body::read_json;
@@ -16,7 +17,11 @@ use crate::transactions::DEFAULT;
 const LONGEST_URI: usize = 8 << 10;
 
 /// Answers one request. `uid` is who asks, where the connection tells it.
-pub(crate) async fn handle(state: &RefCell<State>, uid: Option<u32>, request: Request<Incoming>) -> Reply {
+pub(crate) async fn handle(
+    state: &Rc<RefCell<State>>,
+    uid: Option<u32>,
+    request: Request<Incoming>,
+) -> Reply {
     let accept = request
         .headers()
         .get(hyper::header::ACCEPT)
@@ -27,7 +32,7 @@ pub(crate) async fn handle(state: &RefCell<State>, uid: Option<u32>, request: Re
 }
 
 async fn route(
-    state: &RefCell<State>,
+    state: &Rc<RefCell<State>>,
     uid: Option<u32>,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
@@ -159,7 +164,14 @@ fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings)
 }
 
 /// Makes the node match what is committed. What could not be applied is told with its reason; it stays committed.
-async fn apply(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal> {
+async fn apply(state: &Rc<RefCell<State>>, keys: Vec<String>) -> Result<(), Refusal> {
+    // A task of its own: the agent works on when the client goes away, and the outcome is to be kept all the same.
+    let state = state.clone();
+    let task = tokio::task::spawn_local(async move { apply_in_turn(&state, keys).await });
+    task.await.unwrap_or_else(|_| Err(unexpected()))
+}
+
+async fn apply_in_turn(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal> {
     // One after the other, each with the newest settings: an older generation must not be applied over a newer one.
     let applying = state.borrow().applying.clone();
     let _turn = applying.lock().await;

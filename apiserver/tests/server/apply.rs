@@ -4,7 +4,7 @@ use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
 use hyper::Method;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +97,7 @@ fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
     let mut server = Server::start();
     let requests = agent(&server, Duration::from_millis(700), None);
     server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
-    let idle = std::os::unix::net::UnixStream::connect(server.socket()).unwrap();
+    let idle = UnixStream::connect(server.socket()).unwrap();
     let (answer, ended) = std::thread::scope(|scope| {
         let asking = scope.spawn(|| server.send(Method::POST, "/tx/commit_and_apply", ""));
         requests.recv().unwrap();
@@ -134,4 +134,20 @@ fn one_generation_is_applied_at_a_time_and_the_newest_last() {
         })
         .collect();
     assert!(applied.len() == 8 && applied.is_sorted() && applied[7] == 8, "{applied:?}");
+}
+
+#[test]
+fn the_outcome_is_kept_when_its_client_went_away() {
+    let server = Server::start();
+    let requests = agent(&server, Duration::from_millis(300), None);
+    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+    let mut leaving = UnixStream::connect(server.socket()).unwrap();
+    leaving.write_all(b"POST /tx/commit_and_apply HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    requests.recv().unwrap();
+    drop(leaving);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while server.get("/generations")[0]["outcome"].is_null() {
+        assert!(Instant::now() < deadline, "the outcome was never recorded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
