@@ -11,5 +11,6 @@ pub mod server;
 pub mod sockets;
 pub mod state;
 pub mod store;
+mod tables;
 mod transactions;
 pub mod vsock;
