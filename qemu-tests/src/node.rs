@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::bench::bench;
+use crate::registry::Registry;
 
 /// How long a boot may take: five seconds on an idle machine, and CI machines are not idle.
 const BOOT: Duration = Duration::from_secs(90);
@@ -47,6 +48,8 @@ pub struct Config {
     /// Instead of the image's own, for direct boot.
     pub kernel: Option<PathBuf>,
     pub cmdline: Option<String>,
+    /// Further files of QEMU's fw_cfg: name and content.
+    pub fw_cfg: Vec<(String, String)>,
     /// A server of the host that the guest reaches: `(address:port, program that the connection is handed to)`.
     pub guest_forward: Option<(String, String)>,
     /// The guest's clock jumps over what it would only wait for.
@@ -67,6 +70,7 @@ impl Config {
             drives: Vec::new(),
             kernel: None,
             cmdline: None,
+            fw_cfg: Vec::new(),
             guest_forward: None,
             skip_idle_time: false,
         }
@@ -80,6 +84,14 @@ impl Config {
     /// vmlinux, on microvm.
     pub fn microvm() -> Self {
         Self { firmware: Firmware::Microvm, ..Self::direct() }
+    }
+
+    /// The guest may pull from this registry, without TLS.
+    #[must_use]
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.guest_forward = Some(registry.forward());
+        self.fw_cfg.push(("opt/caisson/insecure-registries".to_owned(), Registry::ADDRESS.to_owned()));
+        self
     }
 
     #[must_use]
@@ -139,6 +151,11 @@ impl Node {
             }
             Some(UserData::Disk(path)) => drives.push(Drive { path: path.clone(), read_only: true }),
             None => {}
+        }
+        for (number, (name, content)) in self.config.fw_cfg.iter().enumerate() {
+            let path = self.path(&format!("fw-cfg-{number}"));
+            fs::write(&path, content).expect("a file for fw_cfg");
+            fw_cfg.push((name.clone(), path));
         }
         let mut disk = self.disk_path();
         if self.config.format == Format::Qcow2 {
@@ -379,7 +396,7 @@ impl Node {
     pub fn reboot(&self) {
         const SAID: &str = "Restarting system";
         let before = self.console().matches(SAID).count();
-        self.granted(Method::POST, "/actions/reboot", "");
+        let _ = self.request_within(REQUEST, Method::POST, "/actions/reboot", "");
         self.wait_for("the kernel restarts", POWER_OFF, |node| {
             (node.console().matches(SAID).count() > before).then_some(())
         });
@@ -397,7 +414,7 @@ impl Node {
     #[track_caller]
     pub fn wait_for_end(&mut self) {
         let machine = self.machine.as_mut().expect("the machine is off");
-        let ended = machine.wait(POWER_OFF).expect("the end of QEMU");
+        let ended = machine.wait(POWER_OFF);
         assert!(ended.is_some(), "the machine has not switched itself off within {} s", POWER_OFF.as_secs());
         self.settle();
     }
@@ -405,12 +422,18 @@ impl Node {
     /// Cuts the power: QEMU is killed. What that loses is up to the disk's [`Format`].
     #[track_caller]
     pub fn cut_power(&mut self) {
-        self.machine.as_mut().expect("the machine is off").kill().expect("the end of QEMU");
+        self.machine.as_mut().expect("the machine is off").kill();
         self.settle();
     }
 
-    pub fn is_on(&mut self) -> bool {
-        self.machine.as_mut().is_some_and(|machine| machine.try_wait().is_ok_and(|end| end.is_none()))
+    /// Cuts the power later, whatever the story does then; [`Node::wait_for_end`] returns after it.
+    #[track_caller]
+    pub fn cut_power_after(&self, delay: Duration) {
+        let switch = self.machine().power_switch();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            switch.off();
+        });
     }
 
     fn settle(&mut self) {

@@ -21,9 +21,6 @@ use crate::bench::bench;
 
 const START: Duration = Duration::from_secs(20);
 
-/// Where a guest finds it: an address of QEMU's network, which hands each connection to the host's loopback.
-const SEEN_BY_GUESTS: &str = "10.0.2.100:5000";
-
 pub struct Registry {
     port: u16,
     server: Child,
@@ -38,6 +35,9 @@ pub struct Published {
 }
 
 impl Registry {
+    /// Where a guest finds it: an address of QEMU's network, which hands each connection to the host's loopback.
+    pub const ADDRESS: &str = "10.0.2.100:5000";
+
     #[track_caller]
     pub fn start() -> Self {
         Self::try_start().unwrap_or_else(|error| panic!("the registry does not start: {error:#}"))
@@ -72,9 +72,9 @@ impl Registry {
         Ok(registry)
     }
 
-    /// For [`crate::Config::guest_forward`].
+    /// For [`crate::Config::guest_forward`]; [`crate::Config::registry`] sets it.
     pub fn forward(&self) -> (String, String) {
-        (SEEN_BY_GUESTS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.port))
+        (Self::ADDRESS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.port))
     }
 
     /// Pushes busybox with one more layer, which adds `/etc/story` with `story` in it and takes `/etc/group` away.
@@ -114,8 +114,8 @@ impl Registry {
         let media = "application/vnd.oci.image.manifest.v1+json";
         self.send(Method::PUT, &format!("/v2/{name}/manifests/{tag}"), media, manifest)?;
         Ok(Published {
-            by_tag: format!("{SEEN_BY_GUESTS}/{name}:{tag}"),
-            by_digest: format!("{SEEN_BY_GUESTS}/{name}@{manifest_digest}"),
+            by_tag: format!("{}/{name}:{tag}", Self::ADDRESS),
+            by_digest: format!("{}/{name}@{manifest_digest}", Self::ADDRESS),
         })
     }
 

@@ -102,6 +102,11 @@ impl Places {
         self.folder.join("qmp.sock")
     }
 
+    /// A second control socket, which only we are connected to: QEMU serves one client on each.
+    pub fn events(&self) -> PathBuf {
+        self.folder.join("events.sock")
+    }
+
     /// Between QEMU and vhost-device-vsock.
     pub fn vhost(&self) -> PathBuf {
         self.folder.join("vhost.sock")
@@ -115,6 +120,10 @@ impl Places {
     /// The API, as plain HTTP.
     pub fn api(&self) -> PathBuf {
         self.folder.join("api.sock")
+    }
+
+    pub(super) fn sockets(&self) -> [PathBuf; 5] {
+        [self.qmp(), self.events(), self.vhost(), self.vsock(), self.api()]
     }
 
     pub fn firmware_variables(&self) -> PathBuf {
@@ -157,21 +166,22 @@ pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
     if config.skip_idle_time {
         add(&["-icount", "shift=0,sleep=off"]);
     }
-    if config.no_reboot {
-        add(&["-no-reboot"]);
-    }
+    // Who runs QEMU starts it again: see `machine`.
+    add(&["-no-reboot"]);
 
     let log = escape(&places.serial_log());
     if config.console_on_stdout {
-        add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log}")]);
+        add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log},logappend=on")]);
     } else {
-        add(&["-chardev", &format!("file,id=console,path={log}")]);
+        add(&["-chardev", &format!("file,id=console,path={log},append=on")]);
     }
     add(&[
         "-serial",
         "chardev:console",
         "-qmp",
         &format!("unix:{},server=on,wait=off", escape(&places.qmp())),
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", escape(&places.events())),
     ]);
 
     match config.firmware {

@@ -1,27 +1,41 @@
-//! One running QEMU with its vsock device.
+//! One running machine: QEMU and its vsock device, and both anew when the guest restarts.
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::config::{Config, Firmware, OVMF_VARS, Places, arguments};
 use super::proxy;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, Shutdown};
 use crate::command::tail;
 use crate::toolbox::Toolbox;
 
 /// The guest's vsock address. Each machine has a device process of its own, so all can have the same.
 const GUEST_CID: &str = "3";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
 
 pub struct Machine {
     pub places: Places,
-    qemu: Child,
-    vsock: Child,
+    processes: Arc<Mutex<Processes>>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+/// What runs for a machine now.
+#[derive(Default)]
+struct Processes {
+    qemu: Option<Child>,
+    vsock: Option<Child>,
+    /// Somebody wants the machine to be off.
+    killed: bool,
+    ended: Option<ExitStatus>,
 }
 
 /// How the processes of a machine are tied to ours.
@@ -37,14 +51,13 @@ impl Machine {
     /// Starts a machine in a folder of its own.
     pub fn start(
         toolbox: &Toolbox,
-        vhost_device_vsock: &std::path::Path,
+        vhost_device_vsock: &Path,
         config: &Config,
         folder: PathBuf,
         signals: Signals,
     ) -> Result<Self> {
         let places = Places { folder };
-        for socket in [places.qmp(), places.vhost(), places.vsock(), places.api()] {
-            let _ = fs::remove_file(&socket);
+        for socket in places.sockets() {
             // sockaddr_un has 108 bytes.
             if socket.as_os_str().len() > 100 {
                 bail!(
@@ -57,67 +70,24 @@ impl Machine {
             fs::copy(toolbox.root.join(OVMF_VARS), places.firmware_variables())
                 .context("the toolbox has no OVMF")?;
         }
-        let log = |name: &str| {
-            File::create(places.folder.join(name))
-                .with_context(|| format!("cannot write {name} in {}", places.folder.display()))
+        for log in [places.serial_log(), places.folder.join("qemu.log"), places.folder.join("vsock.log")] {
+            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        }
+        let start = Start {
+            toolbox: toolbox.clone().with_share(&places.folder),
+            vhost_device_vsock: vhost_device_vsock.to_owned(),
+            config: config.clone(),
+            places: places.clone(),
+            signals,
         };
-        let tie = |command: &mut Command| {
-            if signals == Signals::Apart {
-                command.process_group(0);
-            }
-        };
-        let toolbox = toolbox.clone().with_share(&places.folder);
-        // Their end is tied to ours also where nothing of ours runs any more to end them: after a SIGKILL. The kernel watches
-        // the thread that starts them, so a machine lives at most as long as the thread that called this.
-        let tied = |program: &std::ffi::OsStr| {
-            let mut command = toolbox.command("setpriv");
-            command.args(["--pdeathsig", "KILL"]).arg(program);
-            command
-        };
-        let vsock_log = log("vsock.log")?;
-        let mut command = tied(vhost_device_vsock.as_os_str());
-        command
-            .args(["--guest-cid", GUEST_CID, "--socket"])
-            .arg(places.vhost())
-            .arg("--uds-path")
-            .arg(places.vsock());
-        command.stdin(Stdio::null()).stdout(vsock_log.try_clone()?).stderr(vsock_log);
-        tie(&mut command);
-        let vsock =
-            command.spawn().with_context(|| format!("cannot start {}", vhost_device_vsock.display()))?;
-        let mut machine = Self { places, qemu: vsock, vsock: Command::new("true").spawn()? };
-        // Until QEMU runs, the field holds the vsock device: whatever fails below, both are ended by drop.
-        machine.wait_for_socket(&machine.places.vhost())?;
-
-        let mut command = tied("qemu-system-x86_64".as_ref());
-        command.args(arguments(config, &machine.places)).stdin(Stdio::null());
-        command.stdout(if config.console_on_stdout { Stdio::inherit() } else { Stdio::null() });
-        command.stderr(File::create(machine.places.folder.join("qemu.log"))?);
-        tie(&mut command);
-        let qemu = command.spawn().context("cannot start QEMU")?;
-        machine.vsock = std::mem::replace(&mut machine.qemu, qemu);
-        machine.wait_for_socket(&machine.places.qmp())?;
+        let processes = Arc::new(Mutex::new(Processes::default()));
+        let (sender, started) = mpsc::channel();
+        let of_keeper = processes.clone();
+        let keeper = std::thread::spawn(move || keep(&start, &of_keeper, &sender));
+        let machine = Self { places, processes, keeper: Some(keeper) };
+        started.recv().context("the thread that keeps the machine ended")??;
         proxy::serve(&machine.places.api(), machine.places.vsock())?;
         Ok(machine)
-    }
-
-    fn wait_for_socket(&mut self, socket: &std::path::Path) -> Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
-        while !socket.exists() {
-            if let Some(status) = self.qemu.try_wait()? {
-                let log = |name: &str| tail(&self.places.folder.join(name), 10);
-                bail!(
-                    "a process of the virtual machine ended at once ({status}):\n{}{}",
-                    log("qemu.log"),
-                    log("vsock.log")
-                );
-            }
-            if Instant::now() > deadline {
-                bail!("{} did not appear within {} s", socket.display(), START_TIMEOUT.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
     }
 
     pub fn qmp(&self) -> Result<Qmp> {
@@ -129,38 +99,169 @@ impl Machine {
         self.qmp()?.execute("system_powerdown", &json!({})).map(drop)
     }
 
-    /// The machine's end, if it came.
-    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.qemu.try_wait()?)
+    /// The machine's end, if it came. A restart of the guest is none.
+    pub fn try_wait(&self) -> Option<ExitStatus> {
+        lock(&self.processes).ended
     }
 
     /// Waits for the machine's end; `None` when it does not come in time.
-    pub fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+    pub fn wait(&self, patience: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(status) = self.qemu.try_wait()? {
-                return Ok(Some(status));
+            let ended = self.try_wait();
+            if ended.is_some() || Instant::now() > deadline {
+                return ended;
             }
-            if Instant::now() > deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(POLL);
         }
     }
 
-    /// A power cut: QEMU is gone between two instructions.
-    pub fn kill(&mut self) -> Result<()> {
-        self.qemu.kill()?;
-        self.qemu.wait()?;
-        Ok(())
+    /// A power cut: QEMU is gone between two instructions. Returns when it is.
+    pub fn kill(&mut self) {
+        self.power_switch().off();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+
+    /// What cuts the power from another thread.
+    pub fn power_switch(&self) -> PowerSwitch {
+        PowerSwitch(self.processes.clone())
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        for process in [&mut self.qemu, &mut self.vsock] {
+        self.kill();
+    }
+}
+
+pub struct PowerSwitch(Arc<Mutex<Processes>>);
+
+impl PowerSwitch {
+    pub fn off(&self) {
+        let mut processes = lock(&self.0);
+        processes.killed = true;
+        if let Some(qemu) = &mut processes.qemu {
+            let _ = qemu.kill();
+        }
+    }
+}
+
+fn lock(processes: &Mutex<Processes>) -> MutexGuard<'_, Processes> {
+    processes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the processes until the machine ends. A guest that restarts gets new ones: the vsock device does not survive that its
+/// queues go away and come back, and a machine that comes up from nothing is what a cloud gives too.
+fn keep(start: &Start, processes: &Mutex<Processes>, started: &mpsc::Sender<Result<()>>) {
+    loop {
+        let run = start.run(&mut lock(processes));
+        let shutdown = match run {
+            Ok(shutdown) => {
+                let _ = started.send(Ok(()));
+                shutdown
+            }
+            Err(error) => {
+                // Only the first start is waited for; of a later one the log tells.
+                let _ = fs::write(start.places.folder.join("qemu.log"), format!("{error:#}\n"));
+                let _ = started.send(Err(error));
+                lock(processes).end();
+                return;
+            }
+        };
+        let status = loop {
+            let ended = lock(processes).qemu.as_mut().and_then(|qemu| qemu.try_wait().ok().flatten());
+            match ended {
+                Some(status) => break status,
+                None => std::thread::sleep(POLL),
+            }
+        };
+        let restarts = shutdown.was_a_reset() && !start.config.no_reboot;
+        let mut processes = lock(processes);
+        processes.end();
+        if processes.killed || !restarts {
+            processes.ended = Some(status);
+            return;
+        }
+    }
+}
+
+impl Processes {
+    fn end(&mut self) {
+        for process in [self.qemu.take(), self.vsock.take()].iter_mut().flatten() {
             let _ = process.kill();
             let _ = process.wait();
         }
     }
+}
+
+/// What is needed to start the processes, any number of times.
+struct Start {
+    toolbox: Toolbox,
+    vhost_device_vsock: PathBuf,
+    config: Config,
+    places: Places,
+    signals: Signals,
+}
+
+impl Start {
+    fn run(&self, processes: &mut Processes) -> Result<Shutdown> {
+        if processes.killed {
+            bail!("the machine was switched off before it had started");
+        }
+        let places = &self.places;
+        for socket in [places.qmp(), places.events(), places.vhost(), places.vsock()] {
+            let _ = fs::remove_file(socket);
+        }
+        let mut command = self.tied(self.vhost_device_vsock.as_os_str(), "vsock.log")?;
+        command
+            .args(["--guest-cid", GUEST_CID, "--socket"])
+            .arg(places.vhost())
+            .arg("--uds-path")
+            .arg(places.vsock());
+        let vsock = command.spawn().context("cannot start vhost-device-vsock")?;
+        wait_for_socket(places, processes.vsock.insert(vsock), &places.vhost())?;
+        let mut command = self.tied(OsStr::new("qemu-system-x86_64"), "qemu.log")?;
+        command.args(arguments(&self.config, places));
+        if self.config.console_on_stdout {
+            command.stdout(Stdio::inherit());
+        }
+        let qemu = processes.qemu.insert(command.spawn().context("cannot start QEMU")?);
+        wait_for_socket(places, qemu, &places.qmp())?;
+        wait_for_socket(places, qemu, &places.events())?;
+        Qmp::connect(&places.events())?.follow_shutdown()
+    }
+
+    /// A program of the toolbox whose end is tied to ours also where nothing of ours runs any more to end it: after a SIGKILL.
+    /// The kernel watches the thread that starts it, which is the one that keeps the machine.
+    fn tied(&self, program: &OsStr, log: &str) -> Result<Command> {
+        let log = File::options().append(true).open(self.places.folder.join(log))?;
+        let mut command = self.toolbox.command("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(program);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if self.signals == Signals::Apart {
+            command.process_group(0);
+        }
+        Ok(command)
+    }
+}
+
+fn wait_for_socket(places: &Places, process: &mut Child, socket: &Path) -> Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !socket.exists() {
+        if let Some(status) = process.try_wait()? {
+            let log = |name: &str| tail(&places.folder.join(name), 10);
+            bail!(
+                "a process of the virtual machine ended at once ({status}):\n{}{}",
+                log("qemu.log"),
+                log("vsock.log")
+            );
+        }
+        if Instant::now() > deadline {
+            bail!("{} did not appear within {} s", socket.display(), START_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }

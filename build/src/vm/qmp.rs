@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub struct Qmp {
@@ -38,9 +39,33 @@ impl Qmp {
         bail!("QEMU did not answer {command}")
     }
 
+    /// Follows QEMU's events to its end, to tell why it ended.
+    pub(super) fn follow_shutdown(mut self) -> Result<Shutdown> {
+        self.stream.get_ref().set_read_timeout(None)?;
+        Ok(Shutdown(std::thread::spawn(move || {
+            let mut reset = false;
+            while let Ok(event) = self.read() {
+                if event["event"] == "SHUTDOWN" {
+                    reset = event["data"]["reason"] == "guest-reset";
+                }
+            }
+            reset
+        })))
+    }
+
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         self.stream.read_line(&mut line).context("QEMU closed its control socket")?;
         serde_json::from_str(&line).with_context(|| format!("QEMU said {line:?}, which is not JSON"))
+    }
+}
+
+/// Why QEMU ended.
+pub(super) struct Shutdown(JoinHandle<bool>);
+
+impl Shutdown {
+    /// Whether the guest restarted the machine. To be asked when QEMU has ended.
+    pub(super) fn was_a_reset(self) -> bool {
+        self.0.join().unwrap_or(false)
     }
 }

@@ -204,7 +204,7 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
 fn wait_for_end(machine: &mut Machine, asked: &AtomicU32) -> Result<()> {
     let mut forced_at = None;
     loop {
-        if machine.wait(Duration::from_millis(200))?.is_some() {
+        if machine.wait(Duration::from_millis(200)).is_some() {
             return Ok(());
         }
         match (asked.load(Ordering::Relaxed), forced_at) {
@@ -217,7 +217,8 @@ fn wait_for_end(machine: &mut Machine, asked: &AtomicU32) -> Result<()> {
             (1, Some(at)) if Instant::now() < at => {}
             _ => {
                 eprintln!("\n  switching it off");
-                return machine.kill();
+                machine.kill();
+                return Ok(());
             }
         }
     }

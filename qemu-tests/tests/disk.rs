@@ -1,0 +1,121 @@
+//! Disks that are larger, smaller, damaged or full.
+
+use build::command::run_quiet;
+use build::disk::SECTOR;
+use qemu_tests::{Config, ContainerState, Node, bench, script, wipe};
+use serde_json::json;
+use std::fs::File;
+
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn data_grows_with_the_disk_at_every_boot() {
+    let mut node = Node::boot(Config { disk_size: 3 * GIB, ..Config::direct() });
+    node.wait_for_console("grow-data: the data partition has grown");
+    node.power_off();
+    for size in [3 * GIB, 5 * GIB] {
+        let partition = node.disk().partition("data").unwrap().clone();
+        let end = partition.start + partition.size;
+        assert!(size - end < 4 << 20, "data ends {} bytes before the end of the disk", size - end);
+        check_ext4(&node, "data");
+        check_ext4(&node, "state");
+        if size == 3 * GIB {
+            node.enlarge(5 * GIB);
+            node.start();
+            node.wait_for_console("grow-data: the data partition has grown");
+            node.wait_for_api();
+            node.power_off();
+        }
+    }
+}
+
+#[test]
+fn a_disk_without_a_data_partition() {
+    let mut node = Node::new(Config::direct());
+    let mut file = File::options().read(true).write(true).open(node.disk_path()).unwrap();
+    let mut table = gptman::GPT::find_from(&mut file).unwrap();
+    let data = table.iter().find(|(_, entry)| entry.partition_name.as_str() == "data").unwrap().0;
+    table.remove(data).unwrap();
+    table.write_into(&mut file).unwrap();
+    runs_on_memory(&mut node);
+}
+
+#[test]
+fn a_data_partition_without_a_file_system() {
+    let mut node = Node::new(Config::direct());
+    let partition = node.disk().partition("data").unwrap().clone();
+    wipe(&node.disk_path(), partition.start, 1 << 20);
+    runs_on_memory(&mut node);
+}
+
+/// The node says what is wrong with its data partition, and runs a container all the same.
+fn runs_on_memory(node: &mut Node) {
+    node.start();
+    node.wait_for_api();
+    assert_eq!(node.status().data, "tmpfs");
+    let problems = node.problems();
+    assert!(problems.contains("/data") && problems.contains("memory"), "{problems}");
+    assert!(node.console().contains("/data"), "the boot log does not name /data");
+    node.set(&json!({"containers": {"web": script("echo on memory; exec sleep 3600")}}));
+    node.wait_for_logs("web", "on memory");
+    // What was acknowledged is on the state partition, which is there.
+    node.set(&json!({"motd": "kept"}));
+    node.reboot();
+    assert_eq!(node.setting("motd"), "kept");
+    node.power_off();
+}
+
+#[test]
+fn a_state_partition_without_a_file_system() {
+    let mut node = Node::new(Config::direct());
+    let partition = node.disk().partition("state").unwrap().clone();
+    wipe(&node.disk_path(), partition.start, 1 << 20);
+    node.start();
+    node.wait_for_api();
+    let problems = node.problems();
+    assert!(problems.contains("/state") && problems.contains("lost"), "{problems}");
+}
+
+#[test]
+fn a_full_data_partition() {
+    let mut node = Node::boot_healthy(Config { disk_size: 0, ..Config::direct() });
+    let fill = "dd if=/dev/zero of=/fill bs=1M; sync; echo full; exec sleep 3600";
+    node.set(&json!({"containers": {"fill": script(fill)}}));
+    node.wait_for_logs("fill", "full");
+    // Settings have a partition of their own: they can still be changed.
+    node.set(&json!({"motd": "set on a full disk"}));
+    assert_eq!(node.setting("motd"), "set on a full disk");
+    // One container more runs, or the node says why not.
+    node.set(&json!({"containers": {"late": script("echo late; exec sleep 3600")}}));
+    let late = node.wait_for_container("late", "it runs or has an error", |container| {
+        container.state == ContainerState::Running || container.error.is_some()
+    });
+    if let Some(error) = late.error {
+        assert!(error.contains("space"), "{error}");
+    }
+    node.reboot();
+    assert_eq!(node.setting("motd"), "set on a full disk");
+    node.power_off();
+    check_ext4(&node, "state");
+    check_ext4(&node, "data");
+}
+
+/// Its partition table ends beyond it, so the kernel takes none of it: no root, no node. It says so, and tries again.
+#[test]
+fn a_disk_smaller_than_the_image() {
+    let mut node = Node::new(Config::direct());
+    let data = node.disk().partition("data").unwrap().clone();
+    node.enlarge((data.start + data.size / 2) / SECTOR * SECTOR);
+    node.start();
+    node.wait_for_console("verity: Data device lookup failed");
+    node.wait_for_console("Kernel panic - not syncing: VFS: Unable to mount root fs");
+}
+
+/// e2fsck finds nothing to repair.
+#[track_caller]
+fn check_ext4(node: &Node, partition: &str) {
+    let start = node.disk().partition(partition).unwrap().start;
+    let mut command = bench().toolbox.command("e2fsck");
+    command.args(["-f", "-n"]).arg(format!("{}?offset={start}", node.disk_path().display()));
+    run_quiet(&mut command, "e2fsck").unwrap_or_else(|error| panic!("{partition}: {error:#}"));
+}
