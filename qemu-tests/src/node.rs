@@ -41,7 +41,8 @@ pub struct Config {
     pub board: Board,
     pub cpus: u32,
     pub memory_mib: u32,
-    pub disk_size: u64,
+    /// In bytes; the image's own when there is none.
+    pub disk_size: Option<u64>,
     pub format: Format,
     pub user_data: Option<UserData>,
     pub drives: Vec<Drive>,
@@ -64,7 +65,7 @@ impl Config {
             board: Board::Q35,
             cpus: 1,
             memory_mib: 256,
-            disk_size: DISK_SIZE,
+            disk_size: Some(DISK_SIZE),
             format: Format::Raw,
             user_data: None,
             drives: Vec::new(),
@@ -115,7 +116,9 @@ impl Node {
         let folder = tempfile::Builder::new().prefix("caisson-").tempdir_in("/tmp");
         let node = Self { config, folder: folder.expect("a folder in /tmp"), machine: None };
         copy_sparse(&bench().artifacts.disk(), &node.disk_path()).expect("a copy of the disk");
-        node.enlarge(node.config.disk_size);
+        if let Some(size) = node.config.disk_size {
+            node.resize(size);
+        }
         node
     }
 
@@ -380,7 +383,11 @@ impl Node {
         let mut last = String::new();
         let deadline = Instant::now() + REQUEST;
         while !last.contains(text) {
-            assert!(Instant::now() < deadline, "the log of {container} does not say {text:?} but {last:?}");
+            assert!(
+                Instant::now() < deadline,
+                "the log of {container} does not say {text:?} but {last:?}; there are {:?}",
+                self.containers()
+            );
             if let Ok(answer) = self.request_within(REQUEST, Method::GET, &uri, "") {
                 last = answer.text();
             }
@@ -485,7 +492,7 @@ impl Node {
 
     /// Gives the disk of a machine that is off another size.
     #[track_caller]
-    pub fn enlarge(&self, size: u64) {
+    pub fn resize(&self, size: u64) {
         assert!(self.machine.is_none(), "the disk of a running machine keeps its size");
         let disk = File::options().write(true).open(self.disk_path()).expect("the disk");
         disk.set_len(size).expect("another size of the disk");

@@ -10,7 +10,7 @@ const GIB: u64 = 1 << 30;
 
 #[test]
 fn data_grows_with_the_disk_at_every_boot() {
-    let mut node = Node::boot(Config { disk_size: 3 * GIB, ..Config::direct() });
+    let mut node = Node::boot(Config { disk_size: Some(3 * GIB), ..Config::direct() });
     node.wait_for_console("grow-data: the data partition has grown");
     node.power_off();
     for size in [3 * GIB, 5 * GIB] {
@@ -20,7 +20,7 @@ fn data_grows_with_the_disk_at_every_boot() {
         check_ext4(&node, "data");
         check_ext4(&node, "state");
         if size == 3 * GIB {
-            node.enlarge(5 * GIB);
+            node.resize(5 * GIB);
             node.start();
             node.wait_for_console("grow-data: the data partition has grown");
             node.wait_for_api();
@@ -78,7 +78,7 @@ fn a_state_partition_without_a_file_system() {
 
 #[test]
 fn a_full_data_partition() {
-    let mut node = Node::boot_healthy(Config { disk_size: 0, ..Config::direct() });
+    let mut node = Node::boot_healthy(Config { disk_size: None, ..Config::direct() });
     let fill = "dd if=/dev/zero of=/fill bs=1M; sync; echo full; exec sleep 3600";
     node.set(&json!({"containers": {"fill": script(fill)}}));
     node.wait_for_logs("fill", "full");
@@ -105,7 +105,7 @@ fn a_full_data_partition() {
 fn a_disk_smaller_than_the_image() {
     let mut node = Node::new(Config::direct());
     let data = node.disk().partition("data").unwrap().clone();
-    node.enlarge((data.start + data.size / 2) / SECTOR * SECTOR);
+    node.resize((data.start + data.size / 2) / SECTOR * SECTOR);
     node.start();
     node.wait_for_console("verity: Data device lookup failed");
     node.wait_for_console("Kernel panic - not syncing: VFS: Unable to mount root fs");

@@ -14,9 +14,9 @@ fn chaos() -> String {
         i=0
         while [ $i -lt {KILLS} ]; do
             for service in apiserver host-agent; do
-                while ! read pid < /sys/fs/cgroup/system/$service/cgroup.procs; do $b sleep 0.02; done
+                while ! read pid < /sys/fs/cgroup/system/$service/cgroup.procs; do $b sleep 0.5; done
                 $b kill -9 $($b cat /sys/fs/cgroup/system/$service/cgroup.procs)
-                while $b grep -q $pid /sys/fs/cgroup/system/$service/cgroup.procs; do $b sleep 0.02; done
+                while $b grep -q $pid /sys/fs/cgroup/system/$service/cgroup.procs; do $b sleep 0.5; done
             done
             i=$((i+1))
         done

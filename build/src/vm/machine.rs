@@ -228,9 +228,18 @@ impl Start {
             command.stdout(Stdio::inherit());
         }
         let qemu = processes.qemu.insert(command.spawn().context("cannot start QEMU")?);
-        wait_for_socket(places, qemu, &places.qmp())?;
         wait_for_socket(places, qemu, &places.events())?;
-        Qmp::connect(&places.events())?.follow_shutdown()
+        // The file is there a moment before somebody listens.
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            match Qmp::connect(&places.events()) {
+                Ok(events) => return events.follow_shutdown(),
+                Err(_) if Instant::now() < deadline && qemu.try_wait()?.is_none() => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A program of the toolbox whose end is tied to ours also where nothing of ours runs any more to end it: after a SIGKILL.
