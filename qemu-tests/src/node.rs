@@ -403,7 +403,7 @@ impl Node {
     pub fn reboot(&self) {
         const SAID: &str = "Restarting system";
         let before = self.console().matches(SAID).count();
-        let _ = self.request_within(REQUEST, Method::POST, "/actions/reboot", "");
+        self.granted(Method::POST, "/actions/reboot", "");
         self.wait_for("the kernel restarts", POWER_OFF, |node| {
             (node.console().matches(SAID).count() > before).then_some(())
         });
