@@ -78,6 +78,7 @@ fn one_is_confined() {
     let node = Node::boot_healthy(Config::direct());
     let probe = "
         echo \"seccomp: $(grep Seccomp: /proc/self/status | tr -d '\\t')\"
+        echo \"blocked signals: $(grep SigBlk: /proc/self/status | tr -d '\\t')\"
         echo \"no new privileges: $(grep NoNewPrivs /proc/self/status | tr -d '\\t')\"
         echo \"capabilities: $(grep CapEff /proc/self/status | tr -d '\\t')\"
         for folder in / /dev /dev/shm; do
@@ -101,6 +102,7 @@ fn one_is_confined() {
     let log = node.wait_for_logs("probe", "the end");
     for wanted in [
         "seccomp: Seccomp:2",
+        "blocked signals: SigBlk:0000000000000000",
         "no new privileges: NoNewPrivs:1",
         "zeros were read",
         "not mounted",

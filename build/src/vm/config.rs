@@ -233,13 +233,21 @@ pub fn arguments(config: &Config, places: &Places) -> Vec<OsString> {
     add(&["-netdev", &network, "-device", &device("virtio-net", ",netdev=network")]);
     add(&["-device", &device("virtio-rng", "")]);
     add(&["-chardev", &format!("socket,id=vsock,path={}", escape(&places.vhost()))]);
-    add(&["-device", &device("vhost-user-vsock", ",chardev=vsock")]);
+    add(&["-device", &device("vhost-user-vsock", ",id=vsock,chardev=vsock")]);
     for (name, path) in &config.fw_cfg {
         add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
     }
     // The API on vsock, which the socket of the host leads to.
     add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
     all
+}
+
+/// Where QEMU keeps the vsock device among its objects.
+pub(super) fn vsock_path(firmware: Firmware) -> &'static str {
+    match firmware {
+        Firmware::Microvm => "/machine/peripheral/vsock",
+        _ => "/machine/peripheral/vsock/virtio-backend",
+    }
 }
 
 /// QEMU takes two commas for one inside a value.

@@ -7,13 +7,14 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::config::{Config, Firmware, OVMF_VARS, Places, arguments};
+use super::config::{Config, Firmware, OVMF_VARS, Places, arguments, vsock_path};
 use super::proxy;
-use super::qmp::{Qmp, Shutdown};
+use super::qmp::{Follower, Qmp};
 use crate::command::tail;
 use crate::toolbox::Toolbox;
 
@@ -73,7 +74,9 @@ impl Machine {
         for log in [places.serial_log(), places.folder.join("qemu.log"), places.folder.join("vsock.log")] {
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         }
+        let up = Arc::new(AtomicBool::new(false));
         let start = Start {
+            up: up.clone(),
             toolbox: toolbox.clone().with_share(&places.folder),
             vhost_device_vsock: vhost_device_vsock.to_owned(),
             config: config.clone(),
@@ -86,7 +89,7 @@ impl Machine {
         let keeper = std::thread::spawn(move || keep(&start, &of_keeper, &sender));
         let machine = Self { places, processes, keeper: Some(keeper) };
         started.recv().context("the thread that keeps the machine ended")??;
-        proxy::serve(&machine.places.api(), machine.places.vsock())?;
+        proxy::serve(&machine.places.api(), machine.places.vsock(), up)?;
         Ok(machine)
     }
 
@@ -157,10 +160,10 @@ fn lock(processes: &Mutex<Processes>) -> MutexGuard<'_, Processes> {
 fn keep(start: &Start, processes: &Mutex<Processes>, started: &mpsc::Sender<Result<()>>) {
     loop {
         let run = start.run(&mut lock(processes));
-        let shutdown = match run {
-            Ok(shutdown) => {
+        let follower = match run {
+            Ok(follower) => {
                 let _ = started.send(Ok(()));
-                shutdown
+                follower
             }
             Err(error) => {
                 // Only the first start is waited for; of a later one the log tells.
@@ -177,7 +180,7 @@ fn keep(start: &Start, processes: &Mutex<Processes>, started: &mpsc::Sender<Resu
                 None => std::thread::sleep(POLL),
             }
         };
-        let restarts = shutdown.was_a_reset() && !start.config.no_reboot;
+        let restarts = follower.saw_a_reset() && !start.config.no_reboot;
         let mut processes = lock(processes);
         processes.end();
         if processes.killed || !restarts {
@@ -203,10 +206,12 @@ struct Start {
     config: Config,
     places: Places,
     signals: Signals,
+    /// The guest can be connected to.
+    up: Arc<AtomicBool>,
 }
 
 impl Start {
-    fn run(&self, processes: &mut Processes) -> Result<Shutdown> {
+    fn run(&self, processes: &mut Processes) -> Result<Follower> {
         if processes.killed {
             bail!("the machine was switched off before it had started");
         }
@@ -233,7 +238,9 @@ impl Start {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             match Qmp::connect(&places.events()) {
-                Ok(events) => return events.follow_shutdown(),
+                Ok(events) => {
+                    return events.follow(vsock_path(self.config.firmware), self.up.clone());
+                }
                 Err(_) if Instant::now() < deadline && qemu.try_wait()?.is_none() => {
                     std::thread::sleep(Duration::from_millis(5));
                 }

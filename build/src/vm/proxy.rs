@@ -7,27 +7,30 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Connections at once; each has two threads.
 const MOST: usize = 2048;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Listens on `api` until the process ends.
-pub fn serve(api: &Path, vsock: PathBuf) -> Result<()> {
+/// Listens on `api` until the process ends. While the guest is not `up`, connections are closed, which tells the client: a
+/// connection at the wrong moment of the guest's start would end the vsock device's worker for good.
+pub fn serve(api: &Path, vsock: PathBuf, up: Arc<AtomicBool>) -> Result<()> {
     let _ = std::fs::remove_file(api);
     let listener = UnixListener::bind(api).with_context(|| format!("cannot listen on {}", api.display()))?;
     let active = Arc::new(AtomicUsize::new(0));
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
+            if !up.load(Ordering::Acquire) {
+                continue;
+            }
             if active.fetch_add(1, Ordering::Relaxed) >= MOST {
                 active.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
             let (vsock, active) = (vsock.clone(), active.clone());
             std::thread::spawn(move || {
-                // A guest that is not up yet closes the connection, which tells the client.
                 if let Ok(guest) = connect(&vsock) {
                     relay(client, guest);
                 }

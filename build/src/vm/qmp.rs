@@ -5,11 +5,18 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+const POLL: Duration = Duration::from_millis(20);
+const SETTLING: Duration = Duration::from_millis(50);
+
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    /// QEMU said that it ends because the guest restarts.
+    reset: bool,
 }
 
 impl Qmp {
@@ -17,7 +24,7 @@ impl Qmp {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self { stream: BufReader::new(stream), reset: false };
         qmp.read()?;
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
@@ -39,33 +46,41 @@ impl Qmp {
         bail!("QEMU did not answer {command}")
     }
 
-    /// Follows QEMU's events to its end, to tell why it ended.
-    pub(super) fn follow_shutdown(mut self) -> Result<Shutdown> {
+    /// Follows QEMU to its end: says when the guest's vsock driver is up, and why QEMU ended.
+    pub(super) fn follow(mut self, vsock: &'static str, up: Arc<AtomicBool>) -> Result<Follower> {
         self.stream.get_ref().set_read_timeout(None)?;
-        Ok(Shutdown(std::thread::spawn(move || {
-            let mut reset = false;
-            while let Ok(event) = self.read() {
-                if event["event"] == "SHUTDOWN" {
-                    reset = event["data"]["reason"] == "guest-reset";
+        Ok(Follower(std::thread::spawn(move || {
+            let wanted = json!({"path": vsock});
+            while let Ok(status) = self.execute("x-query-virtio-status", &wanted) {
+                if status["vhost-started"] == true {
+                    // Its device takes what QEMU told it a moment later.
+                    std::thread::sleep(SETTLING);
+                    up.store(true, Ordering::Release);
+                    break;
                 }
+                std::thread::sleep(POLL);
             }
-            reset
+            while self.read().is_ok() {}
+            up.store(false, Ordering::Release);
+            self.reset
         })))
     }
 
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         self.stream.read_line(&mut line).context("QEMU closed its control socket")?;
-        serde_json::from_str(&line).with_context(|| format!("QEMU said {line:?}, which is not JSON"))
+        let value: Value =
+            serde_json::from_str(&line).with_context(|| format!("QEMU said {line:?}, which is not JSON"))?;
+        self.reset |= value["event"] == "SHUTDOWN" && value["data"]["reason"] == "guest-reset";
+        Ok(value)
     }
 }
 
-/// Why QEMU ended.
-pub(super) struct Shutdown(JoinHandle<bool>);
+pub(super) struct Follower(JoinHandle<bool>);
 
-impl Shutdown {
-    /// Whether the guest restarted the machine. To be asked when QEMU has ended.
-    pub(super) fn was_a_reset(self) -> bool {
+impl Follower {
+    /// Whether QEMU ended because the guest restarts. To be asked when it has ended.
+    pub(super) fn saw_a_reset(self) -> bool {
         self.0.join().unwrap_or(false)
     }
 }
