@@ -1,8 +1,9 @@
 //! Every way to boot, and every way to end.
 
 use hyper::Method;
-use qemu_tests::{Board, Config, Node};
+use qemu_tests::{Board, Config, Node, bench};
 use serde_json::json;
+use std::fs;
 
 /// Boots, is used, restarts, and powers off when its button is pressed.
 fn lives(config: Config) {
@@ -34,6 +35,16 @@ fn directly_on_microvm() {
 #[test]
 fn from_its_disk_by_uefi_on_the_older_board() {
     lives(Config { board: Board::Pc, ..Config::uefi() });
+}
+
+/// The kernel as firmware and clouds load it, by a VMM that takes it from the unified kernel image.
+#[test]
+fn directly_as_a_bzimage_on_the_older_board() {
+    let uki = fs::read(bench().artifacts.uki()).unwrap();
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let kernel = folder.path().join("bzImage");
+    fs::write(&kernel, build::uki::section(&uki, ".linux").unwrap()).unwrap();
+    lives(Config { board: Board::Pc, kernel: Some(kernel), ..Config::direct() });
 }
 
 /// Who asks for a restart is told that it begins.
