@@ -4,17 +4,21 @@
 //! has a folder, a disk and a QEMU of its own and no way to any network. Whatever a story waits for, it waits for a bounded
 //! time; what does not come is a panic that says what was expected, and shows the end of the console.
 
+mod api;
 mod bench;
+mod config;
 mod drives;
 mod installed;
 mod node;
 mod registry;
 mod wire;
 
+pub use api::script;
 pub use bench::{Bench, bench};
+pub use config::{Config, UserData};
 pub use drives::{flip, nocloud_iso, nocloud_vfat, wipe};
 pub use installed::install_in_slot_b;
-pub use node::{Config, Node, UserData, script};
+pub use node::Node;
 pub use registry::{Published, Registry};
 pub use wire::Wire;
 

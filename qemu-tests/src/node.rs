@@ -1,14 +1,13 @@
 //! One virtual machine, from its first boot to the look at its powered-off disk.
 
-use apiserver::agent::{ContainerStatus, Health, Status};
-use apiserver::client::{Answer, ClientError, Endpoint, request_blocking};
+use apiserver::agent::Health;
+use apiserver::client::Answer;
 use build::artifacts::copy_sparse;
 use build::command::{run_quiet, tail};
 use build::inspect::Disk;
-use build::vm::config::{self, Accelerator, Board, Drive, Firmware, Format};
+use build::vm::config::{self as vm, Accelerator, Drive, Format};
 use build::vm::machine::{Machine, Signals};
 use hyper::Method;
-use serde_json::{Value, json};
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,92 +15,16 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::bench::bench;
-use crate::registry::Registry;
+use crate::config::{Config, UserData};
 
 /// How long a boot may take: five seconds on an idle machine, and CI machines are not idle.
 const BOOT: Duration = Duration::from_secs(90);
-const REQUEST: Duration = Duration::from_secs(60);
+pub(crate) const REQUEST: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
-const DISK_SIZE: u64 = 1 << 30;
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 
-/// Where user data comes from.
-#[derive(Debug, Clone)]
-pub enum UserData {
-    /// QEMU's fw_cfg.
-    FwCfg(Vec<u8>),
-    /// A disk, such as [`crate::nocloud_iso`] makes.
-    Disk(PathBuf),
-}
-
-/// What a node is made of; each constructor is a way to boot.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub firmware: Firmware,
-    pub board: Board,
-    pub cpus: u32,
-    pub memory_mib: u32,
-    /// In bytes; the image's own when there is none.
-    pub disk_size: Option<u64>,
-    pub format: Format,
-    pub user_data: Option<UserData>,
-    pub drives: Vec<Drive>,
-    /// Instead of the image's own, for direct boot.
-    pub kernel: Option<PathBuf>,
-    pub cmdline: Option<String>,
-    /// Further files of QEMU's fw_cfg: name and content.
-    pub fw_cfg: Vec<(String, String)>,
-    /// A server of the host that the guest reaches: `(address:port, program that the connection is handed to)`.
-    pub guest_forward: Option<(String, String)>,
-    /// The guest's clock jumps over what it would only wait for.
-    pub skip_idle_time: bool,
-}
-
-impl Config {
-    /// vmlinux, on q35.
-    pub fn direct() -> Self {
-        Self {
-            firmware: Firmware::Direct,
-            board: Board::Q35,
-            cpus: 1,
-            memory_mib: 256,
-            disk_size: Some(DISK_SIZE),
-            format: Format::Raw,
-            user_data: None,
-            drives: Vec::new(),
-            kernel: None,
-            cmdline: None,
-            fw_cfg: Vec::new(),
-            guest_forward: None,
-            skip_idle_time: false,
-        }
-    }
-
-    /// OVMF, systemd-boot and the UKI of the disk, on q35.
-    pub fn uefi() -> Self {
-        Self { firmware: Firmware::Uefi, ..Self::direct() }
-    }
-
-    /// vmlinux, on microvm.
-    pub fn microvm() -> Self {
-        Self { firmware: Firmware::Microvm, ..Self::direct() }
-    }
-
-    /// The guest may pull from this registry, without TLS.
-    #[must_use]
-    pub fn registry(mut self, registry: &Registry) -> Self {
-        self.guest_forward = Some(registry.forward());
-        self.fw_cfg.push(("opt/caisson/insecure-registries".to_owned(), Registry::ADDRESS.to_owned()));
-        self
-    }
-
-    #[must_use]
-    pub fn user_data(mut self, text: impl AsRef<[u8]>) -> Self {
-        self.user_data = Some(UserData::FwCfg(text.as_ref().to_vec()));
-        self
-    }
-}
-
+/// A machine of its own, with its disk. Dropped, it is switched off and its disk is gone; dropped by a panic, it shows the end
+/// of its console first.
 pub struct Node {
     pub config: Config,
     folder: TempDir,
@@ -165,7 +88,7 @@ impl Node {
             disk = self.overlay();
             qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b"], &[&self.disk_path(), &disk]);
         }
-        let machine = config::Config {
+        let machine = vm::Config {
             name: "test".to_owned(),
             firmware: self.config.firmware,
             board: self.config.board,
@@ -195,8 +118,6 @@ impl Node {
         );
         self.machine = Some(started.unwrap_or_else(|error| panic!("QEMU does not start: {error:#}")));
     }
-
-    // --- waiting
 
     /// Polls until `look` finds what the story waits for.
     #[track_caller]
@@ -246,157 +167,6 @@ impl Node {
             node.console().contains(text).then_some(())
         });
     }
-
-    // --- the API
-
-    pub fn endpoint(&self) -> Endpoint {
-        Endpoint::Unix(self.path("api.sock"))
-    }
-
-    pub fn request_within(
-        &self,
-        patience: Duration,
-        method: Method,
-        uri: &str,
-        body: &str,
-    ) -> Result<Answer, ClientError> {
-        request_blocking(&self.endpoint(), method, uri, body.as_bytes().to_vec(), patience)
-    }
-
-    /// One request whose answer may be a refusal.
-    #[track_caller]
-    pub fn request(&self, method: Method, uri: &str, body: &str) -> Answer {
-        self.request_within(REQUEST, method.clone(), uri, body)
-            .unwrap_or_else(|error| panic!("{method} {uri}: {error}"))
-    }
-
-    /// One request that is granted.
-    #[track_caller]
-    pub fn granted(&self, method: Method, uri: &str, body: &str) -> Answer {
-        let answer = self.request(method.clone(), uri, body);
-        assert!(answer.is_success(), "{method} {uri} was refused with {}: {}", answer.status, answer.text());
-        answer
-    }
-
-    #[track_caller]
-    pub fn get(&self, uri: &str) -> Value {
-        let answer = self.granted(Method::GET, uri, "");
-        serde_json::from_slice(&answer.body)
-            .unwrap_or_else(|error| panic!("GET {uri} is not JSON ({error}): {}", answer.text()))
-    }
-
-    /// The value of a setting, such as `network.hostname`; `Null` when it is not set.
-    #[track_caller]
-    pub fn setting(&self, name: &str) -> Value {
-        let pointer = format!("/{}", name.replace('.', "/"));
-        self.get("/settings").pointer(&pointer).cloned().unwrap_or(Value::Null)
-    }
-
-    /// Changes settings, durably, and applies them; the refusal, if it is refused.
-    #[track_caller]
-    pub fn try_set(&self, settings: &Value) -> Result<(), String> {
-        let staged = self.request(Method::PATCH, "/settings?tx=story", &settings.to_string());
-        let answer = if staged.is_success() {
-            self.request(Method::POST, "/tx/commit_and_apply?tx=story", "")
-        } else {
-            staged
-        };
-        if answer.is_success() { Ok(()) } else { Err(format!("{}: {}", answer.status, answer.text())) }
-    }
-
-    #[track_caller]
-    pub fn set(&self, settings: &Value) {
-        if let Err(refusal) = self.try_set(settings) {
-            panic!("{settings} was refused with {refusal}");
-        }
-    }
-
-    pub fn try_status(&self) -> Option<Status> {
-        let answer = self.request_within(Duration::from_secs(5), Method::GET, "/?prefix=status", "").ok()?;
-        let value: Value = serde_json::from_slice(&answer.body).ok()?;
-        serde_json::from_value(value.get("status")?.clone()).ok()
-    }
-
-    #[track_caller]
-    pub fn status(&self) -> Status {
-        self.wait_for("the node's status", REQUEST, Self::try_status)
-    }
-
-    /// Everything that the node says is wrong, one line each.
-    #[track_caller]
-    pub fn problems(&self) -> String {
-        let line = |problem: &apiserver::agent::init_status::Problem| {
-            format!("{}: {}: {} ({})\n", problem.source, problem.subject, problem.message, problem.hint)
-        };
-        self.status().problems.iter().map(line).collect()
-    }
-
-    #[track_caller]
-    pub fn containers(&self) -> Vec<ContainerStatus> {
-        serde_json::from_value(self.get("/containers")).expect("a list of containers")
-    }
-
-    #[track_caller]
-    pub fn container(&self, name: &str) -> ContainerStatus {
-        let all = self.containers();
-        let found = all.iter().find(|container| container.name == name).cloned();
-        found.unwrap_or_else(|| panic!("there is no container {name}: there are {all:?}"))
-    }
-
-    #[track_caller]
-    pub fn wait_for_container(
-        &self,
-        name: &str,
-        what: &str,
-        wanted: impl Fn(&ContainerStatus) -> bool,
-    ) -> ContainerStatus {
-        let mut last = None;
-        let deadline = Instant::now() + REQUEST;
-        loop {
-            let all = self.request_within(REQUEST, Method::GET, "/containers", "").ok();
-            let all: Option<Vec<ContainerStatus>> =
-                all.and_then(|all| serde_json::from_slice(&all.body).ok());
-            let found = all.into_iter().flatten().find(|container| container.name == name);
-            if let Some(container) = found {
-                if wanted(&container) {
-                    return container;
-                }
-                last = Some(container);
-            }
-            assert!(
-                Instant::now() < deadline,
-                "container {name}: {what}: not within {} s; it is {last:?}",
-                REQUEST.as_secs()
-            );
-            std::thread::sleep(POLL);
-        }
-    }
-
-    #[track_caller]
-    pub fn logs(&self, container: &str) -> String {
-        self.granted(Method::GET, &format!("/containers/{container}/logs"), "").text()
-    }
-
-    #[track_caller]
-    pub fn wait_for_logs(&self, container: &str, text: &str) -> String {
-        let uri = format!("/containers/{container}/logs");
-        let mut last = String::new();
-        let deadline = Instant::now() + REQUEST;
-        while !last.contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "the log of {container} does not say {text:?} but {last:?}; there are {:?}",
-                self.containers()
-            );
-            if let Ok(answer) = self.request_within(REQUEST, Method::GET, &uri, "") {
-                last = answer.text();
-            }
-            std::thread::sleep(POLL);
-        }
-        last
-    }
-
-    // --- power
 
     /// An orderly reboot, asked for through the API, until the API answers again.
     #[track_caller]
@@ -456,8 +226,6 @@ impl Node {
         self.machine.as_ref().expect("the machine is off")
     }
 
-    // --- what can be seen from outside
-
     /// All that the serial console has shown since the machine was switched on.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("serial.log")).unwrap_or_default()).into_owned()
@@ -513,9 +281,4 @@ fn qemu_img(arguments: &[&str], files: &[&Path]) {
     let mut command = bench().toolbox.command("qemu-img");
     command.args(arguments).args(files);
     run_quiet(&mut command, "qemu-img").unwrap_or_else(|error| panic!("{error:#}"));
-}
-
-/// Settings of one container of the preloaded busybox that runs a script.
-pub fn script(script: &str) -> Value {
-    json!({"image": "localhost/busybox", "command": ["/bin/sh", "-c", script]})
 }
