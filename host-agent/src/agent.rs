@@ -18,8 +18,9 @@ use crate::node::Node;
 
 /// root, and the API server.
 const ADMITTED: [u32; 2] = [0, 274];
-const MOST_CONNECTIONS: usize = 64;
+const MOST_CONNECTIONS: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
+const STOPPING: Duration = Duration::from_secs(2);
 /// Bytes of a log that are sent at once.
 const LARGEST_LOG: u64 = 1 << 20;
 
@@ -27,14 +28,27 @@ const LARGEST_LOG: u64 = 1 << 20;
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
     pub applier: Rc<RefCell<Applier>>,
+    free: Arc<Semaphore>,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
+        Self { node: Rc::default(), applier: Rc::default(), free }
+    }
 }
 
 impl Agent {
+    /// Lets requests that are under way finish, for 2 seconds; further ones are not answered. Who asked for a restart is to know
+    /// that it begins, though it ends this process too.
+    pub async fn stop(&self) {
+        let _ = tokio::time::timeout(STOPPING, self.free.acquire_many(MOST_CONNECTIONS)).await;
+    }
+
     /// Answers for ever. Within a `LocalSet`.
     pub async fn serve(self, listener: UnixListener) {
-        let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         loop {
-            let Ok(permit) = free.clone().acquire_owned().await else { return };
+            let Ok(permit) = self.free.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let agent = self.clone();

@@ -44,22 +44,21 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
             .find(|(name, _)| name == "agent")
             .ok_or("no socket named agent was passed: PID 1 starts this program")?;
         let listener = std::os::unix::net::UnixListener::from(fd);
-        listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)).map_or_else(
-            |error| Err(format!("cannot use the socket that was passed: {error}")),
-            |listener| {
-                let agent = Agent { node: Rc::default(), applier: Rc::default() };
-                tokio::task::spawn_local(agent.clone().serve(listener));
-                tokio::task::spawn_local(network::run(agent.node.clone()));
-                tokio::task::spawn_local(start_node(agent.node, agent.applier));
-                Ok(())
-            },
-        )?;
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| UnixListener::from_std(listener))
+            .map_err(|error| format!("cannot use the socket that was passed: {error}"))?;
+        let agent = Agent::default();
+        tokio::task::spawn_local(agent.clone().serve(listener));
+        tokio::task::spawn_local(network::run(agent.node.clone()));
+        tokio::task::spawn_local(start_node(agent.node.clone(), agent.applier.clone()));
         let mut terminate =
             signal(SignalKind::terminate()).map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
         sockets::notify_ready()
             .map_err(|error| format!("cannot tell PID 1 that the agent is ready: {error}"))?;
         // Containers run on in their shims.
         terminate.recv().await;
+        agent.stop().await;
         Ok(())
     })
 }

@@ -53,6 +53,8 @@ struct Shell {
     /// The first lines on stderr of services that end: what a failed one-shot had to say.
     last_words: BTreeMap<Id, String>,
     ending: Option<(power::End, u64)>,
+    /// An end that was asked for, and begins when who asked has the answer.
+    asked: Option<power::End>,
     was_ready: bool,
 }
 
@@ -77,6 +79,7 @@ pub(crate) fn run(mut machine: Machine) -> ExitCode {
         logs: BTreeMap::new(),
         last_words: BTreeMap::new(),
         ending: None,
+        asked: None,
         was_ready: false,
     };
     shell.run()
@@ -139,6 +142,9 @@ impl Shell {
                     REQUESTS => {
                         if let Ok(control) = &control {
                             requests::answer_one(control, |request| self.answer(request));
+                        }
+                        if let Some(end) = self.asked.take() {
+                            self.end(end, "asked through the API");
                         }
                     }
                     NOTIFY => {
@@ -375,11 +381,11 @@ impl Shell {
                 None => Response::Error { message: format!("there is no service {service:?}") },
             },
             Request::Reboot => {
-                self.end(power::End::Reboot, "asked through the API");
+                self.asked = Some(power::End::Reboot);
                 Response::Done
             }
             Request::PowerOff => {
-                self.end(power::End::PowerOff, "asked through the API");
+                self.asked = Some(power::End::PowerOff);
                 Response::Done
             }
         }
