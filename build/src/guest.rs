@@ -20,7 +20,10 @@ pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// One package of the workspace, its programs, and the folders whose change changes them.
 pub struct GuestPackage {
     pub package: &'static str,
+    /// What goes into the image.
     pub programs: &'static [&'static str],
+    /// What is built beside it, for benches.
+    tools: &'static [&'static str],
     folders: &'static [&'static str],
 }
 
@@ -31,15 +34,22 @@ impl GuestPackage {
 }
 
 pub const GUEST_PACKAGES: &[GuestPackage] = &[
-    GuestPackage { package: "caisson-init", programs: &["init", "grow-data"], folders: &["init"] },
+    GuestPackage {
+        package: "caisson-init",
+        programs: &["init", "grow-data"],
+        tools: &["empty-init"],
+        folders: &["init"],
+    },
     GuestPackage {
         package: "caisson-apiserver",
         programs: &["apiserver", "apiclient"],
+        tools: &[],
         folders: &["apiserver", "settings", "init/control"],
     },
     GuestPackage {
         package: "caisson-host-agent",
         programs: &["host-agent", "container-shim"],
+        tools: &[],
         folders: &["host-agent", "apiserver", "settings", "init/control"],
     },
 ];
@@ -123,7 +133,7 @@ impl Rust {
 
 /// Builds the programs of one package of the workspace, static.
 pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPackage) -> Result<Entry> {
-    let mut key = Key::new("guest 1").text(guest.package).text(&toolbox.id).text(&rust.version);
+    let mut key = Key::new("guest 2").text(guest.package).text(&toolbox.id).text(&rust.version);
     key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
     for folder in guest.folders {
         let folder = project.sources.join(folder);
@@ -160,7 +170,7 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
         ]);
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         run_logged(&mut cargo, &format!("{step}: compiling"), &log, None)?;
-        for program in guest.programs {
+        for program in guest.programs.iter().chain(guest.tools) {
             let built = build.join(TARGET).join("guest").join(program);
             fs::copy(&built, out.join(program))
                 .with_context(|| format!("{} was not built", built.display()))?;

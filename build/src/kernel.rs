@@ -13,10 +13,10 @@ use crate::toolbox::Toolbox;
 /// Lines that a build of the kernel writes, for the progress shown.
 const BUILD_LINES: u32 = 2700;
 
-/// Builds `bzImage`, `vmlinux` (stripped; it has the PVH note that direct boot wants) and `config`.
+/// Builds `bzImage`, `vmlinux` (stripped; it has the PVH note that direct boot wants), `vmlinux.symbols` (for gdb) and `config`.
 pub fn build(project: &Project, toolbox: &Toolbox) -> Result<Entry> {
     let folder = project.sources.join("os/kernel");
-    let mut key = Key::new("kernel 1").text(&fragments(&folder)?);
+    let mut key = Key::new("kernel 2").text(&fragments(&folder)?);
     for package in
         ["linux-source-6.12", "gcc-14-x86-64-linux-gnu", "binutils-x86-64-linux-gnu", "flex", "bison"]
     {
@@ -71,6 +71,7 @@ fn compile(project: &Project, toolbox: &Toolbox, fragments: &str, out: &Path) ->
         toolbox.command("objcopy").arg("--strip-all").arg(tree.join("vmlinux")).arg(out.join("vmlinux")),
         "kernel: stripping vmlinux",
     )?;
+    fs::rename(tree.join("vmlinux"), out.join("vmlinux.symbols"))?;
     fs::write(out.join("config"), config)?;
     fs::copy(tree.join("COPYING"), out.join("COPYING"))?;
     fs::copy(tree.join("LICENSES/preferred/GPL-2.0"), out.join("GPL-2.0"))?;

@@ -4,6 +4,7 @@
 //! them: toolbox → kernel, guest programs, runtime → root → verity → UKI → ESP → disk.
 
 pub mod artifacts;
+pub mod bench;
 pub mod cache;
 pub mod checks;
 pub mod command;

@@ -5,7 +5,7 @@ use apiserver::client::Endpoint;
 use build::project::Project;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{checks, image, inspect, report};
+use build::{bench, checks, image, inspect, report};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ enum Command {
         #[arg(long)]
         no_vm: bool,
     },
+    /// Measure the image: a table to read, and JSON on the standard output
+    #[command(subcommand)]
+    Bench(Bench),
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
@@ -55,6 +58,17 @@ enum Command {
     Toolbox {
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Time from the kernel's start to init, to the API, to a running container; memory when idle
+    Boot(bench::boot::Options),
+    /// Bytes of what is shipped, and of what is in the root
+    Size {
+        #[arg(long, default_value = "default")]
+        variant: String,
     },
 }
 
@@ -105,6 +119,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", artifacts.dir.display());
         }
         Command::Inspect(options) => inspect(&options)?,
+        Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
         Command::Client { name, arguments } => {
             let program = OsString::from("apiclient");
@@ -129,6 +144,25 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn measure(what: &Bench) -> Result<()> {
+    let project = Project::open()?;
+    let (table, document) = match what {
+        Bench::Boot(options) => {
+            let artifacts = image::build(&project, &options.variant, LockPolicy::Newest)?;
+            let boots = bench::boot::measure(&project, &artifacts, options)?;
+            (bench::boot::table(&boots), serde_json::to_string_pretty(&boots)?)
+        }
+        Bench::Size { variant } => {
+            let artifacts = image::build(&project, variant, LockPolicy::Newest)?;
+            let sizes = bench::size::measure(&artifacts, variant)?;
+            (bench::size::table(&sizes), serde_json::to_string_pretty(&sizes)?)
+        }
+    };
+    eprintln!("\n{table}");
+    println!("{document}");
+    Ok(())
 }
 
 fn inspect(options: &InspectOptions) -> Result<()> {

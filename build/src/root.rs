@@ -73,28 +73,22 @@ pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Resul
         let tree = out.join("tree");
         stage(project, toolbox, inputs, &release, &tree)?;
         let image = out.join("root.erofs");
-        run_quiet(
-            toolbox
-                .command("mkfs.erofs")
-                .args([
-                    "--quiet",
-                    "--all-root",
-                    "-x-1",
-                    "-b4096",
-                    &format!("-T{SOURCE_DATE_EPOCH}"),
-                    &format!("-U{UUID}"),
-                ])
-                .arg(&image)
-                .arg(&tree),
-            "making the root's erofs",
-        )?;
-        remove_tree(&tree)?;
+        erofs(toolbox, &tree, &image)?;
         let verity = verity::format(&image, &out.join("root.verity"))?;
         fs::write(out.join("verity.json"), serde_json::to_vec(&verity)?)?;
         Ok(())
     })?;
     let verity = serde_json::from_slice(&fs::read(entry.path.join("verity.json"))?)?;
     Ok((entry, verity))
+}
+
+/// Makes a tree an erofs image, uncompressed, and removes the tree. The same tree gives the same bytes.
+pub fn erofs(toolbox: &Toolbox, tree: &Path, image: &Path) -> Result<()> {
+    let (time, uuid) = (format!("-T{SOURCE_DATE_EPOCH}"), format!("-U{UUID}"));
+    let mut command = toolbox.command("mkfs.erofs");
+    command.args(["--quiet", "--all-root", "-x-1", "-b4096", &time, &uuid]).arg(image).arg(tree);
+    run_quiet(&mut command, "making an erofs")?;
+    remove_tree(tree)
 }
 
 fn stage(

@@ -106,6 +106,7 @@ impl Node {
             fw_cfg,
             console_on_stdout: false,
             no_reboot: false,
+            gdb: false,
             skip_idle_time: self.config.skip_idle_time,
         };
         let folder = self.folder.path().to_owned();

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::config::{Config, Firmware, OVMF_VARS, Places, arguments, vsock_path};
 use super::proxy;
 use super::qmp::{Follower, Qmp};
+use super::tsc;
 use crate::command::tail;
 use crate::toolbox::Toolbox;
 
@@ -216,7 +217,7 @@ impl Start {
             bail!("the machine was switched off before it had started");
         }
         let places = &self.places;
-        for socket in [places.qmp(), places.events(), places.vhost(), places.vsock()] {
+        for socket in [places.qmp(), places.events(), places.vhost(), places.vsock(), places.gdb()] {
             let _ = fs::remove_file(socket);
         }
         let mut command = self.tied(self.vhost_device_vsock.as_os_str(), "vsock.log")?;
@@ -228,7 +229,7 @@ impl Start {
         let vsock = command.spawn().context("cannot start vhost-device-vsock")?;
         wait_for_socket(places, processes.vsock.insert(vsock), &places.vhost())?;
         let mut command = self.tied(OsStr::new("qemu-system-x86_64"), "qemu.log")?;
-        command.args(arguments(&self.config, places));
+        command.args(arguments(&self.config, places, tsc::khz()));
         if self.config.console_on_stdout {
             command.stdout(Stdio::inherit());
         }

@@ -7,3 +7,4 @@ pub mod machine;
 pub mod proxy;
 pub mod qmp;
 pub mod runner;
+pub mod tsc;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use apiserver::client::{Endpoint, request_blocking};
 use nix::sys::signal::{SigSet, Signal};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +19,7 @@ use crate::artifacts::Artifacts;
 use crate::command::tail;
 use crate::guest::{self, Rust};
 use crate::image;
+use crate::kernel;
 use crate::project::Project;
 use crate::toolbox::{LockPolicy, Toolbox};
 
@@ -61,6 +62,12 @@ pub struct RunOptions {
     /// The guest cannot reach the network
     #[arg(long)]
     pub offline: bool,
+    /// The console shows the kernel's messages too (not with --firmware uefi: there the command line is part of the image)
+    #[arg(long)]
+    pub kernel_messages: bool,
+    /// Stop before the first instruction, and wait for gdb
+    #[arg(long, conflicts_with = "detach")]
+    pub gdb: bool,
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -114,6 +121,15 @@ pub fn run(project: &Project, options: &RunOptions) -> Result<ExitCode> {
     let asked = Arc::new(AtomicU32::new(0));
     count_interrupts(asked.clone())?;
     let config = configure(&folder, &artifacts, options)?;
+    if options.gdb {
+        let symbols = kernel::build(project, &toolbox)?.path.join("vmlinux.symbols");
+        let socket = folder.path.join("gdb.sock");
+        eprintln!(
+            "\n  The machine waits for gdb:\n    gdb -ex 'target remote {}' {}",
+            socket.display(),
+            symbols.display()
+        );
+    }
     let mut machine = Machine::start(&toolbox, &vsock, &config, folder.path.clone(), Signals::Apart)?;
     let client = client_words(&options.name);
     eprintln!(
@@ -162,7 +178,15 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         .iter()
         .map(|(name, size)| Ok(Drive { path: folder.volume(name, *size)?, read_only: false }));
     let volumes = volumes.collect::<Result<Vec<_>>>()?;
-    let cmdline = fs::read_to_string(folder.path.join("cmdline"))?;
+    let mut cmdline = fs::read_to_string(folder.path.join("cmdline"))?;
+    if options.kernel_messages {
+        if options.firmware == Firmware::Uefi {
+            bail!(
+                "--kernel-messages: with --firmware uefi the command line is part of the image; take --firmware direct"
+            );
+        }
+        cmdline = cmdline.split_whitespace().filter(|word| *word != "quiet").collect::<Vec<_>>().join(" ");
+    }
     Ok(Config {
         name: folder.name.clone(),
         firmware: options.firmware,
@@ -181,6 +205,7 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         fw_cfg,
         console_on_stdout: true,
         no_reboot: false,
+        gdb: options.gdb,
         skip_idle_time: false,
     })
 }
@@ -200,26 +225,29 @@ fn count_interrupts(count: Arc<AtomicU32>) -> Result<()> {
 }
 
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 fn wait_for_end(machine: &mut Machine, asked: &AtomicU32) -> Result<()> {
-    let mut forced_at = None;
+    let (mut deadline, mut pressed_at) = (None, None::<Instant>);
     loop {
         if machine.wait(Duration::from_millis(200)).is_some() {
             return Ok(());
         }
-        match (asked.load(Ordering::Relaxed), forced_at) {
-            (0, _) => {}
-            (1, None) => {
-                eprintln!("\n  asking the guest to power off (Ctrl-C once more switches it off at once)");
-                machine.press_power_button()?;
-                forced_at = Some(Instant::now() + POWER_OFF_TIMEOUT);
-            }
-            (1, Some(at)) if Instant::now() < at => {}
-            _ => {
-                eprintln!("\n  switching it off");
-                machine.kill();
-                return Ok(());
-            }
+        let times = asked.load(Ordering::Relaxed);
+        if times == 0 {
+            continue;
+        }
+        let deadline = *deadline.get_or_insert_with(|| {
+            eprintln!("\n  asking the guest to power off (Ctrl-C once more switches it off at once)");
+            Instant::now() + POWER_OFF_TIMEOUT
+        });
+        if times > 1 || Instant::now() > deadline {
+            eprintln!("\n  switching it off");
+            machine.kill();
+            return Ok(());
+        }
+        if pressed_at.is_none_or(|at| at.elapsed() > ASK_AGAIN) && machine.press_power_button().is_ok() {
+            pressed_at = Some(Instant::now());
         }
     }
 }
@@ -277,18 +305,27 @@ pub fn stop(name: &str) -> Result<()> {
         bail!("the machine {name:?} does not run");
     }
     let socket = folder.path.join("qmp.sock");
-    Qmp::connect(&socket)?.execute("system_powerdown", &serde_json::json!({}))?;
     let deadline = Instant::now() + POWER_OFF_TIMEOUT;
+    let mut asked_at = Instant::now();
+    let mut asked = press_power_button(&socket);
     while folder.is_running() {
         if Instant::now() > deadline {
             eprintln!("  it did not power off within {} s: switching it off", POWER_OFF_TIMEOUT.as_secs());
             let _ = Qmp::connect(&socket)?.execute("quit", &serde_json::json!({}));
             break;
         }
+        // A machine that restarts has no QEMU for a moment, and a guest that boots does not see the button yet.
+        if asked.is_err() || asked_at.elapsed() > ASK_AGAIN {
+            (asked, asked_at) = (press_power_button(&socket), Instant::now());
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
     eprintln!("  {name} is off");
     Ok(())
+}
+
+fn press_power_button(socket: &Path) -> Result<()> {
+    Qmp::connect(socket)?.execute("system_powerdown", &serde_json::json!({})).map(drop)
 }
 
 /// How to reach the API of a machine.
