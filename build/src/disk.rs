@@ -41,7 +41,8 @@ pub struct Inputs<'a> {
 
 struct Partition {
     name: &'static str,
-    kind: &'static str,
+    /// None for what is not in the table.
+    kind: Option<&'static str>,
     guid: [u8; 16],
     size: u64,
     content: Option<PathBuf>,
@@ -49,7 +50,7 @@ struct Partition {
 
 /// Builds `disk.img` and `disk.qcow2`.
 pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Result<Entry> {
-    let key = Key::new("disk 1")
+    let key = Key::new("disk 2")
         .text(&toolbox.id)
         .entry(inputs.esp)
         .entry(inputs.root)
@@ -94,7 +95,7 @@ fn partitions(inputs: &Inputs<'_>, state: PathBuf, data: PathBuf) -> Result<[Par
     let spare = |number: u8| guid_bytes(&format!("ca155011-0000-4000-8000-00000000000{number}"));
     let partition = |name, kind, guid, size: Mib, content: Option<PathBuf>| Partition {
         name,
-        kind,
+        kind: Some(kind),
         guid,
         size: size.bytes(),
         content,
@@ -113,7 +114,8 @@ fn partitions(inputs: &Inputs<'_>, state: PathBuf, data: PathBuf) -> Result<[Par
         partition("root-b", types::ROOT_X86_64, spare(3)?, sizes.root, None),
         partition("verity-b", types::VERITY_X86_64, spare(4)?, sizes.verity, None),
         partition("state", types::LINUX, guid_bytes(STATE_UUID)?, sizes.state, Some(state)),
-        partition("data", types::LINUX, guid_bytes(DATA_UUID)?, sizes.data, Some(data)),
+        // The first boot lists it: see `init::grow`.
+        Partition { kind: None, ..partition("data", types::LINUX, [0; 16], sizes.data, Some(data)) },
     ])
 }
 
@@ -125,14 +127,18 @@ fn write_disk(image: &Path, partitions: &[Partition]) -> Result<()> {
     let mut table = GPT::new_from(&mut disk, SECTOR, guid_bytes(DISK_GUID)?)?;
     let mut at = MIB;
     for (number, partition) in (1..).zip(partitions) {
-        table[number] = GPTPartitionEntry {
-            partition_type_guid: guid_bytes(partition.kind)?,
-            unique_partition_guid: partition.guid,
-            starting_lba: at / SECTOR,
-            ending_lba: (at + partition.size) / SECTOR - 1,
-            attribute_bits: 0,
-            partition_name: partition.name.into(),
-        };
+        if let Some(kind) = partition.kind {
+            table[number] = GPTPartitionEntry {
+                partition_type_guid: guid_bytes(kind)?,
+                unique_partition_guid: partition.guid,
+                starting_lba: at / SECTOR,
+                ending_lba: (at + partition.size) / SECTOR - 1,
+                attribute_bits: 0,
+                partition_name: partition.name.into(),
+            };
+            // The kernel takes no table that speaks of more than the disk has.
+            table.header.last_usable_lba = table[number].ending_lba;
+        }
         if let Some(content) = &partition.content {
             let length =
                 fs::metadata(content).with_context(|| format!("cannot read {}", content.display()))?.len();
@@ -239,7 +245,7 @@ mod tests {
         fs::write(&content, vec![1; 2 << 20]).unwrap();
         let partition = Partition {
             name: "root-a",
-            kind: types::LINUX,
+            kind: Some(types::LINUX),
             guid: [1; 16],
             size: MIB,
             content: Some(content),

@@ -38,7 +38,7 @@ pub const GUEST_PACKAGES: &[GuestPackage] = &[
         package: "caisson-init",
         programs: &["init", "grow-data"],
         tools: &["empty-init"],
-        folders: &["init"],
+        folders: &["init", "init/control"],
     },
     GuestPackage {
         package: "caisson-apiserver",

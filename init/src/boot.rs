@@ -1,13 +1,13 @@
 //! The boot, phase by phase: mounts, control groups, disks, identity, service files.
 
-use std::fs;
+use std::fs::{self, File};
 
 use init::accounts::Accounts;
 use init::control::Problem;
 use init::service::{self, Service};
 
 use crate::console::Console;
-use crate::{disks, identity, mounts};
+use crate::{disks, identity, mounts, power};
 use init::sys;
 use init::sys::boottime_ms;
 
@@ -22,6 +22,9 @@ pub(crate) struct Machine {
     pub(crate) state: &'static str,
     pub(crate) data: &'static str,
     pub(crate) machine_id: String,
+    pub(crate) watchdog: Option<File>,
+    /// Where a power button may be pressed; what was pressed before anybody looks is kept by the kernel.
+    pub(crate) buttons: Vec<File>,
 }
 
 const SERVICES: &str = "/usr/lib/caisson/services";
@@ -56,6 +59,10 @@ pub(crate) fn boot() -> Machine {
     let _ = nix::sys::reboot::set_cad_enabled(false);
     phases.push(("mounts".to_owned(), boottime_ms()));
 
+    // From here on a hang is a restart.
+    let watchdog = power::watchdog();
+    let buttons = power::buttons();
+
     let before = problems.len();
     let state = disks::mount("state", &mut problems);
     let data = disks::mount("data", &mut problems);
@@ -73,6 +80,7 @@ pub(crate) fn boot() -> Machine {
     if let Err(error) = identity::write_run_etc(&machine_id) {
         console.say(3, "init", &format!("cannot write /run/etc: {error}"));
     }
+    console.logs.start();
     for problem in problems.iter().skip(before) {
         console.say(3, "init", &format!("{}: {}", problem.subject, problem.message));
     }
@@ -86,7 +94,19 @@ pub(crate) fn boot() -> Machine {
         let hint = "the file is part of the image: correct it in os/services and build again".to_owned();
         problems.push(Problem { source: "init".to_owned(), subject: "services".to_owned(), message, hint });
     }
-    Machine { console, problems, phases, accounts, services, switches: switches(), state, data, machine_id }
+    Machine {
+        console,
+        problems,
+        phases,
+        accounts,
+        services,
+        switches: switches(),
+        state,
+        data,
+        machine_id,
+        watchdog,
+        buttons,
+    }
 }
 
 fn read_services() -> (Vec<Service>, Vec<String>) {

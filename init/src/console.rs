@@ -1,4 +1,5 @@
-//! The console: what a person needs to see. Writing never blocks and never fails loudly.
+//! What PID 1 says and passes on: to the console what a person needs to see, everything to the kernel's log and to the files below
+//! /data/log. It never waits and never fails loudly.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -6,9 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use init::sys::boottime_ms;
 
+use crate::logs::Logs;
+
 pub(crate) struct Console {
     tty: Option<File>,
     kmsg: Option<File>,
+    pub(crate) logs: Logs,
 }
 
 impl Console {
@@ -23,12 +27,13 @@ impl Console {
             .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
             .open("/dev/kmsg")
             .ok();
-        Self { tty, kmsg }
+        Self { tty, kmsg, logs: Logs::default() }
     }
 
-    /// A line from `who`. Priority 5 and more urgent goes to the console; all goes to the kernel's log.
+    /// A line from `who`, which is a service or `init`. Priority 5 and more urgent goes to the console; all goes to the logs.
     pub(crate) fn say(&mut self, priority: u8, who: &str, text: &str) {
         let now = boottime_ms();
+        self.logs.write(who, now, priority, text);
         if priority <= 5
             && let Some(tty) = &mut self.tty
         {

@@ -9,22 +9,23 @@ use init::control::Problem;
 use init::sys::boottime_ms;
 
 use crate::mounts::{self, NO_EXTRA, NOEXEC};
+use crate::spawn;
 
 /// Devices of slow buses may appear after PID 1 has started; so many milliseconds after the kernel did, no longer.
 const PATIENCE: u64 = 5000;
 const STEP: Duration = Duration::from_millis(20);
+const MAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Mounts `/state` or `/data`; says on what.
 pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static str {
     let target = format!("/{name}");
-    let reason = match find(name) {
-        Some(device) => {
-            match mounts::mount_ext4(&device, &target, if name == "state" { NOEXEC } else { NO_EXTRA }) {
-                Ok(()) => return "ext4",
-                Err(error) => format!("cannot mount {} as ext4 on {target}: {error}", device.display()),
-            }
-        }
-        None => format!("the disk that holds the running root has no partition named {name}"),
+    let extra = if name == "state" { NOEXEC } else { NO_EXTRA };
+    let reason = match find(name).map_or_else(|| make(name), Ok) {
+        Ok(device) => match mounts::mount_ext4(&device, &target, extra) {
+            Ok(()) => return "ext4",
+            Err(error) => format!("cannot mount {} as ext4 on {target}: {error}", device.display()),
+        },
+        Err(reason) => reason,
     };
     let (size, hint) = match name {
         "state" => (
@@ -37,11 +38,19 @@ pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static
         ),
     };
     let mut message = format!("{reason}; using memory instead");
-    if let Err(error) = mounts::mount_tmpfs(&target, size) {
+    if let Err(error) = mounts::mount_tmpfs(&target, size, extra) {
         message = format!("{reason}; memory cannot be used either: {error}");
     }
     problems.push(Problem { source: "init".to_owned(), subject: target, message, hint: hint.to_owned() });
     "tmpfs"
+}
+
+/// The data partition, on a disk that was not booted from before: an image does not list it (see `init::grow`).
+fn make(name: &str) -> Result<PathBuf, String> {
+    let none = || format!("the disk that holds the running root has no partition named {name}");
+    let disk = root_disk().filter(|_| name == "data").ok_or_else(none)?;
+    let made = spawn::run_helper(&["/usr/bin/grow-data", "--make", &format!("/dev/{disk}")], MAKE_TIMEOUT)?;
+    Ok(PathBuf::from(made.trim()))
 }
 
 /// The device of the partition called `name`.

@@ -7,7 +7,6 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, recvmsg, setsockopt,
     socket, sockopt,
 };
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -18,10 +17,9 @@ use std::process::ExitCode;
 
 use init::control::{NodeStatus, Problem, Request, Response};
 use init::log_line::Lines;
-use init::supervisor::{Action, End, Event, Id, Supervisor};
+use init::supervisor::{Action, Event, Id, Supervisor};
 
 use crate::boot::Machine;
-use crate::logs::Log;
 use crate::{power, requests, spawn};
 use init::sys::boottime_ms;
 
@@ -49,7 +47,6 @@ struct Shell {
     sockets: BTreeMap<Id, Vec<(String, OwnedFd)>>,
     outputs: BTreeMap<u64, Output>,
     next_output: u64,
-    logs: BTreeMap<Id, Log>,
     /// The first lines on stderr of services that end: what a failed one-shot had to say.
     last_words: BTreeMap<Id, String>,
     ending: Option<(power::End, u64)>,
@@ -59,7 +56,7 @@ struct Shell {
 }
 
 /// Runs the machine to its end.
-pub(crate) fn run(mut machine: Machine) -> ExitCode {
+pub(crate) fn run(mut machine: Machine, signals: Result<SignalFd, String>) -> ExitCode {
     let epoll = match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
         Ok(epoll) => epoll,
         Err(error) => {
@@ -76,18 +73,16 @@ pub(crate) fn run(mut machine: Machine) -> ExitCode {
         sockets: BTreeMap::new(),
         outputs: BTreeMap::new(),
         next_output: OUTPUTS,
-        logs: BTreeMap::new(),
         last_words: BTreeMap::new(),
         ending: None,
         asked: None,
         was_ready: false,
     };
-    shell.run()
+    shell.run(signals)
 }
 
 impl Shell {
-    fn run(&mut self) -> ExitCode {
-        let signals = block_signals();
+    fn run(&mut self, signals: Result<SignalFd, String>) -> ExitCode {
         let notify = self.listen_for_notifications();
         let control = requests::listen_for_requests();
         for failed in
@@ -97,8 +92,8 @@ impl Shell {
         {
             self.problem("boot", failed, "this should not happen: please report it with the boot log");
         }
-        let mut buttons = power::buttons();
-        let mut watchdog = power::watchdog();
+        let mut buttons = std::mem::take(&mut self.machine.buttons);
+        let mut watchdog = self.machine.watchdog.take();
         if let Ok(signals) = &signals {
             self.watch(signals.as_fd(), SIGNALS);
         }
@@ -166,8 +161,6 @@ impl Shell {
         }
         self.drain_outputs();
         let end = self.ending.map_or(power::End::Reboot, |(end, _)| end);
-        // Closed, so that the file systems can be taken off.
-        self.logs.clear();
         self.outputs.clear();
         power::finish(end, &mut self.machine.console, watchdog);
         ExitCode::FAILURE
@@ -232,17 +225,11 @@ impl Shell {
     fn say(&mut self, id: Id, priority: u8, text: &str) {
         let Some(name) = self.supervisor.service(id).map(|service| service.name.clone()) else { return };
         self.machine.console.say(priority, &name, text);
-        self.log(id, priority, text);
         if priority <= 3 && text.starts_with("failed") {
             let words = self.last_words.remove(&id).unwrap_or_else(|| text.to_owned());
             let hint = format!("the log is /data/log/{name}.log");
             self.machine.problems.push(Problem { source: name.clone(), subject: name, message: words, hint });
         }
-    }
-
-    fn log(&mut self, id: Id, priority: u8, text: &str) {
-        let Some(name) = self.supervisor.service(id).map(|service| service.name.clone()) else { return };
-        self.logs.entry(id).or_insert_with(|| Log::open(&name)).write(boottime_ms(), priority, text);
     }
 
     fn spawn(&mut self, id: Id) -> Event {
@@ -299,7 +286,6 @@ impl Shell {
         let name = self.supervisor.service(output.id).map(|service| service.name.clone()).unwrap_or_default();
         for (priority, text) in lines {
             self.machine.console.say(priority, &name, &text);
-            self.log(output.id, priority, &text);
             if priority <= 3 {
                 self.last_words.insert(output.id, text);
             }
@@ -319,13 +305,9 @@ impl Shell {
     }
 
     fn reap(&mut self) {
-        for status in power::reap() {
-            let (pid, end) = match status {
-                WaitStatus::Exited(pid, code) => (pid, End::Code(code)),
-                WaitStatus::Signaled(pid, signal, _) => (pid, End::Signal(signal as i32)),
-                _ => continue,
-            };
-            let id = u32::try_from(pid.as_raw()).ok().and_then(|pid| self.supervisor.find_pid(pid));
+        for (pid, end) in power::reap() {
+            self.machine.console.logs.reaped(pid);
+            let id = u32::try_from(pid).ok().and_then(|pid| self.supervisor.find_pid(pid));
             if let Some(id) = id {
                 // Its last lines come before the news of its end.
                 let tokens: Vec<u64> = self
@@ -435,7 +417,8 @@ impl Shell {
     }
 }
 
-fn block_signals() -> Result<SignalFd, String> {
+/// The signals that PID 1 takes, as a descriptor. Before anything else: one that comes during the boot is kept until it is read.
+pub(crate) fn block_signals() -> Result<SignalFd, String> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);

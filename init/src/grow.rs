@@ -1,13 +1,22 @@
-//! Growing the data partition to the end of the disk: what to write, and in which order.
+//! The data partition reaches to the end of the disk, whatever size that has: what to write for it, and in which order.
+//!
+//! An image does not list it: its file system is there, behind the last partition, and the first boot makes an entry for it. So a
+//! disk that is too small for it, cut off somewhere in that file system, still has a table that the kernel takes, and a node that
+//! can say what is wrong.
 //!
 //! A power cut after any of the writes leaves a table that the kernel reads: first the backup table at the disk's new end,
 //! flushed, then the primary one. While the primary is torn, the kernel (told by `gpt` on its command line) takes the backup
 //! in the last sector (UEFI specification, 5.3.2). The size of a sector is 512 bytes.
 
-use gptman::{GPT, GPTHeader};
+use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use std::io::{Cursor, Read, Seek, Write};
 
 pub const SECTOR: u64 = 512;
+/// Linux file system data (Discoverable Partitions Specification), as on disk: 0fc63daf-8483-4772-8e79-3d69d8477de4.
+const LINUX: [u8; 16] =
+    [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
+/// The same on every node, as the file system's own: ca155011-0000-4000-8000-000000000006.
+const DATA: [u8; 16] = [0x11, 0x50, 0x15, 0xca, 0, 0, 0, 0x40, 0x80, 0, 0, 0, 0, 0, 0, 6];
 /// Partitions end on a boundary of one MiB.
 const ALIGN: u64 = 2048;
 /// Sectors that the backup table takes at the end: 32 of entries and one of the header.
@@ -16,13 +25,15 @@ const BACKUP: u64 = 33;
 /// What to do with a disk.
 #[derive(Debug)]
 pub enum Plan {
-    /// The partition reaches the end already.
+    /// The partition is there and reaches the end already.
     Nothing,
     Grow(Growth),
 }
 
 #[derive(Debug)]
 pub struct Growth {
+    /// The table had no such partition until now.
+    pub is_new: bool,
     /// The partition's number, from 1 on.
     pub number: u32,
     /// In bytes.
@@ -32,39 +43,57 @@ pub struct Growth {
     pub writes: Vec<(u64, Vec<u8>)>,
 }
 
-/// Reads the table of a disk of `size` bytes and plans to let the partition `name`, the last one, reach its end.
+/// Reads the table of a disk of `size` bytes and plans to let the partition `name`, the last one, reach its end. A partition that
+/// is not in the table is made where a file system waits for it behind the others.
 pub fn plan<D: Read + Seek>(disk: &mut D, size: u64, name: &str) -> Result<Plan, String> {
     let mut table = GPT::read_from(disk, SECTOR)
         .map_err(|error| format!("its partition table cannot be read: {error}"))?;
     let sectors = size.checked_div(SECTOR).unwrap_or(0);
-    let (number, start, end) = table
+    let last = sectors.saturating_sub(BACKUP).saturating_sub(1);
+    let used = |entry: &&GPTPartitionEntry| entry.is_used();
+    let beyond =
+        table.iter().map(|(_, entry)| entry).filter(used).map(|entry| entry.ending_lba).max().unwrap_or(0);
+    let found = table
         .iter()
         .find(|(_, entry)| entry.is_used() && entry.partition_name.as_str() == name)
-        .map(|(number, entry)| (number, entry.starting_lba, entry.ending_lba))
-        .ok_or_else(|| format!("it has no partition named {name}"))?;
-    let beyond = table
-        .iter()
-        .filter(|(_, entry)| entry.is_used())
-        .map(|(_, entry)| entry.ending_lba)
-        .max()
-        .unwrap_or(0);
+        .map(|(number, entry)| (number, entry.starting_lba, entry.ending_lba));
+    let is_new = found.is_none();
+    let (number, start, end) = match found {
+        Some(found) => found,
+        None => {
+            let start = beyond.saturating_add(1).next_multiple_of(ALIGN);
+            let length = waiting(disk, start.saturating_mul(SECTOR), name)?;
+            let end = start.saturating_add(length).saturating_sub(1);
+            if end > last {
+                return Err(too_small(size, end));
+            }
+            let entry = GPTPartitionEntry {
+                partition_type_guid: LINUX,
+                unique_partition_guid: DATA,
+                starting_lba: start,
+                ending_lba: end,
+                attribute_bits: 0,
+                partition_name: name.into(),
+            };
+            let free = table.iter_mut().find(|(_, entry)| entry.is_unused());
+            let (number, place) = free.ok_or("its partition table has no free entry")?;
+            *place = entry;
+            (number, start, end)
+        }
+    };
+    let beyond = beyond.max(end);
     if beyond >= sectors {
-        return Err(format!(
-            "it has {} MiB, but its partitions need {} MiB: give the machine a disk at least as large as the image",
-            size >> 20,
-            beyond.saturating_mul(SECTOR) >> 20
-        ));
+        return Err(too_small(size, beyond));
     }
     if beyond != end {
         return Err(format!("the partition {name} is not the last one, so it cannot grow"));
     }
-    let last = sectors.saturating_sub(BACKUP).saturating_sub(1);
     // The last sector before a boundary.
     let new_end =
         last.saturating_add(1).checked_div(ALIGN).unwrap_or(0).saturating_mul(ALIGN).saturating_sub(1);
     // Read from the backup, the primary is torn: it is written again even when there is nothing to grow.
     let in_order = table.is_primary() && table.header.backup_lba == sectors.saturating_sub(1);
-    if new_end <= end && in_order {
+    if new_end <= end && in_order && !is_new {
         return Ok(Plan::Nothing);
     }
     let new_end = new_end.max(end);
@@ -100,7 +129,42 @@ pub fn plan<D: Read + Seek>(disk: &mut D, size: u64, name: &str) -> Result<Plan,
         writes.push((buffer.from, buffer.data.into_inner()));
     }
     let size = new_end.saturating_add(1).saturating_sub(start).saturating_mul(SECTOR);
-    Ok(Plan::Grow(Growth { number, start: start.saturating_mul(SECTOR), size, writes }))
+    Ok(Plan::Grow(Growth { is_new, number, start: start.saturating_mul(SECTOR), size, writes }))
+}
+
+fn too_small(size: u64, last_sector: u64) -> String {
+    // The backup of the table comes behind the last partition.
+    let needed = last_sector.saturating_add(1).saturating_mul(SECTOR) >> 20;
+    format!(
+        "it has {} MiB, but the image needs {} MiB: give the machine a disk at least as large as the image",
+        size >> 20,
+        needed.saturating_add(1)
+    )
+}
+
+/// Sectors of the ext4 that begins at byte `at` (kernel: `filesystems/ext4/super.rst`).
+fn waiting<D: Read + Seek>(disk: &mut D, at: u64, name: &str) -> Result<u64, String> {
+    let none = || format!("it has no partition named {name}, and no file system where one would begin");
+    let mut block = [0; 1024];
+    disk.seek(std::io::SeekFrom::Start(at.saturating_add(1024)))
+        .and_then(|_| disk.read_exact(&mut block))
+        .map_err(|_| none())?;
+    let (magic, shift) = (number(&block, 0x38) & 0xffff, number(&block, 0x18));
+    let blocks = number(&block, 0x4) | number(&block, 0x150) << 32;
+    if magic != 0xef53 || shift > 6 || blocks == 0 {
+        return Err(none());
+    }
+    Ok(blocks.saturating_mul(2u64 << shift))
+}
+
+/// Blocks of 4096 bytes of the ext4 on a device, as its superblock has them now.
+pub fn ext4_blocks<D: Read + Seek>(device: &mut D) -> Result<u64, String> {
+    Ok(waiting(device, 0, "data")?.checked_div(8).unwrap_or(0))
+}
+
+fn number(block: &[u8], at: usize) -> u64 {
+    let bytes = block.get(at..at.saturating_add(4)).and_then(|bytes| bytes.try_into().ok());
+    bytes.map(u32::from_le_bytes).unwrap_or(0).into()
 }
 
 /// A part of the disk in memory, addressed as on the disk.
@@ -137,7 +201,6 @@ impl Seek for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gptman::GPTPartitionEntry;
 
     const MIB: u64 = 1 << 20;
 
@@ -215,6 +278,47 @@ mod tests {
             }
         }
         assert_eq!(data_end(&disk), new);
+    }
+
+    /// As an image is: the table ends before the file system of `data`, which has 2 MiB from 2 MiB on.
+    fn image(size: u64) -> Vec<u8> {
+        let mut disk = disk(8 * MIB);
+        let mut cursor = Cursor::new(&mut disk);
+        let mut table = GPT::read_from(&mut cursor, SECTOR).unwrap();
+        table.remove(2).unwrap();
+        table.header.last_usable_lba = 4095;
+        table.write_into(&mut cursor).unwrap();
+        let at = 2 * 1024 * 1024 + 1024;
+        disk[at + 4..at + 8].copy_from_slice(&512u32.to_le_bytes());
+        disk[at + 0x18..at + 0x1c].copy_from_slice(&2u32.to_le_bytes());
+        disk[at + 0x38..at + 0x3a].copy_from_slice(&0xef53u16.to_le_bytes());
+        disk.resize(usize::try_from(size).unwrap(), 0);
+        disk
+    }
+
+    #[test]
+    fn the_first_boot_makes_the_partition_and_every_later_one_finds_it() {
+        for size in [5 * MIB, 8 * MIB, 64 * MIB] {
+            let mut disk = image(size);
+            let growth = growth(&disk);
+            assert!(growth.is_new && growth.number == 2 && growth.start == 2 * MIB, "{growth:?}");
+            assert_eq!(growth.start + growth.size, size - MIB);
+            for (at, bytes) in &growth.writes {
+                disk[usize::try_from(*at).unwrap()..][..bytes.len()].copy_from_slice(bytes);
+            }
+            assert_eq!(data_end(&disk), (size - MIB) / SECTOR - 1);
+            let again = plan(&mut Cursor::new(&disk), size, "data").unwrap();
+            assert!(matches!(again, Plan::Nothing), "{again:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_too_small_for_the_file_system_that_waits_is_told_with_both_sizes() {
+        let disk = image(3 * MIB);
+        let error = plan(&mut Cursor::new(&disk), 3 * MIB, "data").unwrap_err();
+        assert!(error.contains("has 3 MiB") && error.contains("needs 5 MiB"), "{error}");
+        let nothing = vec![0; 3 * 1024 * 1024];
+        assert!(plan(&mut Cursor::new(&nothing), 3 * MIB, "data").unwrap_err().contains("table"));
     }
 
     #[test]

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         nix::unistd::sync();
         let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT);
     }));
+    let signals = event_loop::block_signals();
     let machine = boot::boot();
-    event_loop::run(machine)
+    event_loop::run(machine, signals)
 }

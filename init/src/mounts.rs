@@ -29,8 +29,10 @@ pub(crate) fn mount_all() -> Vec<String> {
     for (kind, target, flags, data) in early() {
         let _ = fs::create_dir(target);
         if let Err(error) = mount(Some(kind), target, Some(kind), flags, data) {
-            // The kernel may have mounted /dev before it started init.
-            if error != nix::errno::Errno::EBUSY {
+            // The kernel has mounted /dev before it started init, with flags of its own.
+            let again = (error == nix::errno::Errno::EBUSY)
+                .then(|| mount(None::<&str>, target, None::<&str>, flags | MsFlags::MS_REMOUNT, data));
+            if !matches!(again, Some(Ok(()))) {
                 problems.push(format!("cannot mount {kind} on {target}: {error}"));
             }
         }
@@ -93,8 +95,8 @@ pub(crate) fn set_sysctls() -> Vec<String> {
 }
 
 /// A bounded tmpfs in place of a partition that cannot be used.
-pub(crate) fn mount_tmpfs(target: &str, data: &str) -> nix::Result<()> {
-    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(data))
+pub(crate) fn mount_tmpfs(target: &str, data: &str, extra: MsFlags) -> nix::Result<()> {
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | extra, Some(data))
 }
 
 pub(crate) fn mount_ext4(device: &Path, target: &str, extra: MsFlags) -> nix::Result<()> {

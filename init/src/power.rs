@@ -2,7 +2,6 @@
 
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -10,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
+
+use init::{supervisor, sys};
 
 use crate::console::Console;
 use crate::mounts;
@@ -24,16 +25,19 @@ const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 /// Shims give their containers 10 s between SIGTERM and SIGKILL.
 const CONTAINER_STEPS: u32 = 600;
 const STEP: Duration = Duration::from_millis(20);
+/// What the writer of the logs gets to write the last of them.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Stops containers and whatever else runs, and ends the machine. Returns only when the kernel refuses.
 pub(crate) fn finish(end: End, console: &mut Console, watchdog: Option<File>) {
     stop_containers(console);
     let _ = fs::write("/sys/fs/cgroup/system/cgroup.kill", "1");
+    console.logs.finish(LAST_LINES);
     // Every process but PID 1.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     for _ in 0..50 {
         reap();
-        if nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(nix::Error::ECHILD) {
+        if !sys::has_children() {
             break;
         }
         sleep(STEP);
@@ -50,7 +54,8 @@ pub(crate) fn finish(end: End, console: &mut Console, watchdog: Option<File>) {
     };
     console.say(4, "init", text);
     if let (End::PowerOff, Some(mut watchdog)) = (end, watchdog) {
-        // The magic close of `watchdog-api.rst`; on a reboot it stays armed.
+        // The magic close of `watchdog-api.rst`, for drivers that heed it though the kernel is built with NOWAYOUT; on a reboot the
+        // watchdog stays armed.
         let _ = watchdog.write_all(b"V");
     }
     let Err(error) = reboot(mode);
@@ -87,16 +92,9 @@ fn stop_containers(console: &mut Console) {
     let _ = fs::write(Path::new(CONTAINERS).join("cgroup.kill"), "1");
 }
 
-/// Takes leave of processes that ended, at most as many as there can be.
-pub(crate) fn reap() -> Vec<WaitStatus> {
-    let mut ended = Vec::new();
-    for _ in 0..4096 {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(_) => break,
-            Ok(status) => ended.push(status),
-        }
-    }
-    ended
+/// Takes leave of processes that ended, of a bounded number at a time.
+pub(crate) fn reap() -> Vec<(i32, supervisor::End)> {
+    std::iter::from_fn(sys::reap_one).take(4096).collect()
 }
 
 /// Input devices that may have a power button: the ACPI button is one.
@@ -140,6 +138,6 @@ pub(crate) fn pressed(button: &mut File) -> bool {
 pub(crate) fn watchdog() -> Option<File> {
     let watchdog =
         OpenOptions::new().write(true).custom_flags(nix::libc::O_CLOEXEC).open("/dev/watchdog0").ok()?;
-    let _ = init::sys::set_watchdog_timeout(&watchdog, 60);
+    let _ = sys::set_watchdog_timeout(&watchdog, 60);
     Some(watchdog)
 }

@@ -10,12 +10,13 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use init::accounts::{Accounts, User};
 use init::service::{Service, Socket};
-
+use init::supervisor::End;
 use init::sys;
 
 pub(crate) const NOTIFY: &str = "/run/notify.sock";
@@ -99,8 +100,10 @@ pub(crate) fn spawn(
         .map_err(|error| error.to_string())?;
     let pipe_failed = |error: nix::Error| format!("cannot make a pipe: {error}");
     let flags = nix::fcntl::OFlag::O_CLOEXEC;
-    let (output, output_writer) =
-        nix::unistd::pipe2(flags | nix::fcntl::OFlag::O_NONBLOCK).map_err(pipe_failed)?;
+    let (output, output_writer) = nix::unistd::pipe2(flags).map_err(pipe_failed)?;
+    // Our end only: a service that writes faster than we read waits, and is not told an error that it does not expect.
+    nix::fcntl::fcntl(&output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+        .map_err(pipe_failed)?;
     let (report, report_writer) = nix::unistd::pipe2(flags).map_err(pipe_failed)?;
     let pid = sys::fork(|| {
         let result = become_service(service, user, &group, sockets, &output_writer, &program, &arguments);
@@ -120,6 +123,43 @@ pub(crate) fn spawn(
         return Err(failure);
     }
     Ok(Spawned { pid: u32::try_from(pid.as_raw()).unwrap_or(0), output })
+}
+
+/// Runs a program to its end, while nothing else runs yet, and returns what it wrote; an error when it fails or takes too long. What
+/// it writes fits into a pipe.
+pub(crate) fn run_helper(command: &[&str], patience: Duration) -> Result<String, String> {
+    let name = command.first().copied().unwrap_or_default();
+    let failed = |error: &dyn std::fmt::Display| format!("cannot run {name}: {error}");
+    let arguments: Vec<CString> = command
+        .iter()
+        .map(|item| CString::new(*item))
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(&error))?;
+    let program = arguments.first().ok_or("no command")?;
+    let (output, writer) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| failed(&error))?;
+    let pid = sys::fork(|| {
+        for fd in [1, 2] {
+            let _ = sys::pass_fd(writer.as_raw_fd(), fd);
+        }
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+        let _ = execve::<_, CString>(program, &arguments, &[]);
+        127
+    })
+    .map_err(|error| failed(&error))?;
+    drop(writer);
+    let end = sys::wait_for(pid.as_raw(), patience);
+    if end.is_none() {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        return Err(format!("{name} did not end within {} s", patience.as_secs()));
+    }
+    let mut text = String::new();
+    let _ = File::from(output).take(64 << 10).read_to_string(&mut text);
+    match end {
+        Some(End::Code(0)) => Ok(text),
+        Some(end) if text.trim().is_empty() => Err(format!("{name}: {}", end.words())),
+        _ => Err(text.trim().to_owned()),
+    }
 }
 
 fn prepare_group(service: &Service) -> Result<PathBuf, String> {
@@ -152,9 +192,16 @@ fn prepare_state(name: &str, user: User) -> Result<(), String> {
     {
         return Err(failed(&error));
     }
-    chown(&folder, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
-        .map_err(|error| failed(&error))?;
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(|error| failed(&error))
+    // Only what differs: on a file system that has become read-only a service can still be started.
+    let found = fs::metadata(&folder).map_err(|error| failed(&error))?;
+    if (found.uid(), found.gid()) != (user.uid, user.gid) {
+        chown(&folder, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
+            .map_err(|error| failed(&error))?;
+    }
+    if found.mode() & 0o7777 != 0o700 {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(|error| failed(&error))?;
+    }
+    Ok(())
 }
 
 /// In the child: never returns when all goes well.

@@ -7,6 +7,9 @@ use nix::unistd::{ForkResult, Pid};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use crate::supervisor::End;
 
 /// Forks and runs `child` in the child, which must end the process: what it returns becomes its exit code.
 ///
@@ -21,6 +24,59 @@ pub fn fork(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
             unsafe { libc::_exit(code) }
         }
     }
+}
+
+/// Takes leave of one child that ended, if there is one: its pid and how it ended. Signals of any number, also the real-time ones,
+/// for which nix has no name.
+pub fn reap_one() -> Option<(i32, End)> {
+    take_leave(-1).filter(|(pid, _)| *pid > 0)
+}
+
+/// Waits for the end of one child and takes leave of it; `None` when it does not end in time. One that is not there has ended.
+pub fn wait_for(pid: i32, patience: Duration) -> Option<End> {
+    const STEP: Duration = Duration::from_millis(2);
+    let steps = patience.as_millis().checked_div(STEP.as_millis()).unwrap_or(0);
+    for _ in 0..=steps {
+        if let Some((_, end)) = take_leave(pid) {
+            return Some(end);
+        }
+        std::thread::sleep(STEP);
+    }
+    None
+}
+
+/// `pid` as waitpid(2) has it. A child that is not there ended, nobody knows how.
+fn take_leave(pid: i32) -> Option<(i32, End)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to an int of ours.
+    let found = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    let end = if libc::WIFSIGNALED(status) {
+        End::Signal(libc::WTERMSIG(status))
+    } else {
+        End::Code(libc::WEXITSTATUS(status))
+    };
+    (found != 0).then_some((found, end))
+}
+
+/// Whether there are children left, alive or not.
+pub fn has_children() -> bool {
+    // SAFETY: waitid with WNOWAIT and no place for information leaves everything as it is.
+    let result = unsafe {
+        libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+    };
+    result == 0
+}
+
+/// Closes every descriptor but stdin, stdout, stderr and one (close_range(2)). In a child.
+pub fn keep_only(fd: RawFd) -> nix::Result<()> {
+    let fd = libc::c_uint::try_from(fd).map_err(|_| nix::Error::EBADF)?;
+    for (first, last) in [(3, fd.saturating_sub(1)), (fd.saturating_add(1), libc::c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: numbers only; the child is about to use none of them.
+            nix::errno::Errno::result(unsafe { libc::close_range(first, last, 0) })?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes `to` a copy of `from` that stays open over exec. In a child, before exec.
@@ -86,6 +142,17 @@ pub fn set_watchdog_timeout(watchdog: &File, seconds: i32) -> io::Result<()> {
 
 /// Tells the kernel a partition's new size while it is in use (`linux/blkpg.h`); bytes.
 pub fn resize_partition(disk: &File, number: u32, start: u64, size: u64) -> io::Result<()> {
+    const BLKPG_RESIZE_PARTITION: i32 = 3;
+    blkpg(BLKPG_RESIZE_PARTITION, disk, number, start, size)
+}
+
+/// Tells the kernel of a partition that it did not find when it looked at the disk; bytes. The kernel learns no name for it.
+pub fn add_partition(disk: &File, number: u32, start: u64, size: u64) -> io::Result<()> {
+    const BLKPG_ADD_PARTITION: i32 = 1;
+    blkpg(BLKPG_ADD_PARTITION, disk, number, start, size)
+}
+
+fn blkpg(operation: i32, disk: &File, number: u32, start: u64, size: u64) -> io::Result<()> {
     #[repr(C)]
     struct BlkpgPartition {
         start: i64,
@@ -102,7 +169,6 @@ pub fn resize_partition(disk: &File, number: u32, start: u64, size: u64) -> io::
         data: *mut BlkpgPartition,
     }
     const BLKPG: libc::c_ulong = 0x1269;
-    const BLKPG_RESIZE_PARTITION: i32 = 3;
     let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let mut partition = BlkpgPartition {
         start: i64::try_from(start).map_err(wrong)?,
@@ -112,7 +178,7 @@ pub fn resize_partition(disk: &File, number: u32, start: u64, size: u64) -> io::
         volume: [0; 64],
     };
     let mut argument = BlkpgIoctlArg {
-        operation: BLKPG_RESIZE_PARTITION,
+        operation,
         flags: 0,
         length: i32::try_from(size_of::<BlkpgPartition>()).map_err(wrong)?,
         data: &raw mut partition,

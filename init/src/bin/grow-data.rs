@@ -1,5 +1,7 @@
 //! Grows the data partition and its file system to the end of the disk, online. PID 1 runs it once at every boot; a message
 //! on stderr and exit code 1 become a problem in `GET /`.
+//!
+//! `grow-data --make DISK` makes the partition on a disk whose table does not list it yet, and prints its device.
 
 #![deny(
     clippy::unwrap_used,
@@ -9,7 +11,7 @@
     clippy::arithmetic_side_effects
 )]
 
-use init::grow::{Growth, Plan, plan};
+use init::grow::{Growth, Plan, ext4_blocks, plan};
 use init::sys;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -21,6 +23,19 @@ const MOUNT: &str = "/data";
 const BLOCK: u64 = 4096;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("--make"), Some(disk)) = (arguments.next().as_deref(), arguments.next()) {
+        return match make(&disk) {
+            Ok(device) => {
+                println!("{device}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match grow() {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(mib)) => {
@@ -46,19 +61,40 @@ fn grow() -> Result<Option<u64>, String> {
         .and_then(|parent| parent.file_name())
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    let path = format!("/dev/{disk}");
-    let failed = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {path}: {error}");
-    let mut file =
-        OpenOptions::new().read(true).write(true).open(&path).map_err(|error| failed("open", &error))?;
-    let size = file.seek(SeekFrom::End(0)).map_err(|error| failed("read the size of", &error))?;
-    let planned = plan(&mut file, size, "data").map_err(|error| format!("the disk {path}: {error}"))?;
+    let (mut file, planned) = look_at(&format!("/dev/{disk}"))?;
     if let Plan::Grow(growth) = &planned {
-        write(&mut file, growth).map_err(|error| failed("write the partition table of", &error))?;
+        let failed = |what: &str, error: std::io::Error| format!("cannot {what} /dev/{disk}: {error}");
+        write(&mut file, growth).map_err(|error| failed("write the partition table of", error))?;
         sys::resize_partition(&file, growth.number, growth.start, growth.size)
-            .map_err(|error| failed("tell the kernel the new partition of", &error))?;
+            .map_err(|error| failed("tell the kernel the new partition of", error))?;
     }
     // Also when the table was right already: the power may have been cut between the table and the file system.
     resize_file_system(&device)
+}
+
+fn look_at(path: &str) -> Result<(File, Plan), String> {
+    let failed = |what: &str, error: std::io::Error| format!("cannot {what} {path}: {error}");
+    let mut file =
+        OpenOptions::new().read(true).write(true).open(path).map_err(|error| failed("open", error))?;
+    let size = file.seek(SeekFrom::End(0)).map_err(|error| failed("read the size of", error))?;
+    let planned = plan(&mut file, size, "data").map_err(|error| format!("the disk {path}: {error}"))?;
+    Ok((file, planned))
+}
+
+/// Makes the partition; returns its device.
+fn make(path: &str) -> Result<String, String> {
+    let failed = |what: &str, error: std::io::Error| format!("cannot {what} {path}: {error}");
+    match look_at(path)? {
+        (mut file, Plan::Grow(growth)) if growth.is_new => {
+            write(&mut file, &growth).map_err(|error| failed("write the partition table of", error))?;
+            sys::add_partition(&file, growth.number, growth.start, growth.size)
+                .map_err(|error| failed("tell the kernel the new partition of", error))?;
+            // As the kernel names partitions (`block/partitions/core.c`): with a `p` where the disk's name ends in a digit.
+            let digit = path.ends_with(|last: char| last.is_ascii_digit());
+            Ok(format!("{path}{}{}", if digit { "p" } else { "" }, growth.number))
+        }
+        _ => Err(format!("the disk {path} lists the partition data, but the kernel does not show it")),
+    }
 }
 
 fn write(file: &mut File, growth: &Growth) -> std::io::Result<()> {
@@ -71,22 +107,20 @@ fn write(file: &mut File, growth: &Growth) -> std::io::Result<()> {
 }
 
 fn resize_file_system(device: &str) -> Result<Option<u64>, String> {
-    let size = File::open(device)
-        .and_then(|mut file| file.seek(SeekFrom::End(0)))
-        .map_err(|error| format!("cannot read the size of {device}: {error}"))?;
+    let unreadable = |error: String| format!("cannot read the size of {device}: {error}");
+    let mut file = File::open(device).map_err(|error| unreadable(error.to_string()))?;
+    let size = file.seek(SeekFrom::End(0)).map_err(|error| unreadable(error.to_string()))?;
     let blocks = size.checked_div(BLOCK).unwrap_or(0);
-    let stat = nix::sys::statvfs::statvfs(MOUNT)
-        .map_err(|error| format!("cannot ask for the size of {MOUNT}: {error}"))?;
-    // The file system tells its size without its own tables, so a whole-numbers comparison would always differ: 4 % is more
-    // than they take, and less than what is worth growing for.
-    let have = stat.blocks();
-    if have.saturating_add(blocks.checked_div(25).unwrap_or(0)) >= blocks {
+    let before = ext4_blocks(&mut file).map_err(unreadable)?;
+    if before >= blocks {
         return Ok(None);
     }
     let mount = File::open(MOUNT).map_err(|error| format!("cannot open {MOUNT}: {error}"))?;
     sys::resize_ext4(&mount, blocks)
         .map_err(|error| format!("cannot grow the file system on {MOUNT} to {} MiB: {error}", size >> 20))?;
-    Ok(Some(size >> 20))
+    // The kernel leaves out a last group that would be too small to be of use.
+    let after = ext4_blocks(&mut file).map_err(unreadable)?;
+    Ok((after > before).then(|| after.saturating_mul(BLOCK) >> 20))
 }
 
 fn mounted_device() -> Option<String> {
