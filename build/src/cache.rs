@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -110,6 +111,10 @@ impl Cache {
         let begun = Instant::now();
         build(&unfinished).with_context(|| format!("step {step} failed"))?;
         let path = parent.join(&hex);
+        // A folder with a key's name is whole also after a power cut.
+        File::open(&unfinished)
+            .and_then(|folder| Ok(nix::unistd::syncfs(folder)?))
+            .with_context(|| format!("cannot flush {} to the disk", unfinished.display()))?;
         fs::rename(&unfinished, &path)
             .with_context(|| format!("cannot rename {} to {}", unfinished.display(), path.display()))?;
         eprintln!("  {step}: done in {:.1} s", begun.elapsed().as_secs_f64());
@@ -174,6 +179,8 @@ impl Key {
         for path in files_below(root)? {
             let name = path.strip_prefix(root).unwrap_or(&path);
             self.add(name.as_os_str().as_encoded_bytes());
+            let mode = fs::metadata(&path).map_or(0, |metadata| metadata.permissions().mode());
+            self.add(&[u8::from(mode & 0o100 != 0)]);
             let data = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             self.add(&data);
         }

@@ -47,7 +47,16 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         // The advisory database is fetched from the network; where there is none, that one check is left to those who have it.
         let mut licences = Command::new(deny);
         licences
-            .args(["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])
+            .args([
+                "--log-level",
+                "error",
+                "--offline",
+                "check",
+                "--hide-inclusion-graph",
+                "licenses",
+                "bans",
+                "sources",
+            ])
             .current_dir(&project.sources);
         phase("licences", &mut licences)?;
     }

@@ -131,8 +131,8 @@ impl Rust {
     }
 }
 
-/// Builds the programs of one package of the workspace, static.
-pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPackage) -> Result<Entry> {
+/// What goes into the programs of one package.
+fn key_of(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPackage) -> Result<Key> {
     let mut key = Key::new("guest 2").text(guest.package).text(&toolbox.id).text(&rust.version);
     key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
     for folder in guest.folders {
@@ -145,6 +145,13 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
             }
         }
     }
+    Ok(key)
+}
+
+/// Builds the programs of one package of the workspace, static.
+pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPackage) -> Result<Entry> {
+    let key = key_of(project, toolbox, rust, guest)?;
+    let wanted = key.hex();
     let step = guest.package.trim_start_matches("caisson-");
     project.cache.step(step, &format!("compiling {}", guest.programs.join(", ")), key, |out| {
         let log = project.log(step);
@@ -170,6 +177,11 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
         ]);
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         run_logged(&mut cargo, &format!("{step}: compiling"), &log, None)?;
+        ensure!(
+            key_of(project, toolbox, rust, guest)?.hex() == wanted,
+            "the sources of {} changed while they were compiled: run it again",
+            guest.package
+        );
         for program in guest.programs.iter().chain(guest.tools) {
             let built = build.join(TARGET).join("guest").join(program);
             fs::copy(&built, out.join(program))
@@ -291,4 +303,30 @@ fn fetch(project: &Project, rust: &Rust, program: &Published) -> Result<PathBuf>
         found.with_context(|| format!("cargo fetched {name}, but its sources are not in CARGO_HOME"))?;
     ensure!(found.join("Cargo.toml").is_file(), "{} has no Cargo.toml", found.display());
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A change in a crate that is compiled into a program has to change the program's key.
+    #[test]
+    fn the_folders_of_a_program_are_all_that_it_is_made_of() {
+        let sources = crate::project::sources().unwrap();
+        let read =
+            |path: PathBuf| -> toml::Value { toml::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+        let workspace = read(sources.join("Cargo.toml"));
+        for guest in GUEST_PACKAGES {
+            for folder in guest.folders {
+                let manifest = read(sources.join(folder).join("Cargo.toml"));
+                let names =
+                    manifest.get("dependencies").and_then(toml::Value::as_table).into_iter().flatten();
+                for (name, _) in names {
+                    let path = workspace["workspace"]["dependencies"][name.as_str()].get("path");
+                    let Some(path) = path.and_then(toml::Value::as_str) else { continue };
+                    assert!(guest.folders.contains(&path), "{} is made of {path} too", guest.package);
+                }
+            }
+        }
+    }
 }

@@ -34,6 +34,7 @@ pub fn preload(project: &Project, toolbox: &Toolbox, name: &str) -> Result<Prelo
     );
     let package = toolbox.package("busybox-static")?;
     let key = Key::new("busybox 1").text(&package.sha256).text(&toolbox.id);
+    let key = key.text(&SOURCE_DATE_EPOCH.to_string());
     let entry = project
         .cache
         .step("busybox", "an OCI image of Debian's busybox-static", key, |out| busybox(toolbox, out))?;

@@ -21,6 +21,9 @@ pub fn describe(disk: &Disk, all: bool) -> Result<String> {
             partition.number, partition.name, partition.uuid
         )?;
     }
+    if disk.partition("data").is_err() {
+        writeln!(text, "    data      not listed yet: the first boot makes it from the rest of the disk")?;
+    }
     let entries = part(&mut text, "what the boot loader finds", disk.boot_entries());
     for entry in entries.iter().flatten() {
         writeln!(

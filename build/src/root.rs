@@ -66,6 +66,7 @@ pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Resul
     for (from, to) in os_files(project, inputs.variant)? {
         key = key.file(&from)?.text(&to);
     }
+    key = key.text(&FOLDERS.join(" "));
     for (name, text) in FILES.iter().chain(LINKS) {
         key = key.text(name).text(text);
     }

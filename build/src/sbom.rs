@@ -51,7 +51,11 @@ pub fn collect(
         .text(rust.version())
         .entry(youki)
         .entry(kernel)
-        .file(&project.sources.join("Cargo.lock"))?;
+        .file(&project.sources.join("Cargo.lock"))?
+        .file(&project.sources.join("Cargo.toml"))?;
+    for (name, licence) in BUNDLED {
+        key = key.text(name).text(licence);
+    }
     for guest in GUEST_PACKAGES {
         for folder in guest.folders() {
             key = key.file(&project.sources.join(folder).join("Cargo.toml"))?;

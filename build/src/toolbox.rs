@@ -17,6 +17,8 @@ use crate::command::{run_logged, run_quiet};
 use crate::project::Project;
 
 const SUITE: &str = "trixie";
+/// Changes with the code that makes the tree.
+const RECIPE: &str = "toolbox 3";
 
 /// What is installed, by purpose.
 const PACKAGES: &[&str] = &[
@@ -117,7 +119,11 @@ impl Toolbox {
     pub fn open(project: &Project, lock: LockPolicy) -> Result<Self> {
         let lock_file = project.sources.join("os/toolbox.lock");
         let locked = fs::read_to_string(&lock_file).unwrap_or_default();
-        let key = Key::new("toolbox 2").text(SUITE).text(&PACKAGES.join(" ")).text(&locked);
+        let mut key = Key::new(RECIPE).text(SUITE).text(&PACKAGES.join(" ")).text(&locked);
+        if lock == LockPolicy::Update {
+            // What the mirror has now, whatever was taken before.
+            key = key.text(&format!("{:?}", std::time::SystemTime::now()));
+        }
         let entry =
             project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
@@ -125,7 +131,7 @@ impl Toolbox {
                 .context("the toolbox in the cache has no packages.json")?,
         )?;
         compare_with_lock(&packages, &locked, &lock_file, lock)?;
-        let id = Key::new("packages").text(&lock_lines(&packages)).hex();
+        let id = Key::new(RECIPE).text(&lock_lines(&packages)).hex();
         let mut shares =
             vec![project.cache.root().to_owned(), project.sources.clone(), PathBuf::from("/tmp")];
         let target = std::path::absolute(crate::project::target_dir(&project.sources))?;

@@ -1,7 +1,6 @@
 //! Disks that are larger, smaller, damaged or full.
 
 use build::command::run_quiet;
-use build::disk::SECTOR;
 use qemu_tests::{Config, ContainerState, Node, bench, script, wipe};
 use serde_json::json;
 use std::fs::File;
@@ -17,6 +16,8 @@ fn data_grows_with_the_disk_at_every_boot() {
         let partition = node.disk().partition("data").unwrap().clone();
         let end = partition.start + partition.size;
         assert!(size - end < 4 << 20, "data ends {} bytes before the end of the disk", size - end);
+        let unused = partition.size - ext4_bytes(&node, "data");
+        assert!(unused < 4 << 20, "the file system leaves {unused} bytes of its partition unused");
         check_ext4(&node, "data");
         check_ext4(&node, "state");
         if size == 3 * GIB {
@@ -27,25 +28,62 @@ fn data_grows_with_the_disk_at_every_boot() {
             node.power_off();
         }
     }
+    // Nothing is left to grow, and nothing is said.
+    node.start();
+    node.wait_for_api();
+    node.wait_until_healthy();
+    node.power_off();
+    assert!(!node.console().contains("has grown"), "it says that it has grown, but it did not");
+}
+
+/// Where the image has the file system of data, which its table does not list.
+fn start_of_data(node: &Node) -> u64 {
+    let state = node.disk().partition("state").unwrap().clone();
+    state.start + state.size
 }
 
 #[test]
-fn a_disk_without_a_data_partition() {
-    let mut node = Node::new(Config::direct());
+fn a_table_that_lost_its_data_partition_is_mended() {
+    let mut node = Node::boot_healthy(Config::direct());
+    node.set(&json!({"containers": {"web": script("echo kept; exec sleep 3600")}}));
+    node.wait_for_logs("web", "kept");
+    node.power_off();
     let mut file = File::options().read(true).write(true).open(node.disk_path()).unwrap();
     let mut table = gptman::GPT::find_from(&mut file).unwrap();
     let data = table.iter().find(|(_, entry)| entry.partition_name.as_str() == "data").unwrap().0;
     table.remove(data).unwrap();
     table.write_into(&mut file).unwrap();
-    runs_on_memory(&mut node);
+    node.start();
+    node.wait_for_api();
+    node.wait_until_healthy();
+    assert_eq!(node.status().data, "ext4");
+    node.power_off();
+    assert!(node.file("data", "/log/containers/web.log").contains("kept"));
+    check_ext4(&node, "data");
 }
 
 #[test]
 fn a_data_partition_without_a_file_system() {
-    let mut node = Node::new(Config::direct());
-    let partition = node.disk().partition("data").unwrap().clone();
-    wipe(&node.disk_path(), partition.start, 1 << 20);
+    let mut node = Node::boot_healthy(Config::direct());
+    node.power_off();
+    wipe(&node.disk_path(), start_of_data(&node), 1 << 20);
     runs_on_memory(&mut node);
+}
+
+#[test]
+fn a_disk_without_a_data_partition() {
+    let mut node = Node::new(Config::direct());
+    wipe(&node.disk_path(), start_of_data(&node), 1 << 20);
+    runs_on_memory(&mut node);
+}
+
+/// The image's last part is cut off: the node runs from the rest, and says how large a disk it wants.
+#[test]
+fn a_disk_smaller_than_the_image() {
+    let mut node = Node::new(Config { disk_size: None, ..Config::direct() });
+    node.resize(start_of_data(&node) + (10 << 20));
+    runs_on_memory(&mut node);
+    assert!(node.console().contains("the image needs"), "the boot log does not name the size");
 }
 
 /// The node says what is wrong with its data partition, and runs a container all the same.
@@ -101,15 +139,16 @@ fn a_full_data_partition() {
     check_ext4(&node, "data");
 }
 
-/// Its partition table ends beyond it, so the kernel takes none of it: no root, no node. It says so, and tries again.
-#[test]
-fn a_disk_smaller_than_the_image() {
-    let mut node = Node::new(Config::direct());
-    let data = node.disk().partition("data").unwrap().clone();
-    node.resize((data.start + data.size / 2) / SECTOR * SECTOR);
-    node.start();
-    node.wait_for_console("verity: Data device lookup failed");
-    node.wait_for_console("Kernel panic - not syncing: VFS: Unable to mount root fs");
+/// The size of a file system by its own superblock.
+#[track_caller]
+fn ext4_bytes(node: &Node, partition: &str) -> u64 {
+    let start = node.disk().partition(partition).unwrap().start;
+    let mut command = bench().toolbox.command("dumpe2fs");
+    command.arg("-h").arg(format!("{}?offset={start}", node.disk_path().display()));
+    let text = run_quiet(&mut command, "dumpe2fs").unwrap_or_else(|error| panic!("{partition}: {error:#}"));
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let blocks = text.lines().find_map(|line| line.strip_prefix("Block count:")).expect("a block count");
+    blocks.trim().parse::<u64>().expect("a number") * 4096
 }
 
 /// e2fsck finds nothing to repair.

@@ -62,7 +62,7 @@ fn with_mistakes() {
             |node| Some(node.problems()).filter(|problems| problems.contains("user data")),
         );
         assert!(problems.contains(named), "{start:?}: the problem does not name {named}: {problems}");
-        assert!(node.console().contains(named), "{start:?}: the boot log does not name {named}");
+        node.wait_for_console(named);
         assert_eq!(node.status().health, Health::Degraded);
         // Nothing of it is applied.
         assert_ne!(node.setting("motd"), "fine");

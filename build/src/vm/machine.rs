@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -38,6 +38,8 @@ struct Processes {
     /// Somebody wants the machine to be off.
     killed: bool,
     ended: Option<ExitStatus>,
+    /// Why the processes could not be started again when the guest restarted.
+    failure: Option<String>,
 }
 
 /// How the processes of a machine are tied to ours.
@@ -108,6 +110,11 @@ impl Machine {
         lock(&self.processes).ended
     }
 
+    /// Why the machine ended, where it was not its own wish.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.processes).failure.clone()
+    }
+
     /// Waits for the machine's end; `None` when it does not come in time.
     pub fn wait(&self, patience: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + patience;
@@ -167,10 +174,13 @@ fn keep(start: &Start, processes: &Mutex<Processes>, started: &mpsc::Sender<Resu
                 follower
             }
             Err(error) => {
-                // Only the first start is waited for; of a later one the log tells.
-                let _ = fs::write(start.places.folder.join("qemu.log"), format!("{error:#}\n"));
+                let mut processes = lock(processes);
+                processes.end();
+                processes.failure = Some(format!("{error:#}"));
+                // As the exit status of a program that failed (wait(2)).
+                processes.ended = Some(ExitStatus::from_raw(1 << 8));
+                // Only the first start is waited for.
                 let _ = started.send(Err(error));
-                lock(processes).end();
                 return;
             }
         };

@@ -1,6 +1,6 @@
 //! `cargo caisson run`, `stop` and the way to the API of a machine by its name.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use apiserver::client::{Endpoint, request_blocking};
 use nix::sys::signal::{SigSet, Signal};
 use std::fs::{self, File};
@@ -231,7 +231,9 @@ fn wait_for_end(machine: &mut Machine, asked: &AtomicU32) -> Result<()> {
     let (mut deadline, mut pressed_at) = (None, None::<Instant>);
     loop {
         if machine.wait(Duration::from_millis(200)).is_some() {
-            return Ok(());
+            return machine
+                .failure()
+                .map_or(Ok(()), |failure| Err(anyhow!("the machine cannot restart: {failure}")));
         }
         let times = asked.load(Ordering::Relaxed);
         if times == 0 {
