@@ -1,7 +1,7 @@
 //! The disk: a GPT with the partitions of ARCHITECTURE.md, and what is in them.
 
 use anyhow::{Context, Result, ensure};
-use gptman::{GPT, GPTPartitionEntry};
+use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ struct Partition {
 
 /// Builds `disk.img` and `disk.qcow2`.
 pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Result<Entry> {
-    let key = Key::new("disk 2")
+    let key = Key::new("disk 3")
         .text(&toolbox.id)
         .entry(inputs.esp)
         .entry(inputs.root)
@@ -136,8 +136,6 @@ fn write_disk(image: &Path, partitions: &[Partition]) -> Result<()> {
                 attribute_bits: 0,
                 partition_name: partition.name.into(),
             };
-            // The kernel takes no table that speaks of more than the disk has.
-            table.header.last_usable_lba = table[number].ending_lba;
         }
         if let Some(content) = &partition.content {
             let length =
@@ -154,7 +152,27 @@ fn write_disk(image: &Path, partitions: &[Partition]) -> Result<()> {
         at += partition.size;
     }
     GPT::write_protective_mbr_into(&mut disk, SECTOR)?;
-    table.write_into(&mut disk)?;
+    write_table(&mut disk, &table)
+}
+
+/// Writes both copies of the table. It ends with the last partition that it lists: the kernel takes no table that speaks of more than
+/// the disk has, and a disk that is cut off behind that is to have a table all the same.
+fn write_table(disk: &mut File, table: &GPT) -> Result<()> {
+    let entries: Vec<GPTPartitionEntry> = table.iter().map(|(_, entry)| entry.clone()).collect();
+    let backup_entries = table.header.last_usable_lba + 1;
+    let mut primary = table.header.clone();
+    primary.last_usable_lba = entries.iter().map(|entry| entry.ending_lba).max().unwrap_or(0);
+    let backup = GPTHeader {
+        primary_lba: primary.backup_lba,
+        backup_lba: primary.primary_lba,
+        partition_entry_lba: backup_entries,
+        ..primary.clone()
+    };
+    for mut header in [primary, backup] {
+        header.update_partition_entry_array_crc32(&entries);
+        header.update_crc32_checksum();
+        header.write_into(disk, SECTOR, &entries)?;
+    }
     Ok(())
 }
 
@@ -236,6 +254,38 @@ mod tests {
         let bytes = guid_bytes("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").unwrap();
         assert_eq!(bytes[..8], [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11]);
         assert!(guid_bytes("c12a7328").is_err());
+    }
+
+    /// Both copies of the table, and what is behind its end, are where they belong.
+    #[test]
+    fn the_table_ends_before_what_it_does_not_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let (content, image) = (dir.path().join("content"), dir.path().join("disk"));
+        fs::write(&content, vec![7; 2 << 20]).unwrap();
+        let listed = Partition {
+            name: "state",
+            kind: Some(types::LINUX),
+            guid: [1; 16],
+            size: 2 * MIB,
+            content: Some(content.clone()),
+        };
+        let unlisted =
+            Partition { name: "data", kind: None, guid: [0; 16], size: 2 * MIB, content: Some(content) };
+        write_disk(&image, &[listed, unlisted]).unwrap();
+        let data = fs::read(&image).unwrap();
+        assert!(data[1 << 20..5 << 20].iter().all(|byte| *byte == 7), "something was written over");
+        for lba in [1, data.len() as u64 / SECTOR - 1] {
+            let mut disk = std::io::Cursor::new(&data);
+            disk.set_position(lba * SECTOR);
+            let header = GPTHeader::read_from(&mut disk).unwrap();
+            assert_eq!(header.last_usable_lba, 3 * MIB / SECTOR - 1);
+            let entries = header.read_partitions(&mut disk, SECTOR).unwrap();
+            assert_eq!(
+                header.generate_partition_entry_array_crc32(&entries),
+                header.partition_entry_array_crc32
+            );
+            assert_eq!(entries.iter().filter(|entry| entry.is_used()).count(), 1);
+        }
     }
 
     #[test]
