@@ -162,6 +162,8 @@ impl Shim {
 
     fn youki(&self) -> Command {
         let mut command = Command::new(YOUKI);
+        // The runtime takes LISTEN_FDS for descriptors that the container is to have, whoever they were meant for.
+        command.env_clear().env("PATH", "/usr/bin");
         command.arg("--root").arg(YOUKI_ROOT).arg("--log").arg(self.places.run.join("youki.log"));
         command
     }

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::process::{Child, Command};
@@ -278,8 +279,13 @@ impl Keeper {
         self.set(|status| status.state = ContainerState::Starting);
         self.prepare(&image, hash).map_err(Some)?;
         let reference = self.reference();
-        let spawned =
-            Command::new(SHIM).arg(&self.name).arg(&reference).stdin(std::process::Stdio::null()).spawn();
+        // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
+        let spawned = Command::new(SHIM)
+            .args([&self.name, &reference])
+            .env_clear()
+            .env("PATH", "/usr/bin")
+            .stdin(Stdio::null())
+            .spawn();
         spawned.map_err(|error| Some(format!("cannot start {SHIM}: {error}")))
     }
 
