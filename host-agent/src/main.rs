@@ -4,7 +4,6 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::apply::Applier;
-use host_agent::container::image;
 use host_agent::node::Node;
 use host_agent::{init, integrity, network, user_data};
 use hyper::Method;
@@ -82,13 +81,6 @@ async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let wanted: Vec<String> = settings
-        .containers
-        .iter()
-        .flatten()
-        .filter_map(|(_, container)| Some(container.image.as_ref()?.as_str().to_owned()))
-        .collect();
-    image::remove_unused(&wanted);
     let outcome = applier.borrow_mut().apply(&node, 0, &settings);
     let failed = outcome.steps.iter().filter_map(|step| {
         let message = step.error.clone()?;

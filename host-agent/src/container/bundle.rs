@@ -11,6 +11,15 @@ use std::collections::BTreeMap;
 pub struct ImageConfig {
     #[serde(default)]
     pub config: Execution,
+    #[serde(default)]
+    pub rootfs: Layers,
+}
+
+/// What an image's layers are before they are compressed, the lowest first.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Layers {
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
