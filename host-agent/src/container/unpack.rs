@@ -403,13 +403,15 @@ mod tests {
     }
 
     #[test]
-    fn a_second_opaque_marker_leaves_what_the_layer_has_added() {
+    fn an_opaque_marker_leaves_what_the_layer_has_added() {
         let lower = layer(&[Item::Folder("a"), Item::File("a/old", "1"), Item::File("a/b/old", "1")]);
         let upper = layer(&[
             Item::File("a/b/new", "2"),
             Item::File("a/.wh..wh..opq", ""),
             Item::File("a/later", "2"),
-            Item::File("a/.wh..wh..opq", ""),
+            // The same folder by another name: there is nothing left to take away.
+            Item::Link("alias", "a"),
+            Item::File("alias/.wh..wh..opq", ""),
         ]);
         let (dir, result) = unpack(&[lower, upper]);
         result.unwrap();
