@@ -28,6 +28,8 @@ use host_agent::files;
 
 /// Between SIGTERM and SIGKILL, in milliseconds.
 const GRACE: u64 = 10_000;
+/// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
+const EARLY: u64 = 5_000;
 /// For youki to make or start a container.
 const RUNTIME_TIMEOUT: u64 = 60_000;
 
@@ -170,11 +172,12 @@ impl Shim {
             return Err(self.refusal("started", &streams, &format!("{text}{}", self.runtime_log())));
         }
         streams.phase = Phase::Runs;
+        let begun = boottime_ms();
         let code = self.watch(&signals, &mut streams, payload);
         streams.drain();
         // The runtime executes the command last of all, with this code when it cannot.
         let log = self.runtime_log();
-        if code == 255 && log.contains("ERROR") {
+        if code == 255 && boottime_ms() - begun < EARLY && log.contains("ERROR") {
             streams.said.clear();
             return Err(self.refusal("started", &streams, &log));
         }
