@@ -2,13 +2,17 @@
 
 use apiserver::agent::{ErrorKind, LARGEST_LINE, Request, Response};
 use init_control::Request as InitRequest;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use settings::Settings;
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
 use crate::apply::Applier;
 use crate::container::log;
@@ -21,6 +25,10 @@ const ADMITTED: [u32; 2] = [0, 274];
 const MOST_CONNECTIONS: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_secs(2);
+/// For the node's start, before an apply. The API server waits 120 s for its answer.
+const START_PATIENCE: Duration = Duration::from_secs(100);
+/// What goes around a log in an answer.
+const WRAPPING: u64 = 1 << 10;
 /// Bytes of a log that are sent at once.
 const LARGEST_LOG: u64 = 1 << 20;
 
@@ -29,16 +37,22 @@ pub struct Agent {
     pub node: Rc<RefCell<Node>>,
     pub applier: Rc<RefCell<Applier>>,
     free: Arc<Semaphore>,
+    started: watch::Sender<bool>,
 }
 
 impl Default for Agent {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
-        Self { node: Rc::default(), applier: Rc::default(), free }
+        Self { node: Rc::default(), applier: Rc::default(), free, started: watch::Sender::new(false) }
     }
 }
 
 impl Agent {
+    /// From now on what is asked to be applied is applied: before, user data was to come first.
+    pub fn start_is_over(&self) {
+        self.started.send_replace(true);
+    }
+
     /// Lets requests that are under way finish, for 2 seconds; further ones are not answered. Who asked for a restart is to know
     /// that it begins, though it ends this process too.
     pub async fn stop(&self) {
@@ -70,26 +84,36 @@ impl Agent {
             return;
         }
         let mut line = Vec::new();
-        let (reader, mut writer) = stream.split();
-        let mut reader = BufReader::new(reader.take(LARGEST_LINE));
-        if !matches!(tokio::time::timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await, Ok(Ok(count)) if count > 0)
+        let mut reader = BufReader::new((&mut stream).take(LARGEST_LINE));
+        if !matches!(timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await, Ok(Ok(count)) if count > 0)
         {
             return;
         }
         let response = match serde_json::from_slice(&line) {
-            Ok(request) => self.answer(request).await,
+            Ok(request) => self.answer(request, &stream).await,
             Err(error) => failed(format!("this is not a request: {error}")),
         };
         let mut answer = serde_json::to_vec(&response).unwrap_or_default();
         answer.push(b'\n');
-        let _ = tokio::time::timeout(PATIENCE, writer.write_all(&answer)).await;
+        let _ = timeout(PATIENCE, stream.write_all(&answer)).await;
     }
 
-    async fn answer(&self, request: Request) -> Response {
+    async fn apply(&self, generation: u64, settings: &Settings, asker: &UnixStream) -> Response {
+        let mut started = self.started.subscribe();
+        if timeout(START_PATIENCE, started.wait_for(|started| *started)).await.is_err() {
+            return failed(
+                "the node is still starting: what is committed is applied when that is over".to_owned(),
+            );
+        }
+        if has_gone(asker) {
+            return failed(GONE.to_owned());
+        }
+        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
+    }
+
+    async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
-            Request::Apply { generation, settings, .. } => {
-                Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, &settings))
-            }
+            Request::Apply { generation, settings, .. } => self.apply(generation, &settings, asker).await,
             Request::Status => match init::status().await {
                 Ok(status) => Response::Status(self.node.borrow_mut().status(&status)),
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
@@ -108,8 +132,10 @@ impl Agent {
                         message: format!("there is no container {name:?}: GET /containers lists them"),
                     };
                 }
-                Response::Logs { text: log::read(&Places::of(&name).log, lines, LARGEST_LOG) }
+                let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
+                Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
+            Request::Reboot if has_gone(asker) => failed(GONE.to_owned()),
             Request::Reboot => match init::ask(&InitRequest::Reboot).await {
                 Ok(_) => Response::Done,
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
@@ -118,6 +144,53 @@ impl Agent {
     }
 }
 
+const GONE: &str = "whoever asked for this waits no longer";
+
+/// Whether nobody waits for the answer. PID 1 keeps the socket over restarts of this process: a request may have lain there for
+/// longer than its sender was willing to wait, and is not to be acted on then.
+fn has_gone(asker: &UnixStream) -> bool {
+    let mut asked = [PollFd::new(asker.as_fd(), PollFlags::empty())];
+    // Told without being asked for; not when only the sender's direction is closed.
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    poll(&mut asked, PollTimeout::ZERO).is_ok()
+        && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
 fn failed(message: String) -> Response {
     Response::Error { kind: ErrorKind::Failed, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::task::LocalSet;
+
+    #[tokio::test]
+    async fn who_has_hung_up_is_known_and_who_only_listens_is_not_taken_for_it() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(!has_gone(&ours));
+        let theirs = theirs.into_std().unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!has_gone(&ours));
+        drop(theirs);
+        assert!(has_gone(&ours));
+    }
+
+    /// Nothing to do, so that the test touches nothing: what was applied is what is asked for.
+    #[tokio::test]
+    async fn an_apply_waits_for_the_start_and_is_not_done_for_nobody() {
+        let apply = async {
+            let agent = Agent::default();
+            let nothing = Settings::default();
+            agent.applier.borrow_mut().note_applied(&nothing);
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut early = Box::pin(agent.apply(1, &nothing, &ours));
+            assert!(timeout(Duration::from_millis(20), &mut early).await.is_err());
+            agent.start_is_over();
+            assert!(matches!(early.await, Response::Apply(outcome) if outcome.generation == 1));
+            drop(theirs);
+            assert_eq!(agent.apply(2, &nothing, &ours).await, failed(GONE.to_owned()));
+        };
+        LocalSet::new().run_until(apply).await;
+    }
 }

@@ -43,6 +43,11 @@ pub struct Applier {
 }
 
 impl Applier {
+    #[cfg(test)]
+    pub(crate) fn note_applied(&mut self, settings: &Settings) {
+        self.applied = Some(settings.clone());
+    }
+
     /// Does what a change needs. A step that fails is told, does not stop the others, and is tried again with the next apply.
     pub fn apply(&mut self, node: &RefCell<Node>, generation: u64, new: &Settings) -> ApplyOutcome {
         let mut steps = Vec::new();

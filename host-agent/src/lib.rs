@@ -9,4 +9,5 @@ pub mod init;
 pub mod integrity;
 pub mod network;
 pub mod node;
+pub mod space;
 pub mod user_data;

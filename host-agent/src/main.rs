@@ -3,10 +3,8 @@
 use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
-use host_agent::apply::Applier;
-use host_agent::container::image;
 use host_agent::node::Node;
-use host_agent::{init, integrity, network, user_data};
+use host_agent::{init, integrity, network, space, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::Settings;
@@ -17,9 +15,13 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const API: &str = "/run/api.sock";
+/// The boot goes on with the settings that there are when the API cannot take user data for so long.
+const USER_DATA_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a partition is full.
+const SPACE_LOOK: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let passed = sockets::passed();
@@ -51,7 +53,8 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
         let agent = Agent::default();
         tokio::task::spawn_local(agent.clone().serve(listener));
         tokio::task::spawn_local(network::run(agent.node.clone()));
-        tokio::task::spawn_local(start_node(agent.node.clone(), agent.applier.clone()));
+        tokio::task::spawn_local(watch_space(agent.node.clone()));
+        tokio::task::spawn_local(start_node(agent.clone()));
         let mut terminate =
             signal(SignalKind::terminate()).map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
         sockets::notify_ready()
@@ -64,9 +67,14 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
 }
 
 /// The boot: user data, then all settings, then watching for the node to be healthy.
-async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
-    let problems = user_data::apply_once().await;
-    node.borrow_mut().set_problems("user-data", problems);
+async fn start_node(agent: Agent) {
+    let (node, applier) = (agent.node.clone(), agent.applier.clone());
+    let teller = node.clone();
+    let tell = move |problems| teller.borrow_mut().set_problems("user-data", problems);
+    let mut user_data = Box::pin(user_data::apply_once(tell));
+    if timeout(USER_DATA_PATIENCE, &mut user_data).await.is_err() {
+        tokio::task::spawn_local(apply_late(user_data));
+    }
     node.borrow_mut().phase("user-data");
     let mut delay = Duration::from_millis(100);
     let settings = loop {
@@ -82,13 +90,6 @@ async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let wanted: Vec<String> = settings
-        .containers
-        .iter()
-        .flatten()
-        .filter_map(|(_, container)| Some(container.image.as_ref()?.as_str().to_owned()))
-        .collect();
-    image::remove_unused(&wanted);
     let outcome = applier.borrow_mut().apply(&node, 0, &settings);
     let failed = outcome.steps.iter().filter_map(|step| {
         let message = step.error.clone()?;
@@ -107,6 +108,8 @@ async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
         node.applied = true;
         node.phase("applied");
     }
+    // What was committed meanwhile is newer than what was read above, and is applied now.
+    agent.start_is_over();
     // Health is noticed also when nobody asks.
     for _ in 0..600 {
         if let Ok(status) = init::status().await
@@ -117,6 +120,27 @@ async fn start_node(node: Rc<RefCell<Node>>, applier: Rc<RefCell<Applier>>) {
         sleep(Duration::from_millis(500)).await;
     }
     integrity::check_root().await;
+}
+
+/// Through the API, which has one apply after the other, each with the newest settings.
+async fn apply_late(user_data: impl Future<Output = bool>) {
+    if !user_data.await {
+        return;
+    }
+    let patience = Duration::from_secs(120);
+    let applied = request(&Endpoint::Unix(API.into()), Method::POST, "/tx/apply", Vec::new(), patience).await;
+    match applied {
+        Ok(answer) if answer.is_success() => {}
+        Ok(answer) => eprintln!("<3>user data is committed, but not applied: {}", answer.text()),
+        Err(error) => eprintln!("<3>user data is committed, but not applied: {error}"),
+    }
+}
+
+async fn watch_space(node: Rc<RefCell<Node>>) {
+    loop {
+        node.borrow_mut().set_problems("space", space::problems());
+        sleep(SPACE_LOOK).await;
+    }
 }
 
 async fn settings_of_api() -> Result<Settings, String> {

@@ -10,7 +10,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::node::Node;
 
@@ -80,7 +80,21 @@ fn resolv_conf<'a>(leases: impl Iterator<Item = &'a Wanted> + Clone) -> String {
     text
 }
 
-type Leases = Rc<RefCell<BTreeMap<String, Wanted>>>;
+/// By interface, with the time at which the lease is over; none for one that never is.
+type Leases = Rc<RefCell<BTreeMap<String, (Wanted, Option<Instant>)>>>;
+
+/// For how long an address may be used (RFC 2131, 3.3: all ones are for ever).
+fn lease_time(seconds: u32) -> Option<Duration> {
+    (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into()))
+}
+
+/// One interface and what is needed to keep it.
+struct Interface {
+    name: String,
+    handle: Handle,
+    node: Rc<RefCell<Node>>,
+    leases: Leases,
+}
 
 /// Configures interfaces for ever. Within a `LocalSet`.
 pub async fn run(node: Rc<RefCell<Node>>) {
@@ -100,7 +114,8 @@ pub async fn run(node: Rc<RefCell<Node>>) {
     loop {
         for name in ethernet_interfaces() {
             if known.insert(name.clone()) {
-                tokio::task::spawn_local(keep_interface(name, handle.clone(), node.clone(), leases.clone()));
+                let (handle, node, leases) = (handle.clone(), node.clone(), leases.clone());
+                tokio::task::spawn_local(Interface { name, handle, node, leases }.keep());
             }
         }
         if known.is_empty() {
@@ -132,77 +147,101 @@ fn ethernet_interfaces() -> Vec<String> {
     names
 }
 
-async fn keep_interface(name: String, handle: Handle, node: Rc<RefCell<Node>>, leases: Leases) {
-    let index = match bring_up(&handle, &name).await {
-        Ok(index) => index,
-        Err(error) => {
-            node.borrow_mut()
-                .set_problems("network", vec![problem(&name, format!("cannot bring it up: {error}"))]);
-            return;
-        }
-    };
-    let mut delay = Duration::from_secs(1);
-    loop {
-        let error = match lease_forever(&name, index, &handle, &node, &leases).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        };
-        node.borrow_mut().set_problems("network", vec![problem(&name, error)]);
-        sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_DELAY);
+impl Interface {
+    fn tell(&self, message: String) {
+        let problem = problem(&self.name, message);
+        self.node.borrow_mut().set_problem("network", &self.name, Some(problem));
     }
-}
 
-async fn lease_forever(
-    name: &str,
-    index: u32,
-    handle: &Handle,
-    node: &Rc<RefCell<Node>>,
-    leases: &Leases,
-) -> Result<std::convert::Infallible, String> {
-    let failed = |error: mozim::DhcpError| format!("no address by DHCP: {}", error.msg());
-    let mut config = DhcpV4Config::new(name);
-    let hostname =
-        nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-    config.set_host_name(&hostname).use_mac_as_client_id();
-    let mut client = DhcpV4Client::init(config, None).await.map_err(failed)?;
-    let mut told = false;
-    loop {
-        let state = if leases.borrow().contains_key(name) || told {
-            client.run().await.map_err(failed)?
-        } else {
-            match timeout(TELL_AFTER, client.run()).await {
-                Ok(state) => state.map_err(failed)?,
-                Err(_) => {
-                    told = true;
-                    node.borrow_mut().set_problems(
-                        "network",
-                        vec![problem(name, format!("no answer by DHCP after {} s", TELL_AFTER.as_secs()))],
-                    );
-                    continue;
-                }
-            }
-        };
-        if let DhcpV4State::Done(lease) = state {
-            let wanted = Wanted::from_lease(&lease);
-            let before = leases.borrow().get(name).cloned();
-            if before.as_ref() != Some(&wanted) {
-                configure(handle, index, before.as_ref(), &wanted)
-                    .await
-                    .map_err(|error| format!("cannot use the address {}: {error}", wanted.address))?;
-                eprintln!("<6>{name}: {}/{} by DHCP", wanted.address, wanted.prefix);
-                leases.borrow_mut().insert(name.to_owned(), wanted.clone());
-                let text = resolv_conf(leases.borrow().values());
-                // In place: containers have this file mounted.
-                if let Err(error) = fs::write(RESOLV_CONF, text) {
-                    return Err(format!("cannot write {RESOLV_CONF}: {error}"));
-                }
-            }
-            let mut node = node.borrow_mut();
-            node.addresses.insert(name.to_owned(), vec![format!("{}/{}", wanted.address, wanted.prefix)]);
-            node.set_problems("network", Vec::new());
-            node.phase("network");
+    async fn keep(self) {
+        let mut delay = Duration::from_secs(1);
+        loop {
+            let error = match bring_up(&self.handle, &self.name).await {
+                Ok(index) => match self.lease_forever(index).await {
+                    Ok(never) => match never {},
+                    Err(error) => error,
+                },
+                Err(error) => format!("cannot bring it up: {error}"),
+            };
+            self.tell(error);
+            sleep(delay).await;
+            delay = (delay * 2).min(LONGEST_DELAY);
         }
+    }
+
+    async fn lease_forever(&self, index: u32) -> Result<std::convert::Infallible, String> {
+        let failed = |error: mozim::DhcpError| format!("no address by DHCP: {}", error.msg());
+        let mut config = DhcpV4Config::new(&self.name);
+        let hostname =
+            nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        config.set_host_name(&hostname).use_mac_as_client_id();
+        let mut client = DhcpV4Client::init(config, None).await.map_err(failed)?;
+        let mut told = false;
+        loop {
+            let lease = self.leases.borrow().get(&self.name).map(|(_, until)| *until);
+            let state = match lease {
+                Some(Some(until)) => match timeout_at(until, client.run()).await {
+                    Ok(state) => state.map_err(failed)?,
+                    Err(_) => {
+                        self.give_up_lease(index).await;
+                        told = true;
+                        continue;
+                    }
+                },
+                None if !told => match timeout(TELL_AFTER, client.run()).await {
+                    Ok(state) => state.map_err(failed)?,
+                    Err(_) => {
+                        told = true;
+                        self.tell(format!("no answer by DHCP after {} s", TELL_AFTER.as_secs()));
+                        continue;
+                    }
+                },
+                _ => client.run().await.map_err(failed)?,
+            };
+            if let DhcpV4State::Done(lease) = state {
+                self.take(index, &lease).await?;
+            }
+        }
+    }
+
+    async fn take(&self, index: u32, lease: &DhcpV4Lease) -> Result<(), String> {
+        let wanted = Wanted::from_lease(lease);
+        let until = lease_time(lease.lease_time_sec).map(|time| Instant::now() + time);
+        let before = self.leases.borrow().get(&self.name).map(|(wanted, _)| wanted.clone());
+        if before.as_ref() != Some(&wanted) {
+            configure(&self.handle, index, before.as_ref(), &wanted)
+                .await
+                .map_err(|error| format!("cannot use the address {}: {error}", wanted.address))?;
+            eprintln!("<6>{}: {}/{} by DHCP", self.name, wanted.address, wanted.prefix);
+        }
+        let address = format!("{}/{}", wanted.address, wanted.prefix);
+        self.leases.borrow_mut().insert(self.name.clone(), (wanted.clone(), until));
+        if before.as_ref() != Some(&wanted) {
+            self.write_resolv_conf()?;
+        }
+        let mut node = self.node.borrow_mut();
+        node.addresses.insert(self.name.clone(), vec![address]);
+        node.set_problem("network", &self.name, None);
+        node.phase("network");
+        Ok(())
+    }
+
+    /// Another machine may have the address by now (RFC 2131, 4.4.5). The kernel takes the routes away with the last address.
+    async fn give_up_lease(&self, index: u32) {
+        let Some((wanted, _)) = self.leases.borrow_mut().remove(&self.name) else { return };
+        let address = wanted.address;
+        let removed = remove_address(&self.handle, index, address).await;
+        self.node.borrow_mut().addresses.remove(&self.name);
+        let written = self.write_resolv_conf();
+        let more = removed.err().map(|error| error.to_string()).or(written.err());
+        let more = more.map(|error| format!("; {error}")).unwrap_or_default();
+        self.tell(format!("the lease of {address} is over, and no DHCP server has renewed it{more}"));
+    }
+
+    fn write_resolv_conf(&self) -> Result<(), String> {
+        let text = resolv_conf(self.leases.borrow().values().map(|(wanted, _)| wanted));
+        // In place: containers have this file mounted.
+        fs::write(RESOLV_CONF, text).map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))
     }
 }
 
@@ -221,21 +260,18 @@ async fn configure(
     wanted: &Wanted,
 ) -> Result<(), rtnetlink::Error> {
     if let Some(mtu) = wanted.mtu {
-        handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu.into()).build()).execute().await?;
+        let set =
+            handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu.into()).build()).execute().await;
+        // An address with the device's own MTU is better than none.
+        if let Err(error) = set {
+            eprintln!("<4>interface {index} does not take the MTU {mtu} that DHCP gave: {error}");
+        }
     }
     handle.address().add(index, wanted.address.into(), wanted.prefix).replace().execute().await?;
     if let Some(before) = before
         && before.address != wanted.address
     {
-        let mut addresses = handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .set_address_filter(before.address.into())
-            .execute();
-        if let Some(address) = addresses.try_next().await? {
-            handle.address().del(address).execute().await?;
-        }
+        remove_address(handle, index, before.address).await?;
     }
     for (destination, prefix, router) in &wanted.routes {
         let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -247,6 +283,16 @@ async fn configure(
         handle.route().add(route.build()).replace().execute().await?;
     }
     Ok(())
+}
+
+async fn remove_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+    let found =
+        handle.address().get().set_link_index_filter(index).set_address_filter(address.into()).execute();
+    tokio::pin!(found);
+    match found.try_next().await? {
+        Some(address) => handle.address().del(address).execute().await,
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -268,6 +314,12 @@ mod tests {
     fn a_hostile_domain_adds_no_line() {
         let lease = wanted(&[Ipv4Addr::new(10, 0, 2, 3)], &["example.com", "evil\nnameserver 6.6.6.6", ""]);
         assert_eq!(resolv_conf([&lease].into_iter()), "search example.com\nnameserver 10.0.2.3\n");
+    }
+
+    #[test]
+    fn a_lease_is_over_unless_it_is_for_ever() {
+        assert_eq!(lease_time(3600), Some(Duration::from_secs(3600)));
+        assert_eq!(lease_time(u32::MAX), None);
     }
 
     #[test]

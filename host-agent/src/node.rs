@@ -38,6 +38,14 @@ impl Node {
         self.problems.insert(source, problems);
     }
 
+    /// Replaces what is wrong with one thing of `source`; what is wrong with others stays.
+    pub fn set_problem(&mut self, source: &'static str, subject: &str, problem: Option<Problem>) {
+        let old = self.problems.get(source).into_iter().flatten();
+        let others = old.filter(|known| known.subject != subject).cloned();
+        let problems = others.chain(problem).collect();
+        self.set_problems(source, problems);
+    }
+
     /// Health of the whole, with what PID 1 says.
     pub fn status(&mut self, init: &NodeStatus) -> Status {
         let containers = self.containers.statuses();
@@ -144,6 +152,21 @@ mod tests {
             essential: true,
             started_at_ms: None,
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_interface_says_nothing_of_another() {
+        let problem = |subject: &str| Problem {
+            source: "network".into(),
+            subject: subject.into(),
+            message: "no answer".into(),
+            hint: String::new(),
+        };
+        let mut node = Node::default();
+        node.set_problem("network", "eth0", Some(problem("eth0")));
+        node.set_problem("network", "eth1", Some(problem("eth1")));
+        node.set_problem("network", "eth0", None);
+        assert_eq!(node.problems["network"], [problem("eth1")]);
     }
 
     #[test]

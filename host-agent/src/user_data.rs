@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::sleep;
 
 use crate::files;
 
@@ -24,12 +25,24 @@ const MOUNT: &str = "/mnt";
 const MS_NOSYMFOLLOW: nix::libc::c_ulong = 256;
 const API: &str = "/run/api.sock";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between tries while the API cannot take it.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
 /// What was found where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Found {
     source: String,
     content: Vec<u8>,
+}
+
+/// Why user data was not committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// What is wrong with it: trying again does not help.
+    Refused(Vec<String>),
+    /// The API did not answer, or could not do it now.
+    Passing(String),
 }
 
 /// What was applied at an earlier boot.
@@ -39,13 +52,16 @@ struct Record {
     sha256: String,
 }
 
-/// Applies user data if there is some and none was applied before. Everything wrong with it is returned; nothing of a file
-/// with a mistake is applied.
-pub async fn apply_once() -> Vec<Problem> {
+/// Applies user data if there is some and none was applied before, and tells what is wrong with it. Tries until the API has taken
+/// or refused it. True when something was applied; nothing of a file with a mistake is.
+pub async fn apply_once(tell: impl Fn(Vec<Problem>)) -> bool {
     let found = match tokio::task::spawn_blocking(find).await {
         Ok(Ok(Some(found))) => found,
-        Ok(Ok(None)) | Err(_) => return Vec::new(),
-        Ok(Err((source, message))) => return vec![problem(&source, message)],
+        Ok(Ok(None)) | Err(_) => return false,
+        Ok(Err((source, message))) => {
+            tell(vec![problem(&source, message, REFUSED)]);
+            return false;
+        }
     };
     let sha256 = Sha256::digest(&found.content).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     if let Some(before) = fs::read(RECORD).ok().and_then(|data| serde_json::from_slice::<Record>(&data).ok())
@@ -56,59 +72,88 @@ pub async fn apply_once() -> Vec<Problem> {
                 found.source
             );
         }
-        return Vec::new();
+        return false;
     }
-    match apply(&found).await {
-        Ok(()) => {
-            eprintln!("<5>user data from {} applied", found.source);
-            let record = Record { source: found.source.clone(), sha256 };
-            // Cut off before this, the same is committed again at the next boot, to the same effect.
-            let kept =
-                files::replace_durably(Path::new(RECORD), &serde_json::to_vec(&record).unwrap_or_default());
-            kept.err()
-                .map(|error| {
-                    vec![problem(
-                        &found.source,
-                        format!("cannot keep in {RECORD} that it was applied: {error}"),
-                    )]
-                })
-                .unwrap_or_default()
+    let mut delay = FIRST_DELAY;
+    loop {
+        match apply(&found).await {
+            Ok(()) => break,
+            Err(Failure::Refused(messages)) => {
+                let problems = messages.into_iter().map(|message| problem(&found.source, message, REFUSED));
+                tell(problems.collect());
+                return false;
+            }
+            Err(Failure::Passing(message)) => tell(vec![problem(&found.source, message, PASSING)]),
         }
-        Err(messages) => messages.into_iter().map(|message| problem(&found.source, message)).collect(),
+        sleep(delay).await;
+        delay = (delay * 2).min(LONGEST_DELAY);
     }
+    eprintln!("<5>user data from {} applied", found.source);
+    let record = Record { source: found.source.clone(), sha256 };
+    // Cut off before this, the same is committed again at the next boot, to the same effect.
+    let kept = files::replace_durably(Path::new(RECORD), &serde_json::to_vec(&record).unwrap_or_default());
+    tell(match kept {
+        Ok(()) => Vec::new(),
+        Err(error) => {
+            vec![problem(
+                &found.source,
+                format!("cannot keep in {RECORD} that it was applied: {error}"),
+                AGAIN,
+            )]
+        }
+    });
+    true
 }
 
-fn problem(source: &str, message: String) -> Problem {
+const REFUSED: &str =
+    "nothing of it was applied: correct it and boot a fresh machine, or use apiclient apply on this one";
+const PASSING: &str =
+    "it is not applied yet, and tried again; if that goes on, /data/log/apiserver.log may say more";
+const AGAIN: &str = "it was applied, and is applied again at the next restart, over what was set since: see whether /state is full";
+
+fn problem(source: &str, message: String, hint: &str) -> Problem {
     Problem {
         source: "user-data".to_owned(),
         subject: format!("user data from {source}"),
         message,
-        hint: "nothing of it was applied: correct it and boot a fresh machine, or use apiclient apply on this one".to_owned(),
+        hint: hint.to_owned(),
     }
 }
 
-async fn apply(found: &Found) -> Result<(), Vec<String>> {
-    let text =
-        std::str::from_utf8(&found.content).map_err(|error| vec![format!("it is not UTF-8: {error}")])?;
+async fn apply(found: &Found) -> Result<(), Failure> {
+    let text = std::str::from_utf8(&found.content)
+        .map_err(|error| Failure::Refused(vec![format!("it is not UTF-8: {error}")]))?;
     // QEMU may add a zero byte.
     let settings = settings::from_user_data(text.trim_end_matches('\0'))
-        .map_err(|mistakes| mistakes.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let endpoint = Endpoint::Unix(API.into());
+        .map_err(|mistakes| Failure::Refused(mistakes.0.iter().map(ToString::to_string).collect()))?;
     let body = settings.to_json().to_string().into_bytes();
-    let staged = request(&endpoint, Method::PATCH, "/settings?tx=user-data", body, PATIENCE)
-        .await
-        .map_err(|error| vec![error.to_string()])?;
-    if !staged.is_success() {
-        return Err(staged.text().lines().map(str::to_owned).collect());
+    ask(Method::PATCH, "/settings?tx=user-data", body).await?;
+    let committed = ask(Method::POST, "/tx/commit?tx=user-data", Vec::new()).await;
+    if let Err(Failure::Refused(_)) = committed {
+        let _ = ask(Method::DELETE, "/tx?tx=user-data", Vec::new()).await;
     }
-    let committed = request(&endpoint, Method::POST, "/tx/commit?tx=user-data", Vec::new(), PATIENCE)
-        .await
-        .map_err(|error| vec![error.to_string()])?;
-    if committed.is_success() {
-        return Ok(());
+    committed
+}
+
+async fn ask(method: Method, uri: &str, body: Vec<u8>) -> Result<(), Failure> {
+    let answer = request(&Endpoint::Unix(API.into()), method, uri, body, PATIENCE).await;
+    let answer = answer.map_err(|error| Failure::Passing(error.to_string()))?;
+    judge(answer.status, &answer.text())
+}
+
+/// Only what the API says about the request itself is final (4xx, RFC 9110, 15.5), but for "not now".
+fn judge(status: u16, text: &str) -> Result<(), Failure> {
+    match status {
+        200..300 => Ok(()),
+        408 | 429 => Err(Failure::Passing(text.to_owned())),
+        400..500 => Err(Failure::Refused(text.lines().map(str::to_owned).collect())),
+        _ => Err(Failure::Passing(format!("the API answered with status {status}: {text}"))),
     }
-    let _ = request(&endpoint, Method::DELETE, "/tx?tx=user-data", Vec::new(), PATIENCE).await;
-    Err(committed.text().lines().map(str::to_owned).collect())
+}
+
+/// A file with nothing in it says nothing.
+fn is_empty(content: &[u8]) -> bool {
+    content.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0)
 }
 
 /// Looks at all sources. An error names the source that cannot be read.
@@ -116,7 +161,7 @@ fn find() -> Result<Option<Found>, (String, String)> {
     if Path::new(FW_CFG).exists() {
         let source = "fw_cfg".to_owned();
         return match read_bounded(Path::new(FW_CFG)) {
-            Ok(content) => Ok(Some(Found { source, content })),
+            Ok(content) => Ok((!is_empty(&content)).then_some(Found { source, content })),
             Err(error) => Err((source, error.to_string())),
         };
     }
@@ -134,7 +179,7 @@ fn find() -> Result<Option<Found>, (String, String)> {
         };
         let source = format!("the NoCloud disk {device}");
         let content = read_no_cloud(&path, kind).map_err(|error| (source.clone(), error.to_string()))?;
-        return Ok(content.map(|content| Found { source, content }));
+        return Ok(content.filter(|content| !is_empty(content)).map(|content| Found { source, content }));
     }
     Ok(None)
 }
@@ -196,6 +241,22 @@ mod tests {
             disk[*at..*at + bytes.len()].copy_from_slice(bytes);
         }
         Cursor::new(disk)
+    }
+
+    #[test]
+    fn only_what_the_api_says_of_the_request_is_final() {
+        assert_eq!(judge(204, ""), Ok(()));
+        let refused = Failure::Refused(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(judge(400, "a\nb"), Err(refused));
+        for status in [408, 429, 500, 503, 302] {
+            assert!(matches!(judge(status, "later"), Err(Failure::Passing(_))), "{status}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_no_user_data() {
+        assert!(is_empty(b"") && is_empty(b"\0") && is_empty(b"\n \n"));
+        assert!(!is_empty(b"[settings]"));
     }
 
     #[test]

@@ -93,6 +93,9 @@ fn one_is_confined() {
         echo 1 > /proc/sys/kernel/panic 2>/dev/null && echo tuned || echo not tuned
         ls /state /run/init.sock 2>/dev/null && echo escaped || echo inside
         ls /proc | grep -c '^[0-9]*$' | sed 's/^/processes: /'
+        env | grep -E '^(LISTEN_|NOTIFY_)' && echo told of the services || echo told of nothing
+        ls /proc/$$/fd > /tmp/descriptors
+        echo \"descriptors: $(tr '\\n' ' ' < /tmp/descriptors)\"
         echo to stderr >&2
         echo through a pipe | cat
         head -c 150000 /dev/zero | tr '\\0' x | wc -c | sed 's/^/counted: /'
@@ -108,6 +111,9 @@ fn one_is_confined() {
         "not mounted",
         "not tuned",
         "inside",
+        "told of nothing",
+        // Of the shell itself: none that the host agent got from PID 1.
+        "descriptors: 0 1 2 \n",
         "to stderr",
         "through a pipe",
         "counted: 150000",

@@ -11,10 +11,16 @@ fn an_image_is_pulled_by_tag_and_by_digest() {
     let mut node = Node::boot_healthy(Config::direct().registry(&registry));
     node.set(&json!({"containers": {
         "by-tag": {"image": image.by_tag},
+        // Pulled at the same time as the one before: one of them waits for the other.
+        "the-same": {"image": image.by_tag},
         "by-digest": {"image": other.by_digest},
     }}));
     // The last layer's file is there, and the one it takes away is not; the image's own command runs.
-    for (name, story) in [("by-tag", "once upon a time"), ("by-digest", "and they lived happily")] {
+    for (name, story) in [
+        ("by-tag", "once upon a time"),
+        ("the-same", "once upon a time"),
+        ("by-digest", "and they lived happily"),
+    ] {
         let log = node.wait_for_logs(name, "story");
         assert!(log.contains(story), "{name}: {log}");
         assert!(log.contains("passwd") && !log.contains("group"), "{name}: {log}");
@@ -29,7 +35,7 @@ fn an_image_is_pulled_by_tag_and_by_digest() {
     // What was pulled is there without the registry.
     drop(registry);
     node.reboot();
-    for name in ["by-tag", "by-digest"] {
+    for name in ["by-tag", "the-same", "by-digest"] {
         node.wait_for_container(name, "it runs", |container| container.state == ContainerState::Running);
     }
     node.power_off();

@@ -4,7 +4,7 @@
 //! command line, keeps the container's output in a bounded log, and outlives a restart of the host agent. One thread.
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -17,18 +17,19 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use host_agent::clock::boottime_ms;
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
+use host_agent::container::runtime::{self, YOUKI, youki};
 use host_agent::files;
 
-const YOUKI: &str = "/usr/bin/youki";
-const YOUKI_ROOT: &str = "/run/youki";
 /// Between SIGTERM and SIGKILL, in milliseconds.
 const GRACE: u64 = 10_000;
+/// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
+const EARLY: u64 = 5_000;
 /// For youki to make or start a container.
 const RUNTIME_TIMEOUT: u64 = 60_000;
 
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     let _ = files::replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
     let mut shim = Shim { name, image, places, started_at: boottime_ms() };
     let exit = shim.run();
-    shim.clean_up();
+    runtime::clear(&shim.name, &shim.places);
     let data = serde_json::to_vec(&exit).unwrap_or_default();
     if let Err(error) = files::replace(&shim.places.exit(), &data) {
         eprintln!("<3>container {}: cannot write how it ended: {error}", shim.name);
@@ -82,12 +83,24 @@ struct Shim {
     started_at: u64,
 }
 
+/// Whose words come out of the pipes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The runtime's: it makes the container.
+    Made,
+    /// The runtime's, and already the container's: it may write before the runtime has told that it started it.
+    Started,
+    /// The container's.
+    Runs,
+}
+
 /// What the container writes and what is left of it.
 struct Streams {
     log: ContainerLog,
     readers: Vec<(&'static str, File)>,
-    /// What the runtime itself said on stderr, until the container runs.
+    /// What the runtime said on stderr, until the container runs. The start of what the container says may be in it.
     said: Vec<u8>,
+    phase: Phase,
 }
 
 impl Shim {
@@ -103,6 +116,9 @@ impl Shim {
 
     fn run_inner(&mut self) -> Result<i32, String> {
         let signals = block_signals().map_err(|error| format!("cannot take signals: {error}"))?;
+        // What a shim before this one left when it was killed; its words would be taken for this one's.
+        runtime::clear(&self.name, &self.places);
+        let _ = fs::remove_file(runtime::log(&self.places));
         self.mount_root()?;
         self.check_command()?;
         let cannot_pipe = |error: nix::Error| format!("cannot make a pipe: {error}");
@@ -113,12 +129,12 @@ impl Shim {
             log: ContainerLog::open(&self.places.log),
             readers: vec![("stdout", File::from(out)), ("stderr", File::from(err))],
             said: Vec::new(),
+            phase: Phase::Made,
         };
         for (_, reader) in &streams.readers {
             let _ = nix::fcntl::fcntl(reader, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         }
-        let create = self
-            .youki()
+        let create = youki(&self.places)
             .arg("create")
             .arg("--bundle")
             .arg(self.places.bundle())
@@ -137,8 +153,7 @@ impl Shim {
         let payload =
             fs::read_to_string(self.places.pid()).ok().and_then(|text| text.trim().parse::<i32>().ok());
         let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
-        let start = self
-            .youki()
+        let start = youki(&self.places)
             .arg("start")
             .arg(&self.name)
             .stdin(Stdio::null())
@@ -147,6 +162,7 @@ impl Shim {
             .spawn();
         let mut start = start.map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
         streams.said.clear();
+        streams.phase = Phase::Started;
         let started = self.wait_for(&signals, &mut streams, pid_of(start.id()))?;
         if started != Some(0) {
             let mut text = String::new();
@@ -155,19 +171,21 @@ impl Shim {
             }
             return Err(self.refusal("started", &streams, &format!("{text}{}", self.runtime_log())));
         }
+        streams.phase = Phase::Runs;
+        let begun = boottime_ms();
         let code = self.watch(&signals, &mut streams, payload);
         streams.drain();
+        // The runtime executes the command last of all, with this code when it cannot.
+        let log = self.runtime_log();
+        if code == 255 && boottime_ms() - begun < EARLY && log.contains("ERROR") {
+            streams.said.clear();
+            return Err(self.refusal("started", &streams, &log));
+        }
         Ok(code)
     }
 
-    fn youki(&self) -> Command {
-        let mut command = Command::new(YOUKI);
-        command.arg("--root").arg(YOUKI_ROOT).arg("--log").arg(self.places.run.join("youki.log"));
-        command
-    }
-
     fn runtime_log(&self) -> String {
-        fs::read_to_string(self.places.run.join("youki.log")).unwrap_or_default()
+        fs::read_to_string(runtime::log(&self.places)).unwrap_or_default()
     }
 
     /// What the runtime said, in one line that a person can act on.
@@ -241,7 +259,7 @@ impl Shim {
         loop {
             match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(_, code)) => {
-                    streams.take(true);
+                    streams.take();
                     return Ok(Some(code));
                 }
                 Ok(WaitStatus::Signaled(..)) | Err(_) => return Ok(None),
@@ -251,7 +269,7 @@ impl Shim {
                 let _ = kill(child, Signal::SIGKILL);
                 return Err(format!("the runtime did not answer within {} s", RUNTIME_TIMEOUT / 1000));
             }
-            if streams.wait(signals, Duration::from_millis(200), true) {
+            if streams.wait(signals, Duration::from_millis(200)) {
                 let _ = kill(child, Signal::SIGKILL);
                 return Err("it was stopped before it ran".to_owned());
             }
@@ -279,11 +297,8 @@ impl Shim {
                 let _ = kill(payload, Signal::SIGKILL);
                 kill_at = Some(boottime_ms() + 1000);
             }
-            let asked = streams.wait(
-                signals,
-                Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }),
-                false,
-            );
+            let asked =
+                streams.wait(signals, Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }));
             if asked && kill_at.is_none() {
                 let _ = kill(payload, Signal::SIGTERM);
                 kill_at = Some(boottime_ms() + GRACE);
@@ -294,24 +309,6 @@ impl Shim {
     fn out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.places.group.join("payload/memory.events")).unwrap_or_default();
         events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
-    }
-
-    fn clean_up(&self) {
-        let _ = fs::write(self.places.group.join("payload/cgroup.kill"), "1");
-        let delete = self
-            .youki()
-            .args(["delete", "--force", &self.name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if let Err(error) = delete {
-            eprintln!("<4>container {}: cannot run {YOUKI}: {error}", self.name);
-        }
-        let _ = fs::remove_dir(self.places.group.join("payload"));
-        if umount2(&self.places.rootfs(), MntFlags::empty()).is_err() {
-            let _ = umount2(&self.places.rootfs(), MntFlags::MNT_DETACH);
-        }
     }
 }
 
@@ -329,14 +326,14 @@ fn block_signals() -> nix::Result<SignalFd> {
 
 impl Streams {
     /// Waits for output or a signal; true when we are asked to stop.
-    fn wait(&mut self, signals: &SignalFd, patience: Duration, from_runtime: bool) -> bool {
+    fn wait(&mut self, signals: &SignalFd, patience: Duration) -> bool {
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
         {
             let mut all = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             all.extend(self.readers.iter().map(|(_, reader)| PollFd::new(reader.as_fd(), PollFlags::POLLIN)));
             let _ = poll(&mut all, timeout);
         }
-        self.take(from_runtime);
+        self.take();
         let mut asked = false;
         for _ in 0..64 {
             match signals.read_signal() {
@@ -348,16 +345,17 @@ impl Streams {
     }
 
     /// Reads what is there, a bounded part of it.
-    fn take(&mut self, from_runtime: bool) {
+    fn take(&mut self) {
         let mut buffer = [0; 32 << 10];
-        let Self { log, readers, said } = self;
+        let Self { log, readers, said, phase } = self;
         readers.retain_mut(|(stream, reader)| match reader.read(&mut buffer) {
             Ok(0) => false,
             Ok(count) => {
                 let data = &buffer[..count];
-                if from_runtime {
+                if *phase != Phase::Runs {
                     said.extend_from_slice(&data[..count.min((64_usize << 10).saturating_sub(said.len()))]);
-                } else {
+                }
+                if *phase != Phase::Made {
                     log.write(stream, data);
                 }
                 true
@@ -370,7 +368,7 @@ impl Streams {
     fn drain(&mut self) {
         for _ in 0..1024 {
             let before = self.log.bytes();
-            self.take(false);
+            self.take();
             if self.readers.is_empty() || self.log.bytes() == before {
                 break;
             }

@@ -11,6 +11,15 @@ use std::collections::BTreeMap;
 pub struct ImageConfig {
     #[serde(default)]
     pub config: Execution,
+    #[serde(default)]
+    pub rootfs: Layers,
+}
+
+/// What an image's layers are before they are compressed, the lowest first.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Layers {
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -30,8 +39,9 @@ pub struct User {
     pub gid: u32,
 }
 
-/// What containers may have; Docker's default set.
-const CAPABILITIES: [&str; 14] = [
+/// What containers may have: Docker's default set without CAP_NET_RAW. Containers share the node's network, where that would
+/// let them read and forge what the node and its other containers say.
+const CAPABILITIES: [&str; 13] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -40,7 +50,6 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_KILL",
     "CAP_MKNOD",
     "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
     "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETPCAP",

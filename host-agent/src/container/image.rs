@@ -1,10 +1,12 @@
 //! The images that a node has: preloaded ones in the verified root, pulled ones in `/data/images`.
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::container::bundle::ImageConfig;
 use crate::files;
@@ -13,7 +15,16 @@ const PRELOADED: &str = "/usr/lib/caisson/images";
 pub const PULLED: &str = "/data/images";
 const REFERENCES: &str = "/data/images/references.json";
 /// An image configuration larger than this is not read.
-const LARGEST_CONFIG: u64 = 4 << 20;
+pub const LARGEST_CONFIG: u64 = 4 << 20;
+
+/// The references that settings name. Locked while references.json is read or changed.
+static WANTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// One for each digest that somebody works on.
+static TURNS: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>> = Mutex::new(BTreeMap::new());
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An image that is complete on this node.
 #[derive(Debug, Clone)]
@@ -28,14 +39,37 @@ struct Preloaded {
     directory: String,
 }
 
-/// The image of a reference, if the node has it.
-pub fn find(reference: &str) -> Option<Image> {
-    let preloaded = preloaded(reference).map(|directory| Path::new(PRELOADED).join(directory));
-    let folder = preloaded.or_else(|| references().remove(reference).map(|digest| folder_of(&digest)))?;
-    load(&folder).ok()
+/// The right to make or remove the folder of a digest: two containers may want the same image at the same time.
+pub type Turn = OwnedMutexGuard<()>;
+
+fn turns_of(digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+    let mut turns = locked(&TURNS);
+    turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+    turns.entry(digest.to_owned()).or_default().clone()
 }
 
-fn load(folder: &Path) -> io::Result<Image> {
+pub async fn turn(digest: &str) -> Turn {
+    turns_of(digest).lock_owned().await
+}
+
+/// The image of a reference, if the node has it. An error when it has it and cannot use it.
+pub fn find(reference: &str) -> Result<Option<Image>, String> {
+    let folder = match preloaded(reference) {
+        Some(directory) => Path::new(PRELOADED).join(directory),
+        None => {
+            let _wanted = locked(&WANTED);
+            match references().remove(reference).map(|digest| folder_of(&digest)) {
+                Some(folder) if folder.is_dir() => folder,
+                _ => return Ok(None),
+            }
+        }
+    };
+    let found = load(&folder).map(Some);
+    found.map_err(|error| format!("the image {reference} in {} cannot be used: {error}", folder.display()))
+}
+
+/// Loads the image of a folder that is complete.
+pub fn load(folder: &Path) -> io::Result<Image> {
     let path = folder.join("config.json");
     if fs::metadata(&path)?.len() > LARGEST_CONFIG {
         return Err(io::Error::other("the image's configuration is too large"));
@@ -71,29 +105,66 @@ fn references() -> BTreeMap<String, String> {
     fs::read(REFERENCES).ok().and_then(|data| serde_json::from_slice(&data).ok()).unwrap_or_default()
 }
 
-/// Remembers what a reference was when it was pulled, also over a restart without network.
-pub fn remember(reference: &str, digest: &str) -> io::Result<()> {
-    let mut all = references();
-    all.insert(reference.to_owned(), digest.to_owned());
+fn change_references(change: impl FnOnce(&mut BTreeMap<String, String>)) -> io::Result<()> {
+    let before = references();
+    let mut all = before.clone();
+    change(&mut all);
+    if all == before {
+        return Ok(());
+    }
     files::replace_durably(Path::new(REFERENCES), &serde_json::to_vec_pretty(&all)?)
 }
 
-/// Removes pulled images that none of `wanted` uses, and what interrupted pulls left.
-pub fn remove_unused(wanted: &[String]) {
-    let mut all = references();
-    let before = all.len();
-    all.retain(|reference, _| wanted.contains(reference));
-    if all.len() != before {
-        let data = serde_json::to_vec_pretty(&all).unwrap_or_default();
-        let _ = files::replace_durably(Path::new(REFERENCES), &data);
-    }
-    let used: Vec<PathBuf> = all.values().map(|digest| folder_of(digest)).collect();
+/// Remembers what a reference was when it was pulled, also over a restart without network.
+pub fn remember(reference: &str, digest: &str) -> io::Result<()> {
+    let _wanted = locked(&WANTED);
+    change_references(|all| {
+        all.insert(reference.to_owned(), digest.to_owned());
+    })
+}
+
+/// The next pull looks at the image anew.
+pub fn forget(reference: &str) -> io::Result<()> {
+    let _wanted = locked(&WANTED);
+    change_references(|all| {
+        all.remove(reference);
+    })
+}
+
+/// Says which references settings name. Before what they name is looked for: nothing else is kept.
+pub fn want(references: BTreeSet<String>) {
+    *locked(&WANTED) = references;
+}
+
+/// Removes pulled images that neither settings nor a running container uses, and what interrupted pulls left. Blocking.
+pub fn remove_unused() {
     for entry in fs::read_dir(PULLED).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() && !used.contains(&path) {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        // `sha256-…`, or `.pull-sha256-…` of a pull that was cut off.
+        let digest = name.strip_prefix(".pull-").unwrap_or(&name).replacen('-', ":", 1);
+        if !path.is_dir() {
+            continue;
+        }
+        // Somebody pulls it now.
+        let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
+        if name.starts_with(".pull-") || !is_used(&path) {
             let _ = fs::remove_dir_all(path);
         }
     }
+}
+
+fn is_used(folder: &Path) -> bool {
+    let wanted = locked(&WANTED);
+    let kept = change_references(|all| all.retain(|reference, _| wanted.contains(reference)));
+    // What cannot be written down cannot be relied on after a restart: better to keep too much.
+    kept.is_err() || references().values().any(|digest| folder_of(digest) == folder) || is_mounted(folder)
+}
+
+/// Whether a container has the image below its root, also one that no setting names any more.
+fn is_mounted(folder: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let lower = format!("lowerdir={},", folder.join("rootfs").display());
+    mounts.contains(&lower)
 }
 
 #[cfg(test)]

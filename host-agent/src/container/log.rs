@@ -118,6 +118,24 @@ pub fn read(path: &Path, lines: Option<u32>, most: u64) -> String {
     kept.iter().map(|line| format!("{line}\n")).collect()
 }
 
+/// The newest lines that fit into `most` bytes of JSON, where a control character takes six.
+pub fn newest(text: &str, most: u64) -> &str {
+    let size = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    let mut left = most;
+    let mut from = text.len();
+    for line in text.split_inclusive('\n').rev() {
+        let bytes: u64 = line.bytes().map(size).sum();
+        let Some(rest) = left.checked_sub(bytes) else { break };
+        left = rest;
+        from -= line.len();
+    }
+    &text[from..]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +152,19 @@ mod tests {
         assert_eq!(read(&path, None, 1 << 20), "one\nerror here\ntwo\nlast\n");
         assert_eq!(read(&path, Some(2), 1 << 20), "two\nlast\n");
         assert_eq!(read(&dir.path().join("none"), None, 100), "");
+    }
+
+    #[test]
+    fn what_is_sent_is_bounded_as_it_is_sent() {
+        let text = "\u{1}\u{1}\"\n".repeat(1000) + "\tlast \u{7f} \\ line\r\n";
+        for most in [0, 10, 16, 1000, 100_000] {
+            let newest = newest(&text, most);
+            // Without the quotes around it.
+            let sent = serde_json::to_string(newest).unwrap().len() as u64 - 2;
+            assert!(sent <= most && text.ends_with(newest), "{sent} > {most}");
+            assert!(newest.len() == text.len() || sent + 16 > most || most < 20, "{most}: only {sent}");
+        }
+        assert_eq!(newest("a\nb\n", 3), "b\n");
     }
 
     #[test]

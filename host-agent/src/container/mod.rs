@@ -2,9 +2,13 @@
 
 pub mod bundle;
 pub mod image;
+mod keeper;
+pub mod layer;
 pub mod log;
 pub mod manager;
 pub mod pull;
 pub mod record;
 pub mod restart;
+pub mod runtime;
+pub mod shim;
 pub mod unpack;

@@ -1,21 +1,30 @@
 //! Pulling an image from an OCI registry into `/data/images`.
 
-use flate2::read::GzDecoder;
 use oci_client::Reference;
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::OciDescriptor;
+use oci_client::manifest::{OciDescriptor, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use tokio::io::AsyncWrite;
 
-use crate::container::image::{self, folder_of};
-use crate::container::unpack::Tree;
+use crate::container::bundle::ImageConfig;
+use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
+use crate::container::layer::Layer;
+use crate::container::unpack::{LARGEST_TREE, RESERVE, Tree};
+use crate::space::Space;
 
 const MOST_LAYERS: usize = 128;
 const LARGEST_LAYER: i64 = 8 << 30;
+/// What all layers may unpack to: the files, and half a million headers and paddings.
+const LARGEST_STREAM: u64 = LARGEST_TREE + (1 << 30);
 /// Host names and ports of registries that speak plain HTTP; only the VMM can name them.
 const INSECURE: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/caisson/insecure-registries/raw";
 
@@ -27,7 +36,9 @@ pub struct PullError {
     pub transient: bool,
 }
 
-/// Pulls an image unless the node has it, and remembers its reference.
+/// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come.
+///
+/// The manifest is as large as the registry makes it: the client library reads it whole, whatever its size.
 pub async fn pull(reference: &str) -> Result<(), PullError> {
     let parsed: Reference = reference.parse().map_err(|error| PullError {
         message: format!("{reference} is not an image reference: {error}"),
@@ -41,145 +52,214 @@ pub async fn pull(reference: &str) -> Result<(), PullError> {
         user_agent: "caisson",
         ..ClientConfig::default()
     });
-    let failed = |error: OciDistributionError| explain(reference, &registry, &error);
-    let (manifest, digest, config) =
-        client.pull_manifest_and_config(&parsed, &RegistryAuth::Anonymous).await.map_err(failed)?;
-    let refused = |message: String| PullError {
-        message: format!("the image {reference} cannot be used: {message}"),
-        transient: false,
-    };
-    if manifest.layers.len() > MOST_LAYERS {
-        return Err(refused(format!("it has {} layers, more than {MOST_LAYERS}", manifest.layers.len())));
-    }
-    if let Some(layer) = manifest.layers.iter().find(|layer| !(0..=LARGEST_LAYER).contains(&layer.size)) {
-        return Err(refused(format!("a layer says that it has {} bytes", layer.size)));
-    }
-    let folder = folder_of(&digest);
-    if !folder.is_dir() {
-        let stored = |error: io::Error| PullError {
-            message: format!("the image {reference} cannot be stored: {error}"),
-            transient: error.kind() != io::ErrorKind::InvalidData,
-        };
-        let work = Work::new(&digest).map_err(stored)?;
-        for (number, layer) in manifest.layers.iter().enumerate() {
-            fetch(&client, &parsed, layer, &work.layer(number)).await.map_err(failed)?;
+    let manifest = client.pull_image_manifest(&parsed, &RegistryAuth::Anonymous).await;
+    let (manifest, digest) = manifest.map_err(|error| explain(reference, &registry, &error))?;
+    check(&manifest).map_err(|message| refused(reference, &message))?;
+    let mut turn = image::turn(&digest).await;
+    // Another container's pull may have brought it meanwhile.
+    if let Err(error) = image::load(&folder_of(&digest)) {
+        if error.kind() != io::ErrorKind::NotFound {
+            eprintln!(
+                "<4>the image {reference} on the data partition cannot be used, it is pulled again: {error}"
+            );
         }
-        let layers: Vec<(PathBuf, String)> = manifest
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(number, layer)| (work.layer(number), layer.media_type.clone()))
-            .collect();
-        let root = work.path.clone();
-        let unpacked = tokio::task::spawn_blocking(move || store(&root, &layers, &config)).await;
-        unpacked.map_err(|error| refused(error.to_string()))?.map_err(stored)?;
-        work.finish(&folder).map_err(stored)?;
+        turn = Pull { reference, registry, parsed, client, manifest }.download(&digest, turn).await?;
     }
-    image::remember(reference, &digest).map_err(|error| PullError {
+    let remembered = image::remember(reference, &digest);
+    drop(turn);
+    remembered.map_err(|error| PullError {
         message: format!("cannot remember the image {reference}: {error}"),
         transient: true,
     })
 }
 
-async fn fetch(
-    client: &Client,
-    image: &Reference,
-    layer: &OciDescriptor,
-    to: &Path,
-) -> Result<(), OciDistributionError> {
-    // The client checks the digest of what arrives.
-    let file = tokio::fs::File::create(to).await?;
-    client.pull_blob(image, layer, Bounded { file, left: u64::try_from(layer.size).unwrap_or(0) }).await
+fn refused(reference: &str, message: &str) -> PullError {
+    PullError { message: format!("the image {reference} cannot be used: {message}"), transient: false }
 }
 
-/// A file that takes no more bytes than its descriptor promised.
-struct Bounded {
-    file: tokio::fs::File,
+fn check(manifest: &OciImageManifest) -> Result<(), String> {
+    if manifest.layers.len() > MOST_LAYERS {
+        return Err(format!("it has {} layers, more than {MOST_LAYERS}", manifest.layers.len()));
+    }
+    if let Some(layer) = manifest.layers.iter().find(|layer| !(0..=LARGEST_LAYER).contains(&layer.size)) {
+        return Err(format!("a layer says that it has {} bytes", layer.size));
+    }
+    let config = manifest.config.size;
+    if u64::try_from(config).is_ok_and(|size| size <= LARGEST_CONFIG) {
+        Ok(())
+    } else {
+        Err(format!("its configuration says that it has {config} bytes"))
+    }
+}
+
+/// An image that the node does not have.
+struct Pull<'a> {
+    reference: &'a str,
+    registry: String,
+    parsed: Reference,
+    client: Client,
+    manifest: OciImageManifest,
+}
+
+impl Pull<'_> {
+    async fn download(&self, digest: &str, turn: Turn) -> Result<Turn, PullError> {
+        let mut text = Vec::new();
+        self.fetch(&self.manifest.config, &mut text).await?;
+        let config: ImageConfig = serde_json::from_slice(&text)
+            .map_err(|error| refused(self.reference, &format!("its configuration: {error}")))?;
+        let diff_ids = config.rootfs.diff_ids;
+        let sizes: u64 = self.manifest.layers.iter().filter_map(|layer| u64::try_from(layer.size).ok()).sum();
+        enough_space(sizes).map_err(|error| self.not_stored(&error))?;
+        let layers: Vec<String> = self.manifest.layers.iter().map(|layer| layer.media_type.clone()).collect();
+        if diff_ids.len() != layers.len() {
+            let message = format!("its configuration names {} of {} layers", diff_ids.len(), layers.len());
+            return Err(refused(self.reference, &message));
+        }
+        let digest = digest.to_owned();
+        let work = self.blocking(move || Work::new(&digest, turn)).await?;
+        for (number, layer) in self.manifest.layers.iter().enumerate() {
+            let created = tokio::fs::File::create(work.layer(number)).await;
+            self.fetch(layer, created.map_err(|error| self.not_stored(&error))?).await?;
+        }
+        let given_up = GiveUp::default();
+        let flag = given_up.0.clone();
+        // The folder goes with the task, which outlives this future: nobody else takes it before the task has ended.
+        self.blocking(move || {
+            work.unpack(&layers, &diff_ids, &flag)?;
+            fs::write(work.path.join("config.json"), text)?;
+            work.finish()
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, PullError> {
+        let done = tokio::task::spawn_blocking(task).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| self.not_stored(&error))
+    }
+
+    fn not_stored(&self, error: &io::Error) -> PullError {
+        PullError {
+            message: format!("the image {} cannot be stored: {error}", self.reference),
+            transient: error.kind() != io::ErrorKind::InvalidData,
+        }
+    }
+
+    async fn fetch(&self, what: &OciDescriptor, to: impl AsyncWrite + Unpin) -> Result<(), PullError> {
+        let bounded = Bounded { to, left: u64::try_from(what.size).unwrap_or(0) };
+        // The client checks the digest of what arrives.
+        let fetched = self.client.pull_blob(&self.parsed, what, bounded).await;
+        fetched.map_err(|error| explain(self.reference, &self.registry, &error))
+    }
+}
+
+/// Before anything is downloaded. The unpacked files come on top; unpacking looks at the space again.
+fn enough_space(sizes: u64) -> io::Result<()> {
+    let Space { free, .. } = Space::of(Path::new(image::PULLED))?;
+    if free >= sizes.saturating_add(RESERVE) {
+        return Ok(());
+    }
+    let message = format!(
+        "its layers have {} MiB, and {} MiB are free on the data partition: give the machine a larger disk",
+        sizes >> 20,
+        free >> 20
+    );
+    Err(io::Error::new(io::ErrorKind::StorageFull, message))
+}
+
+/// Tells the task that unpacks, when the pull is dropped, that nobody waits for it any more.
+#[derive(Default)]
+struct GiveUp(Arc<AtomicBool>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Takes no more bytes than a descriptor promised.
+struct Bounded<W> {
+    to: W,
     left: u64,
 }
 
-impl tokio::io::AsyncWrite for Bounded {
+impl<W: AsyncWrite + Unpin> AsyncWrite for Bounded<W> {
     fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
         data: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         if data.len() as u64 > self.left {
-            return std::task::Poll::Ready(Err(io::Error::new(
+            return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "a layer is larger than its manifest says",
+                "it is larger than its manifest says",
             )));
         }
-        let written = std::task::ready!(std::pin::Pin::new(&mut self.file).poll_write(context, data))?;
+        let written = ready!(Pin::new(&mut self.to).poll_write(context, data))?;
         self.left -= written as u64;
-        std::task::Poll::Ready(Ok(written))
+        Poll::Ready(Ok(written))
     }
 
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.file).poll_flush(context)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_flush(context)
     }
 
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.file).poll_shutdown(context)
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_shutdown(context)
     }
-}
-
-/// Unpacks the layers and writes the configuration. Blocking.
-fn store(work: &Path, layers: &[(PathBuf, String)], config: &str) -> io::Result<()> {
-    let rootfs = work.join("rootfs");
-    fs::create_dir(&rootfs)?;
-    let mut tree = Tree::open(&rootfs)?;
-    for (path, media_type) in layers {
-        let file = BufReader::new(File::open(path)?);
-        let reader: Box<dyn Read> = if media_type.ends_with("gzip") {
-            Box::new(GzDecoder::new(file))
-        } else if media_type.ends_with("zstd") {
-            Box::new(
-                ruzstd::decoding::StreamingDecoder::new(file)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?,
-            )
-        } else if media_type.ends_with("tar") {
-            Box::new(file)
-        } else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a layer is of a kind that is not known: {media_type}"),
-            ));
-        };
-        tree.add_layer(reader)?;
-        fs::remove_file(path)?;
-    }
-    fs::write(work.join("config.json"), config)
 }
 
 /// A folder for one pull; removed unless it is finished.
 struct Work {
     path: PathBuf,
+    folder: PathBuf,
+    turn: Option<Turn>,
 }
 
 impl Work {
-    fn new(digest: &str) -> io::Result<Self> {
+    fn new(digest: &str, turn: Turn) -> io::Result<Self> {
+        let folder = folder_of(digest);
         let path = Path::new(image::PULLED).join(format!(".pull-{}", digest.replace(':', "-")));
-        let _ = fs::remove_dir_all(&path);
+        for leftover in [&path, &folder] {
+            let _ = fs::remove_dir_all(leftover);
+        }
         fs::create_dir_all(&path)?;
-        Ok(Self { path })
+        Ok(Self { path, folder, turn: Some(turn) })
     }
 
     fn layer(&self, number: usize) -> PathBuf {
         self.path.join(format!("layer-{number}"))
     }
 
+    /// Unpacks the layers, of these media types; each has to be what the image's configuration says.
+    fn unpack(&self, layers: &[String], diff_ids: &[String], given_up: &Arc<AtomicBool>) -> io::Result<()> {
+        let rootfs = self.path.join("rootfs");
+        fs::create_dir(&rootfs)?;
+        let mut tree = Tree::open(&rootfs)?;
+        let mut left = LARGEST_STREAM;
+        for (number, (media_type, wanted)) in layers.iter().zip(diff_ids).enumerate() {
+            let path = self.layer(number);
+            let mut layer = Layer::open(File::open(&path)?, media_type, left, given_up.clone())?;
+            tree.add_layer(&mut layer)?;
+            let (found, rest) = layer.finish()?;
+            if found != *wanted {
+                let message = format!("layer {number} unpacks to {found}, its configuration says {wanted}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            left = rest;
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
     /// Everything is on the disk before the folder gets the name that says that it is complete.
-    fn finish(self, folder: &Path) -> io::Result<()> {
+    fn finish(mut self) -> io::Result<Turn> {
         nix::unistd::syncfs(&File::open(&self.path)?)?;
-        fs::rename(&self.path, folder)?;
-        File::open(image::PULLED)?.sync_all()
+        fs::rename(&self.path, &self.folder)?;
+        File::open(image::PULLED)?.sync_all()?;
+        self.turn.take().ok_or_else(|| io::Error::other("finished twice"))
     }
 }
 
@@ -219,6 +299,9 @@ fn explain(reference: &str, registry: &str, error: &OciDistributionError) -> Pul
         OciDistributionError::DigestError(error) => permanent(format!(
             "what the registry {registry} sent for {reference} is not what its digest says: {error}"
         )),
+        OciDistributionError::IoError(error) if error.kind() == io::ErrorKind::InvalidData => {
+            permanent(format!("what the registry {registry} sent for {reference} cannot be used: {error}"))
+        }
         other => {
             // The innermost cause is what a person can act on: "connection refused", "no such host".
             let mut causes = vec![other.to_string()];
@@ -236,5 +319,77 @@ fn explain(reference: &str, registry: &str, error: &OciDistributionError) -> Pul
                 transient: true,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    fn manifest(config: i64, layers: &[i64]) -> OciImageManifest {
+        let descriptor = |size: i64| OciDescriptor { size, ..OciDescriptor::default() };
+        OciImageManifest {
+            config: descriptor(config),
+            layers: layers.iter().map(|size| descriptor(*size)).collect(),
+            ..OciImageManifest::default()
+        }
+    }
+
+    #[test]
+    fn sizes_that_a_node_does_not_take_are_refused_before_anything_is_fetched() {
+        assert!(check(&manifest(2, &[0, LARGEST_LAYER])).is_ok());
+        for (config, layers) in
+            [(2, &[-1][..]), (2, &[LARGEST_LAYER + 1]), (-1, &[]), (5 << 20, &[]), (2, &[1; 129])]
+        {
+            assert!(check(&manifest(config, layers)).is_err(), "{config} {layers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_is_taken_than_was_promised() {
+        let mut taken = Vec::new();
+        let mut bounded = Bounded { to: &mut taken, left: 3 };
+        bounded.write_all(b"ab").await.unwrap();
+        assert_eq!(bounded.write_all(b"cd").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(taken, b"ab");
+    }
+
+    fn work(layers: &[&[u8]]) -> (tempfile::TempDir, Work) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("work");
+        fs::create_dir(&path).unwrap();
+        let work = Work { path, folder: dir.path().join("done"), turn: None };
+        for (number, layer) in layers.iter().enumerate() {
+            fs::write(work.layer(number), layer).unwrap();
+        }
+        (dir, work)
+    }
+
+    #[test]
+    fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
+        // An empty archive: two zero blocks.
+        let layer = [0; 1024];
+        let id = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned();
+        let media_type = ["application/vnd.oci.image.layer.v1.tar".to_owned()];
+        let unpack = |id: &String| {
+            let (_dir, work) = work(&[&layer]);
+            work.unpack(&media_type, std::slice::from_ref(id), &Arc::default())
+        };
+        unpack(&id).unwrap();
+        let error = unpack(&id.replace('5', "6")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains(&id), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_digest_is_pulled_by_one_at_a_time() {
+        let turn = image::turn("sha256:one").await;
+        let other = tokio::time::timeout(Duration::from_secs(5), image::turn("sha256:two")).await;
+        assert!(other.is_ok(), "another digest had to wait");
+        let mut same = Box::pin(image::turn("sha256:one"));
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut same).await.is_err());
+        drop(turn);
+        same.await;
     }
 }

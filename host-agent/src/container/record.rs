@@ -1,7 +1,13 @@
-//! What agent and shim tell each other, as files in `/run/containers/NAME/`.
+//! What agent and shim tell each other and the agent after a restart, as files in `/run/containers/NAME/`: in memory, so that
+//! a boot begins anew.
 
 use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::container::restart::Restarts;
+use crate::files;
 
 /// The folder of one container in memory.
 #[derive(Debug, Clone)]
@@ -48,9 +54,43 @@ impl Places {
         self.run.join("shim.lock")
     }
 
-    /// Hash of the settings that the running container was started with.
-    pub fn settings(&self) -> PathBuf {
-        self.run.join("settings")
+    /// What the agent knows of the container, for the agent after it.
+    pub fn kept(&self) -> PathBuf {
+        self.run.join("kept.json")
+    }
+}
+
+/// What an agent that starts has to know of a container that another one kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Kept {
+    /// Hash of the settings that the container is run with.
+    pub settings: String,
+    pub restarts: Restarts,
+    pub state: State,
+    /// How it ended last.
+    pub exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// A shim was started, at this time of CLOCK_BOOTTIME in milliseconds.
+    Running(u64),
+    /// In back-off until this time.
+    Waiting(u64),
+    /// It is not started again.
+    Ended,
+}
+
+impl Kept {
+    pub fn read(places: &Places) -> Option<Self> {
+        serde_json::from_slice(&fs::read(places.kept()).ok()?).ok()
+    }
+
+    pub fn write(&self, places: &Places) -> io::Result<()> {
+        fs::create_dir_all(&places.run)?;
+        files::replace(&places.kept(), &serde_json::to_vec(self)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! When a container is started again. Pure: what happened goes in, what to do comes out. Times are milliseconds.
 
+use serde::{Deserialize, Serialize};
 use settings::Restart;
 
 /// The first delay; each further one is twice as long.
@@ -19,7 +20,8 @@ pub enum Next {
 }
 
 /// The restarts of one container since its settings last changed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Restarts {
     policy: Restart,
     delay: u64,

@@ -5,22 +5,28 @@
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use tar::{Archive, EntryType};
 
 const MOST_ENTRIES: u64 = 500_000;
-const LARGEST_TREE: u64 = 16 << 30;
+pub const LARGEST_TREE: u64 = 16 << 30;
 const DEEPEST: usize = 128;
 /// Left free on the file system.
-const RESERVE: u64 = 16 << 20;
+pub const RESERVE: u64 = 16 << 20;
+/// Long names and attributes (GNU tar's, PAX) of one file. The tar library reads them whole into memory.
+const LARGEST_EXTENSIONS: u64 = 1 << 20;
 
 /// One tree that layers are unpacked into, the lowest first.
 pub struct Tree {
@@ -44,19 +50,28 @@ impl Tree {
 
     /// Unpacks one layer, an uncompressed tar archive.
     pub fn add_layer(&mut self, layer: impl Read) -> io::Result<()> {
-        let mut archive = Archive::new(layer);
-        let mut added = HashSet::new();
+        let until = Rc::new(Cell::new(LARGEST_EXTENSIONS));
+        let at = Rc::new(Cell::new(0));
+        let mut archive = Archive::new(Gate { layer, at: at.clone(), until: until.clone() });
+        let mut added = Added::default();
         for entry in archive.entries()? {
             let mut entry = entry?;
-            self.entries += 1;
-            if self.entries > MOST_ENTRIES {
-                return Err(io::Error::other(format!("the image has more than {MOST_ENTRIES} files")));
-            }
+            // A sparse file's size is not that of what is in the archive.
+            let sparse = entry.header().entry_type() == EntryType::GNUSparse;
+            let content = if sparse { entry.header().entry_size()? } else { entry.size() };
+            until.set(at.get().saturating_add(content).saturating_add(LARGEST_EXTENSIONS));
+            self.count_entry()?;
             let Some(path) = plain(&entry.path()?)? else { continue };
-            let shown = path.display().to_string();
             self.add(&path, &mut entry, &mut added)
-                .map_err(|error| io::Error::new(error.kind(), format!("{shown}: {error}")))?;
-            added.insert(path);
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    fn count_entry(&mut self) -> io::Result<()> {
+        self.entries += 1;
+        if self.entries > MOST_ENTRIES {
+            return Err(refused(format!("the image has more than {MOST_ENTRIES} files")));
         }
         Ok(())
     }
@@ -65,16 +80,18 @@ impl Tree {
         &mut self,
         path: &Path,
         entry: &mut tar::Entry<'_, R>,
-        added: &mut HashSet<PathBuf>,
+        added: &mut Added,
     ) -> io::Result<()> {
         let spot = self.spot(path)?;
         if let Some(name) = spot.name.as_bytes().strip_prefix(b".wh.") {
-            return if name == b".wh..opq" {
-                self.make_opaque(path.parent().unwrap_or(Path::new("")), &spot.folder, added)
-            } else {
-                remove(&spot.folder, OsStr::from_bytes(name))
+            return match name {
+                // `.wh...` would be a name for the folder above the tree.
+                b"" | b"." | b".." => Err(refused("this takes away no file of the image".to_owned())),
+                b".wh..opq" => make_opaque(path.parent().unwrap_or(Path::new("")), &spot.folder, added),
+                name => remove(&spot.folder, OsStr::from_bytes(name)),
             };
         }
+        added.insert(path);
         let header = entry.header().clone();
         let mode = Mode::from_bits_truncate(header.mode()? & 0o7777);
         match header.entry_type() {
@@ -160,17 +177,14 @@ impl Tree {
             }
             self.bytes += read as u64;
             if self.bytes > LARGEST_TREE {
-                return Err(io::Error::other(format!(
-                    "the image unpacks to more than {} GiB",
-                    LARGEST_TREE >> 30
-                )));
+                return Err(refused(format!("the image unpacks to more than {} GiB", LARGEST_TREE >> 30)));
             }
             file.write_all(&buffer[..read])?;
         }
     }
 
     /// The folder of a path, made where it is missing, resolved inside the tree.
-    fn spot(&self, path: &Path) -> io::Result<Spot> {
+    fn spot(&mut self, path: &Path) -> io::Result<Spot> {
         let name = path.file_name().ok_or_else(|| io::Error::other("a name is missing"))?.to_owned();
         let parent = path.parent().unwrap_or(Path::new(""));
         match self.folder(parent) {
@@ -181,7 +195,8 @@ impl Tree {
                     let above = self.folder(&prefix)?;
                     prefix.push(part);
                     match mkdirat(&above, part, Mode::from_bits_truncate(0o755)) {
-                        Ok(()) | Err(Errno::EEXIST) => {}
+                        Ok(()) => self.count_entry()?,
+                        Err(Errno::EEXIST) => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
@@ -198,26 +213,83 @@ impl Tree {
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(&self.root, path, how)
     }
+}
 
-    /// Removes what earlier layers put into a folder.
-    fn make_opaque(&self, path: &Path, folder: &OwnedFd, added: &HashSet<PathBuf>) -> io::Result<()> {
-        let readable =
-            openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let mut names = Vec::new();
-        for entry in nix::dir::Dir::from_fd(readable)?.iter() {
-            let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            if name != "." && name != ".." {
-                names.push(name);
+/// What one layer has added so far, as hashes: a layer can have half a million long names.
+#[derive(Default)]
+struct Added {
+    paths: HashSet<u64>,
+    /// Folders that earlier layers no longer show through.
+    opaque: HashSet<(u64, u64)>,
+    keys: RandomState,
+}
+
+impl Added {
+    /// Notes a path and the folders above it.
+    fn insert(&mut self, path: &Path) {
+        for path in path.ancestors() {
+            // With a path all above it are known.
+            if !self.paths.insert(self.keys.hash_one(path)) {
+                break;
             }
         }
-        for name in names {
-            let path = path.join(&name);
-            if !added.iter().any(|added| added.starts_with(&path)) {
-                remove(folder, &name)?;
-            }
-        }
-        Ok(())
     }
+
+    /// Whether the layer has this path, or something below it.
+    fn has(&self, path: &Path) -> bool {
+        self.paths.contains(&self.keys.hash_one(path))
+    }
+}
+
+/// Lets the tar library read one entry, and of what lies between two entries no more than memory can take.
+struct Gate<R> {
+    layer: R,
+    at: Rc<Cell<u64>>,
+    until: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Gate<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.get().saturating_sub(self.at.get());
+        if left == 0 {
+            return Err(refused(format!(
+                "the names and attributes of a file are larger than {LARGEST_EXTENSIONS} bytes"
+            )));
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.layer.read(&mut buffer[..most])?;
+        self.at.set(self.at.get() + read as u64);
+        Ok(read)
+    }
+}
+
+/// Trying again does not help.
+fn refused(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// Removes what earlier layers put into a folder.
+fn make_opaque(path: &Path, folder: &OwnedFd, added: &mut Added) -> io::Result<()> {
+    let stat = fstat(folder)?;
+    if !added.opaque.insert((stat.st_dev, stat.st_ino)) {
+        // All that is there now is this layer's: a second marker has nothing to do.
+        return Ok(());
+    }
+    let readable =
+        openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in nix::dir::Dir::from_fd(readable)?.iter() {
+        let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    for name in names {
+        if !added.has(&path.join(&name)) {
+            remove(folder, &name)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_folder(spot: &Spot) -> bool {
@@ -246,12 +318,12 @@ fn plain(path: &Path) -> io::Result<Option<PathBuf>> {
             Component::Normal(part) => clean.push(part),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(io::Error::other(format!("{} leads out of the image", path.display())));
+                return Err(refused(format!("{} leads out of the image", path.display())));
             }
         }
     }
     if clean.components().count() > DEEPEST {
-        return Err(io::Error::other(format!("a path is deeper than {DEEPEST} folders")));
+        return Err(refused(format!("a path is deeper than {DEEPEST} folders")));
     }
     Ok((!clean.as_os_str().is_empty()).then_some(clean))
 }
@@ -328,6 +400,53 @@ mod tests {
         assert_eq!(read(&dir, "etc/a").as_deref(), Some("2"));
         assert_eq!(read(&dir, "etc/b"), None);
         assert_eq!((read(&dir, "var/x"), read(&dir, "var/new").as_deref()), (None, Some("2")));
+    }
+
+    #[test]
+    fn an_opaque_marker_leaves_what_the_layer_has_added() {
+        let lower = layer(&[Item::Folder("a"), Item::File("a/old", "1"), Item::File("a/b/old", "1")]);
+        let upper = layer(&[
+            Item::File("a/b/new", "2"),
+            Item::File("a/.wh..wh..opq", ""),
+            Item::File("a/later", "2"),
+            // The same folder by another name: there is nothing left to take away.
+            Item::Link("alias", "a"),
+            Item::File("alias/.wh..wh..opq", ""),
+        ]);
+        let (dir, result) = unpack(&[lower, upper]);
+        result.unwrap();
+        assert_eq!((read(&dir, "a/old"), read(&dir, "a/later").as_deref()), (None, Some("2")));
+        assert_eq!(read(&dir, "a/b/new").as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn a_whiteout_takes_away_nothing_outside_of_the_tree() {
+        for name in [".wh..", ".wh...", ".wh.", "a/.wh..", "a/.wh..."] {
+            let (dir, result) = unpack(&[layer(&[Item::File("a/b", "x"), Item::File(name, "")])]);
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::InvalidData, "{name}");
+            assert_eq!(read(&dir, "a/b").as_deref(), Some("x"), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_fill_the_memory_are_refused() {
+        let named = |length: usize| {
+            let mut builder = Builder::new(Vec::new());
+            let mut header = Header::new_gnu();
+            header.set_uid(u64::from(Uid::current().as_raw()));
+            header.set_gid(u64::from(Gid::current().as_raw()));
+            header.set_mode(0o644);
+            header.set_size(0);
+            // Written as a long name of GNU tar before the file itself.
+            builder.append_data(&mut header, "x/".repeat(length / 2) + "y", io::empty()).unwrap();
+            builder.into_inner().unwrap()
+        };
+        unpack(&[named(200)]).1.unwrap();
+        let error = unpack(&[named(2 << 20)]).1.unwrap_err();
+        assert!(error.to_string().contains("larger than 1048576"), "{error}");
+        // A large file is no large name.
+        let large = layer(&[Item::File("a", &"x".repeat(3 << 20)), Item::File("b", "y")]);
+        unpack(&[large]).1.unwrap();
     }
 
     #[test]

@@ -1,0 +1,502 @@
+//! Keeps one container: pulls its image, starts shims, and decides about restarts.
+
+use apiserver::agent::{ContainerState, ContainerStatus};
+use serde_json::Value;
+use settings::{Container, Restart};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tokio::process::Child;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::clock::boottime_ms;
+use crate::container::bundle::{self, ImageConfig};
+use crate::container::image::{self, Image};
+use crate::container::manager::Statuses;
+use crate::container::pull::pull;
+use crate::container::record::{Exit, Kept, Places, State};
+use crate::container::restart::{Next, Restarts};
+use crate::container::{runtime, shim};
+use crate::files;
+
+const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
+/// How often a container that starts is looked at: first, and after 12 s.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOK_LATER: Duration = Duration::from_millis(250);
+const QUICK_LOOKS: u32 = 600;
+/// Between tries to pull.
+const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
+
+/// What is to be done next with a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// With the image's files alone: at a boot, and when settings have changed.
+    StartAnew,
+    Start,
+    /// A shim of another agent runs it, started at this time.
+    TakeOver(u64),
+    /// Its shim has ended while no agent looked.
+    Judge(u64),
+    WaitUntil(u64),
+    /// It stays ended.
+    Nothing,
+}
+
+/// How an agent goes on with a container that another one kept with the same settings, if one did.
+fn resume(kept: Option<State>, shim_lives: bool) -> Then {
+    match (kept, shim_lives) {
+        (None, _) => Then::StartAnew,
+        (Some(State::Running(since)), true) => Then::TakeOver(since),
+        (Some(State::Running(since)), false) => Then::Judge(since),
+        (Some(State::Waiting(until)), false) => Then::WaitUntil(until),
+        (Some(State::Ended), false) => Then::Nothing,
+        // Nobody starts a shim without writing it down first.
+        (Some(State::Waiting(_) | State::Ended), true) => Then::StartAnew,
+    }
+}
+
+pub(super) struct Keeper {
+    number: u64,
+    name: String,
+    settings: Container,
+    places: Places,
+    statuses: Statuses,
+    stopped: watch::Receiver<bool>,
+    restarts: Restarts,
+    exit: Option<Exit>,
+}
+
+impl Keeper {
+    /// From now on it speaks for the container of this name.
+    pub(super) fn new(
+        number: u64,
+        name: &str,
+        settings: &Container,
+        statuses: Statuses,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        let keeper = Self {
+            number,
+            name: name.to_owned(),
+            settings: settings.clone(),
+            places: Places::of(name),
+            statuses,
+            stopped,
+            restarts: Restarts::new(settings.restart.unwrap_or(Restart::Always)),
+            exit: None,
+        };
+        keeper.statuses.borrow_mut().insert(name.to_owned(), (number, keeper.first_status()));
+        keeper
+    }
+
+    fn first_status(&self) -> ContainerStatus {
+        ContainerStatus {
+            name: self.name.clone(),
+            image: self.reference(),
+            state: ContainerState::Starting,
+            pid: None,
+            exit_code: None,
+            restarts: 0,
+            delay_ms: None,
+            delays_ms: Vec::new(),
+            error: None,
+            essential: self.settings.essential.unwrap_or(false),
+            started_at_ms: None,
+        }
+    }
+
+    fn reference(&self) -> String {
+        self.settings.image.as_ref().map(|image| image.as_str().to_owned()).unwrap_or_default()
+    }
+
+    fn speaks(&self) -> bool {
+        self.statuses.borrow().get(&self.name).is_some_and(|(number, _)| *number == self.number)
+    }
+
+    fn set(&self, change: impl FnOnce(&mut ContainerStatus)) {
+        if let Some((number, status)) = self.statuses.borrow_mut().get_mut(&self.name)
+            && *number == self.number
+        {
+            change(status);
+        }
+    }
+
+    /// A container's troubles are for the console too.
+    fn fail(&self, state: ContainerState, error: &str) {
+        let mut known = false;
+        self.set(|status| {
+            known = status.error.as_deref() == Some(error);
+            status.state = state;
+            status.error = Some(error.to_owned());
+        });
+        if !known {
+            eprintln!("<3>container {}: {error}", self.name);
+        }
+    }
+
+    /// Keeps the container until somebody asks for its end, and to that.
+    pub(super) async fn keep(mut self) {
+        if !*self.stopped.borrow() {
+            self.run().await;
+        }
+        asked_to_stop(&mut self.stopped).await;
+        for record in [self.places.kept(), self.places.exit(), self.places.pid()] {
+            let _ = fs::remove_file(record);
+        }
+        if self.speaks() {
+            self.statuses.borrow_mut().remove(&self.name);
+            let (name, places) = (self.name.clone(), self.places.clone());
+            let _ = spawn_blocking(move || runtime::erase(&name, &places)).await;
+            let _ = spawn_blocking(image::remove_unused).await;
+        }
+    }
+
+    /// Returns when asked to stop, and when the container stays ended.
+    async fn run(&mut self) {
+        let hash = self.hash();
+        let kept = Kept::read(&self.places).filter(|kept| kept.settings == hash);
+        let mut then = resume(kept.as_ref().map(|kept| kept.state), shim::lives(&self.places));
+        if let Some(kept) = kept.filter(|_| then != Then::StartAnew) {
+            self.restarts = kept.restarts;
+            self.exit = kept.exit;
+            self.show_restarts();
+            if matches!(then, Then::WaitUntil(_) | Then::Nothing) {
+                self.show_exit();
+            }
+        }
+        loop {
+            let ended = match then {
+                Then::Nothing => {
+                    self.write_down(&hash, State::Ended);
+                    let failed = self.exit.as_ref().is_some_and(|exit| exit.error.is_some());
+                    self.set(|status| {
+                        status.state = if failed { ContainerState::Failed } else { ContainerState::Exited };
+                        status.delay_ms = None;
+                    });
+                    return;
+                }
+                Then::WaitUntil(until) => {
+                    self.write_down(&hash, State::Waiting(until));
+                    if self.back_off(until).await {
+                        return;
+                    }
+                    then = Then::Start;
+                    continue;
+                }
+                Then::StartAnew => {
+                    self.clear_all().await;
+                    then = Then::Start;
+                    continue;
+                }
+                Then::Start => self.run_once(&hash).await,
+                Then::TakeOver(since) => {
+                    eprintln!("<6>container {}: still running, taken over", self.name);
+                    self.watch(None, since).await
+                }
+                Then::Judge(since) => Some(self.read_exit(since).await),
+            };
+            // Asked to stop.
+            let Some(exit) = ended else { return };
+            then = self.judge(exit);
+        }
+    }
+
+    /// Runs it once. `None`: asked to stop.
+    async fn run_once(&mut self, hash: &str) -> Option<Exit> {
+        let image = self.image().await?;
+        if *self.stopped.borrow() {
+            return None;
+        }
+        self.set(|status| status.state = ContainerState::Starting);
+        let begun = boottime_ms();
+        self.write_down(hash, State::Running(begun));
+        let started = self.prepare(&image).and_then(|()| {
+            let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
+            shim::start(&self.name, &self.reference()).map_err(failed)
+        });
+        match started {
+            Ok(child) => self.watch(Some(child), begun).await,
+            Err(error) => Some(Exit {
+                exit_code: None,
+                error: Some(error),
+                out_of_memory: false,
+                started_at_ms: begun,
+                ended_at_ms: boottime_ms(),
+            }),
+        }
+    }
+
+    fn judge(&mut self, exit: Exit) -> Then {
+        let failed = exit.exit_code != Some(0);
+        let lasted = exit.ended_at_ms.saturating_sub(exit.started_at_ms);
+        let next = self.restarts.ended(exit.ended_at_ms, lasted, failed);
+        if exit.error.is_none() {
+            let memory = if exit.out_of_memory { ", out of its memory limit" } else { "" };
+            let code = exit.exit_code.map_or("unknown".to_owned(), |code| code.to_string());
+            eprintln!("<5>container {}: ended with exit code {code}{memory}", self.name);
+        }
+        self.exit = Some(exit);
+        self.show_restarts();
+        self.show_exit();
+        match next {
+            Next::Never => Then::Nothing,
+            Next::At(at) => Then::WaitUntil(at),
+        }
+    }
+
+    fn show_restarts(&self) {
+        let exit_code = self.exit.as_ref().and_then(|exit| exit.exit_code);
+        self.set(|status| {
+            status.pid = None;
+            status.exit_code = exit_code;
+            status.restarts = self.restarts.count;
+            status.delays_ms.clone_from(&self.restarts.delays);
+        });
+    }
+
+    /// Shows why it ended last, if that is worth a word.
+    fn show_exit(&self) {
+        let Some(exit) = &self.exit else { return };
+        let memory = exit.out_of_memory.then(|| {
+            format!("the container used up its memory limit: raise settings.containers.{}.memory", self.name)
+        });
+        match &exit.error {
+            Some(error) => self.fail(ContainerState::Failed, error),
+            None => self.set(|status| status.error = memory),
+        }
+    }
+
+    /// True when asked to stop meanwhile.
+    async fn back_off(&mut self, until: u64) -> bool {
+        self.set(|status| {
+            status.state = ContainerState::BackOff;
+            status.delay_ms = self.restarts.delays.last().copied();
+        });
+        if self.pause(Duration::from_millis(until.saturating_sub(boottime_ms()))).await {
+            return true;
+        }
+        self.restarts.started_again();
+        self.set(|status| status.restarts = self.restarts.count);
+        false
+    }
+
+    fn write_down(&self, hash: &str, state: State) {
+        let kept = Kept {
+            settings: hash.to_owned(),
+            restarts: self.restarts.clone(),
+            state,
+            exit: self.exit.clone(),
+        };
+        if let Err(error) = kept.write(&self.places) {
+            eprintln!("<4>container {}: cannot write {}: {error}", self.name, self.places.kept().display());
+        }
+    }
+
+    /// Ends what runs under this name and takes away all that it wrote.
+    async fn clear_all(&mut self) {
+        shim::stop(&self.name, &self.places, &mut None).await;
+        let (name, places) = (self.name.clone(), self.places.clone());
+        let _ = spawn_blocking(move || {
+            runtime::clear(&name, &places);
+            for record in [places.kept(), places.exit(), places.pid()] {
+                let _ = fs::remove_file(record);
+            }
+            fs::remove_dir_all(&places.data)
+        })
+        .await;
+    }
+
+    fn set_running(&self, pid: u32, since: u64) {
+        self.set(|status| {
+            status.state = ContainerState::Running;
+            status.pid = Some(pid);
+            status.error = None;
+            status.delay_ms = None;
+            status.started_at_ms = Some(since);
+        });
+    }
+
+    /// Waits; true when asked to stop meanwhile.
+    async fn pause(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            () = sleep(time) => false,
+            () = asked_to_stop(&mut self.stopped) => true,
+        }
+    }
+
+    /// The image, pulled if the node does not have it; `None` when asked to stop.
+    async fn image(&mut self) -> Option<Image> {
+        let reference = self.reference();
+        let mut delay = FIRST_PULL_DELAY;
+        loop {
+            let (error, transient) = match image::find(&reference) {
+                Ok(Some(image)) => {
+                    self.set(|status| status.error = None);
+                    return Some(image);
+                }
+                Ok(None) => {
+                    self.set(|status| status.state = ContainerState::Pulling);
+                    let pulled = tokio::select! {
+                        pulled = pull(&reference) => pulled,
+                        () = asked_to_stop(&mut self.stopped) => return None,
+                    };
+                    match pulled {
+                        Ok(()) => continue,
+                        Err(error) => (error.message, error.transient),
+                    }
+                }
+                // What was pulled is pulled again; what is part of the system stays as it is.
+                Err(error) => match image::forget(&reference) {
+                    Ok(()) => (error, true),
+                    Err(forget) => (format!("{error}; cannot forget it: {forget}"), true),
+                },
+            };
+            self.fail(ContainerState::Failed, &error);
+            if self.pause(if transient { delay } else { LONGEST_PULL_DELAY }).await {
+                return None;
+            }
+            delay = (delay * 2).min(LONGEST_PULL_DELAY);
+        }
+    }
+
+    /// Writes the bundle: what the runtime is told, and where the image's files are.
+    fn prepare(&self, image: &Image) -> Result<(), String> {
+        let failed =
+            |what: &Path, error: &dyn std::fmt::Display| format!("cannot write {}: {error}", what.display());
+        let bundle = self.places.bundle();
+        fs::create_dir_all(self.places.rootfs()).map_err(|error| failed(&bundle, &error))?;
+        let seccomp = fs::read(SECCOMP).map_err(|error| format!("cannot read {SECCOMP}: {error}"))?;
+        let seccomp: Value =
+            serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
+        let user = user(&image.config, &image.rootfs)?;
+        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp)?;
+        let path = bundle.join("config.json");
+        files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
+            .map_err(|error| failed(&path, &error))?;
+        let lower = self.places.lower();
+        for record in [&lower, &self.places.exit(), &self.places.pid()] {
+            let _ = fs::remove_file(record);
+        }
+        std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
+    }
+
+    /// Watches a shim to its end; `None` when asked to stop, after it has stopped.
+    async fn watch(&mut self, mut child: Option<Child>, since: u64) -> Option<Exit> {
+        let mut looks = 0;
+        let mut runs = false;
+        loop {
+            if !runs && let Some(pid) = shim::payload(&self.places) {
+                self.set_running(pid, since);
+                runs = true;
+            }
+            looks += 1;
+            let look = if looks < QUICK_LOOKS { LOOK } else { LOOK_LATER };
+            tokio::select! {
+                () = shim::end(&mut child, &self.places) => return Some(self.read_exit(since).await),
+                () = sleep(look), if !runs => {}
+                () = asked_to_stop(&mut self.stopped) => break,
+            }
+        }
+        self.set(|status| status.state = ContainerState::Stopping);
+        shim::stop(&self.name, &self.places, &mut child).await;
+        if !self.places.exit().exists() {
+            self.clear().await;
+        }
+        None
+    }
+
+    /// For a container without a shim.
+    async fn clear(&self) {
+        let (name, places) = (self.name.clone(), self.places.clone());
+        let _ = spawn_blocking(move || runtime::clear(&name, &places)).await;
+    }
+
+    async fn read_exit(&self, since: u64) -> Exit {
+        let exit = fs::read(self.places.exit()).ok().and_then(|data| serde_json::from_slice(&data).ok());
+        let _ = fs::remove_file(self.places.exit());
+        let _ = fs::remove_file(self.places.pid());
+        if exit.is_none() {
+            // The container of a shim that was killed runs on.
+            self.clear().await;
+        }
+        exit.unwrap_or_else(|| Exit {
+            exit_code: None,
+            error: Some("its shim ended without saying why: it may have been killed".to_owned()),
+            out_of_memory: false,
+            started_at_ms: since,
+            ended_at_ms: boottime_ms(),
+        })
+    }
+
+    /// What tells one version of a container's settings from another. A hash, as they hold secrets.
+    fn hash(&self) -> String {
+        let text = serde_json::to_string(&self.settings).unwrap_or_default();
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn user(config: &ImageConfig, rootfs: &Path) -> Result<bundle::User, String> {
+    // Read as plain files: a link in a hostile image could lead to a file of the node, so links are not followed.
+    let read = |name: &str| {
+        let path = rootfs.join("etc").join(name);
+        let is_file =
+            fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() < 1 << 20);
+        let etc_is_folder = fs::symlink_metadata(rootfs.join("etc")).is_ok_and(|metadata| metadata.is_dir());
+        if is_file && etc_is_folder { fs::read_to_string(path).unwrap_or_default() } else { String::new() }
+    };
+    bundle::user(config.config.user.as_deref().unwrap_or_default(), &read("passwd"), &read("group"))
+}
+
+async fn asked_to_stop(stopped: &mut watch::Receiver<bool>) {
+    // An error means that nobody can ask any more, which is the same.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_of_the_agent_runs_nothing_again_that_has_ended() {
+        assert_eq!(resume(Some(State::Ended), false), Then::Nothing);
+        assert_eq!(resume(Some(State::Waiting(7)), false), Then::WaitUntil(7));
+        assert_eq!(resume(Some(State::Running(3)), true), Then::TakeOver(3));
+        assert_eq!(resume(Some(State::Running(3)), false), Then::Judge(3));
+        // A boot, or other settings.
+        assert_eq!(resume(None, true), Then::StartAnew);
+        assert_eq!(resume(None, false), Then::StartAnew);
+    }
+
+    #[test]
+    fn one_that_is_ending_does_not_speak_for_the_one_that_follows() {
+        let tree = serde_json::json!({"containers": {"web": {"image": "a"}}});
+        let containers = settings::from_json(&tree).unwrap().containers.unwrap();
+        let settings = containers.values().next().unwrap();
+        let statuses = Statuses::default();
+        let (_stop, stopped) = watch::channel(false);
+        let keeper = |number| Keeper::new(number, "web", settings, statuses.clone(), stopped.clone());
+        let (ending, following) = (keeper(1), keeper(2));
+        ending.set(|status| status.state = ContainerState::Stopping);
+        assert!(!ending.speaks() && following.speaks());
+        assert_eq!(statuses.borrow()["web"].1.state, ContainerState::Starting);
+    }
+
+    #[test]
+    fn what_an_agent_writes_down_the_next_one_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { run: dir.path().join("web"), ..Places::of("web") };
+        let mut restarts = Restarts::new(Restart::OnFailure);
+        restarts.ended(0, 5, true);
+        restarts.started_again();
+        let exit =
+            Exit { exit_code: Some(7), error: None, out_of_memory: false, started_at_ms: 1, ended_at_ms: 6 };
+        let kept =
+            Kept { settings: "hash".to_owned(), restarts, state: State::Waiting(1000), exit: Some(exit) };
+        kept.write(&places).unwrap();
+        assert_eq!(Kept::read(&places), Some(kept));
+    }
+}

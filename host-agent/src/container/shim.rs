@@ -1,0 +1,93 @@
+//! The shim of a container, from the agent's side. It may be a child of this agent or of one before it.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use crate::container::record::Places;
+
+pub const SHIM: &str = "/usr/bin/container-shim";
+/// How often a shim that another agent started is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// A shim gives its container 10 s; then it is in trouble itself.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub fn start(name: &str, image: &str) -> io::Result<Child> {
+    // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
+    let mut command = Command::new(SHIM);
+    command.args([name, image]).env_clear().env("PATH", "/usr/bin").stdin(Stdio::null()).spawn()
+}
+
+/// A shim holds a lock for as long as it lives, whoever started it.
+pub fn lives(places: &Places) -> bool {
+    File::open(places.lock()).is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+}
+
+/// Waits for the end of the shim.
+pub async fn end(child: &mut Option<Child>, places: &Places) {
+    match child {
+        Some(child) => {
+            let _ = child.wait().await;
+        }
+        None => {
+            while lives(places) {
+                sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+/// Asks the shim to end its container, and waits for that. One that does not is killed with all that it runs.
+pub async fn stop(name: &str, places: &Places, child: &mut Option<Child>) {
+    terminate(places, child.as_ref());
+    if timeout(STOP_TIMEOUT, end(child, places)).await.is_err() {
+        eprintln!("<3>container {name}: did not stop within {} s, killing it", STOP_TIMEOUT.as_secs());
+        let _ = fs::write(places.group.join("cgroup.kill"), "1");
+        let _ = timeout(STOP_TIMEOUT, end(child, places)).await;
+    }
+}
+
+fn terminate(places: &Places, child: Option<&Child>) {
+    // A child that has only just been started has neither its lock nor its number on file.
+    let pid = match child {
+        Some(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
+        None => number(&places.run.join("shim.pid")).filter(|_| lives(places)),
+    };
+    if let Some(pid) = pid {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+fn number(path: &Path) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The container's first process, once the runtime has let its program run.
+pub fn payload(places: &Places) -> Option<u32> {
+    let pid = number(&places.pid())?;
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let of_runtime =
+        program == Path::new("/usr/bin/youki") || program.to_string_lossy().starts_with("/memfd:");
+    if of_runtime { None } else { u32::try_from(pid).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_reaches_a_shim_that_has_only_just_been_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { run: dir.path().to_owned(), ..Places::of("web") };
+        let mut child = Some(Command::new("sleep").arg("60").spawn().unwrap());
+        timeout(Duration::from_secs(10), stop("web", &places, &mut child)).await.unwrap();
+        // Without a child and without a lock there is nothing to wait for.
+        timeout(Duration::from_secs(1), stop("web", &places, &mut None)).await.unwrap();
+    }
+}
