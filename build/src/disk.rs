@@ -14,6 +14,8 @@ use crate::variant::{Mib, Partitions};
 use crate::verity::Verity;
 
 pub const SECTOR: u64 = 512;
+/// Sectors of a table's entries: 128 of 128 bytes.
+const ENTRIES: u64 = 32;
 const MIB: u64 = 1 << 20;
 
 /// Type GUIDs of the UAPI group's Discoverable Partitions Specification.
@@ -157,9 +159,10 @@ fn write_disk(image: &Path, partitions: &[Partition]) -> Result<()> {
 
 /// Writes both copies of the table. It ends with the last partition that it lists: the kernel takes no table that speaks of more than
 /// the disk has, and a disk that is cut off behind that is to have a table all the same.
-fn write_table(disk: &mut File, table: &GPT) -> Result<()> {
+pub fn write_table(disk: &mut File, table: &GPT) -> Result<()> {
     let entries: Vec<GPTPartitionEntry> = table.iter().map(|(_, entry)| entry.clone()).collect();
-    let backup_entries = table.header.last_usable_lba + 1;
+    // gptman would put them behind the last usable sector, which is in what we do not list.
+    let backup_entries = table.header.backup_lba - ENTRIES;
     let mut primary = table.header.clone();
     primary.last_usable_lba = entries.iter().map(|entry| entry.ending_lba).max().unwrap_or(0);
     let backup = GPTHeader {

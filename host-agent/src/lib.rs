@@ -9,5 +9,6 @@ pub mod init;
 pub mod integrity;
 pub mod network;
 pub mod node;
+pub mod signals;
 pub mod space;
 pub mod user_data;

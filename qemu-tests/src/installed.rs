@@ -88,6 +88,5 @@ fn write_slot(disk: &Path, parts: [(&str, &Path, [u8; 16]); 2]) -> Result<()> {
         entry.unique_partition_guid = build::disk::guid_of_hash(uuid);
         file.write_all_at(&fs::read(content)?, entry.starting_lba * SECTOR)?;
     }
-    table.write_into(&mut file)?;
-    Ok(())
+    build::disk::write_table(&mut file, &table)
 }

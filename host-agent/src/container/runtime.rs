@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::container::record::Places;
+use crate::signals;
 
 pub const YOUKI: &str = "/usr/bin/youki";
 const ROOT: &str = "/run/youki";
@@ -19,6 +20,7 @@ pub fn youki(places: &Places) -> Command {
     let mut command = Command::new(YOUKI);
     // The runtime takes LISTEN_FDS for descriptors that the container is to have, whoever they were meant for.
     command.env_clear().env("PATH", "/usr/bin");
+    signals::none_blocked(&mut command);
     command.arg("--root").arg(ROOT).arg("--log").arg(log(places));
     command
 }
