@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::Settings;
 use crate::scalar::{shortened, shown};
+use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
 const MOST_MISTAKES: usize = 16;
@@ -195,6 +196,7 @@ fn distance(a: &str, b: &str) -> usize {
 /// Reads `key=value` pairs. What the key holds decides how the value is read, so `motd=42` is a text.
 pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<Settings, Mistakes> {
     let mut tree = Value::Object(Map::new());
+    let json = JsonReader::default();
     for (number, pair) in (1..).zip(pairs) {
         let Some((key, text)) = pair.split_once('=') else {
             // It may be the value that belongs to the item before, and a secret.
@@ -228,7 +230,7 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
             };
         }
         let read = |expected: &str| {
-            serde_json::from_str(text).map_err(|_| Mistakes::one(&name, format!("expected {expected}")))
+            json.read(text.as_bytes()).map_err(|error| not_read(&name, expected, text, &error))
         };
         *at = match shape {
             Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
@@ -239,6 +241,12 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         };
     }
     from_json(&tree)
+}
+
+/// Where JSON goes wrong helps only who wrote JSON: not who wrote `pids=five`.
+fn not_read(name: &str, expected: &str, text: &str, error: &str) -> Mistakes {
+    let detail = if text.trim_start().starts_with(['[', '{']) { format!(": {error}") } else { String::new() };
+    Mistakes::one(name, format!("expected {expected}{detail}"))
 }
 
 #[cfg(test)]
@@ -352,6 +360,18 @@ mod tests {
             let error = from_key_values([pair]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn values_of_pairs_are_bounded_together_and_their_keys_are_not_doubled() {
+        let list = format!("containers.web.command=[{}\"a\"]", "\"a\",".repeat(8000));
+        // One is refused for its length, which is told; of three only the bound on all is left to tell.
+        let one = from_key_values([list.as_str()]).unwrap_err().to_string();
+        assert!(one.contains("1 to 256 items"), "{one}");
+        let three = from_key_values([list.as_str(); 3]).unwrap_err().to_string();
+        assert!(three.contains("more than 20000 values"), "{three}");
+        let twice = from_key_values([r#"containers={"web": {"image": "a", "image": "b"}}"#]).unwrap_err();
+        assert!(twice.to_string().contains("\"image\" is there twice"), "{twice}");
     }
 
     #[test]

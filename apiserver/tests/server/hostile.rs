@@ -95,8 +95,11 @@ fn bodies_made_to_fill_the_memory_do_not() {
         format!("{{{}\"a\":0}}", (0..held / 12).map(|n| format!("\"k{n}\":0,")).collect::<String>()),
         "[".repeat(held),
         format!("{{\"{}\":0}}", "x".repeat(held)),
+        // JSON in a string of JSON.
+        format!("{{\"request_payload\": [\"containers=[{}0]\"]}}", "{\\\"\\\":0},".repeat(held / 9)),
     ] {
-        let answer = server.send(Method::PATCH, "/settings", &body);
+        let uri = if body.contains("request_payload") { "/settings/keypair" } else { "/settings" };
+        let answer = server.send(Method::PATCH, uri, &body);
         assert!(
             answer.status == 400 && answer.body.len() < 8192,
             "{}: {} bytes",
