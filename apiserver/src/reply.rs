@@ -24,6 +24,10 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
     pub(crate) fn reply(self, as_json: bool) -> Reply {
         let (kind, body) = if as_json {
             ("application/json", serde_json::json!({"error": self.message}).to_string())

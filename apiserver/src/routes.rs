@@ -111,7 +111,11 @@ async fn route(
                 _ => Err(unexpected()),
             }
         }
-        (&Method::GET, ["generations"]) => Ok(reply::json(&state.borrow().store.list())),
+        (&Method::GET, ["generations"]) => {
+            let store = &state.borrow().store;
+            store.usable().map_err(|error| Refusal::internal(error.to_string()))?;
+            Ok(reply::json(&store.list()))
+        }
         (&Method::POST, ["actions", "reboot"]) => {
             ask_agent(state, &agent::Request::Reboot).await?;
             Ok(reply::nothing())
@@ -243,10 +247,7 @@ async fn status(state: &RefCell<State>) -> Value {
     };
     let own = state.borrow().problems.clone();
     if let Some(problems) = status.get_mut("problems").and_then(Value::as_array_mut) {
-        let hint = "look at the settings (apiclient get settings) and set again what is missing";
-        problems.extend(own.into_iter().map(
-            |message| json!({"source": "apiserver", "subject": "settings", "message": message, "hint": hint}),
-        ));
+        problems.extend(own.iter().map(|problem| json!(problem)));
     }
     status
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
+use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
 use crate::body;
 use crate::reply::Refusal;
@@ -33,7 +34,7 @@ pub struct State {
     pub(crate) applying: Rc<Mutex<()>>,
     pub store: Store,
     /// What was wrong with the store when it was opened.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     defaults: Settings,
     os: Value,
     agent: PathBuf,
@@ -51,7 +52,14 @@ const SLOW: Duration = Duration::from_secs(120);
 
 impl State {
     pub fn open(paths: &Paths) -> Result<Self, String> {
-        let (store, problems) = Store::open(&paths.settings).map_err(|error| error.to_string())?;
+        let (store, problems) = Store::open(&paths.settings);
+        let hint = match store.usable() {
+            Ok(()) => "look at the settings (apiclient get settings) and set again what is missing",
+            Err(_) => {
+                "restart the node (apiclient reboot); if it stays so, its state partition is damaged: replace the disk"
+            }
+        };
+        let problems = problems.into_iter().map(|message| problem("settings", message, hint)).collect();
         let text = fs::read_to_string(&paths.defaults)
             .map_err(|error| format!("cannot read the defaults {}: {error}", paths.defaults.display()))?;
         // The file is the content of [settings]; user data has the table around it.
@@ -130,6 +138,11 @@ impl State {
     pub(crate) fn apply_request(&self, keys: Vec<String>) -> Request {
         Request::Apply { generation: self.store.number(), keys, settings: Box::new(self.effective()) }
     }
+}
+
+/// A problem that the API server itself tells.
+pub(crate) fn problem(subject: &str, message: String, hint: &str) -> Problem {
+    Problem { source: "apiserver".to_owned(), subject: subject.to_owned(), message, hint: hint.to_owned() }
 }
 
 /// Asks the host agent; its errors become the API's.

@@ -62,11 +62,12 @@ pub struct Origin {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}: {error}", path = .path.display())]
-pub struct StoreError {
-    what: &'static str,
-    path: PathBuf,
-    error: io::Error,
+pub enum StoreError {
+    #[error("cannot write {path}: {error}", path = .path.display())]
+    Write { path: PathBuf, error: io::Error },
+    /// What is there is not known, so nothing may be written beside it: a number could be used twice.
+    #[error("the settings folder cannot be read: {0}")]
+    Unreadable(String),
 }
 
 #[derive(Debug)]
@@ -75,27 +76,30 @@ pub struct Store {
     current: Option<Generation>,
     /// The highest number ever seen, also of files that cannot be used.
     highest: u64,
+    /// Why the folder could not be read. The store is empty then, and takes no commit.
+    unreadable: Option<String>,
 }
 
 impl Store {
-    /// Opens the store in a folder that exists. Also returns what was found wrong, in words.
-    pub fn open(dir: &Path) -> Result<(Self, Vec<String>), StoreError> {
-        let failed = |what, path: &Path| {
-            let path = path.to_owned();
-            move |error| StoreError { what, path, error }
-        };
-        let mut problems = Vec::new();
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(dir).map_err(failed("read the folder", dir))? {
-            let path = entry.map_err(failed("read the folder", dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with(".new-") {
-                // A commit that a power cut ended before it was acknowledged.
-                let _ = fs::remove_file(&path);
-            } else if let Some(number) = number_of(&name) {
-                numbers.push((number, name.ends_with(".toml")));
+    /// Opens the store in a folder. Also returns what was found wrong, in words. A folder that cannot be read gives a store that
+    /// is empty and takes nothing: a node must answer what is wrong with it.
+    pub fn open(dir: &Path) -> (Self, Vec<String>) {
+        match numbers_in(dir) {
+            Ok(numbers) => Self::newest_of(dir, numbers),
+            Err(error) => {
+                let reason = format!("{}: {error}", dir.display());
+                let problem = format!(
+                    "the settings folder cannot be read ({reason}): the defaults of the image hold, and nothing can be set"
+                );
+                let unreadable = Some(reason);
+                (Self { dir: dir.to_owned(), current: None, highest: 0, unreadable }, vec![problem])
             }
         }
+    }
+
+    /// The store whose current generation is the newest that can be used, of the numbers of all files and of documents.
+    fn newest_of(dir: &Path, numbers: Vec<(u64, bool)>) -> (Self, Vec<String>) {
+        let mut problems = Vec::new();
         let highest = numbers.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let mut usable: Vec<u64> =
             numbers.into_iter().filter_map(|(number, is_document)| is_document.then_some(number)).collect();
@@ -119,7 +123,12 @@ impl Store {
                 }
             }
         }
-        Ok((Self { dir: dir.to_owned(), current, highest }, problems))
+        (Self { dir: dir.to_owned(), current, highest, unreadable: None }, problems)
+    }
+
+    /// Whether the folder could be read.
+    pub fn usable(&self) -> Result<(), StoreError> {
+        self.unreadable.clone().map_or(Ok(()), |reason| Err(StoreError::Unreadable(reason)))
     }
 
     /// What was committed last; nothing on a fresh node.
@@ -135,6 +144,7 @@ impl Store {
     /// Makes `settings` the current generation. When this returns its number, the generation survives a power cut; when it
     /// fails, the old one stays.
     pub fn commit(&mut self, settings: Settings, origin: Origin) -> Result<u64, StoreError> {
+        self.usable()?;
         let number = self.highest + 1;
         let generation = Generation {
             number,
@@ -145,8 +155,7 @@ impl Store {
             settings,
         };
         let name = document_name(number);
-        let text = document(&generation).map_err(|error| StoreError {
-            what: "write",
+        let text = document(&generation).map_err(|error| StoreError::Write {
             path: self.dir.join(&name),
             error: io::Error::other(error),
         })?;
@@ -200,7 +209,7 @@ impl Store {
             // Nor may a restart find it in place, when only flushing the folder failed.
             let _ = fs::remove_file(&new);
             let _ = fs::remove_file(&path);
-            StoreError { what: "write", path, error }
+            StoreError::Write { path, error }
         })
     }
 
@@ -213,6 +222,22 @@ impl Store {
             let _ = fs::remove_file(self.dir.join(outcome_name(number)));
         }
     }
+}
+
+/// The numbers of all files of generations, and whether each is a document. What a power cut left half written goes.
+fn numbers_in(dir: &Path) -> io::Result<Vec<(u64, bool)>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(".new-") {
+            // A commit that was cut before it was acknowledged.
+            let _ = fs::remove_file(&path);
+        } else if let Some(number) = number_of(&name) {
+            numbers.push((number, name.ends_with(".toml")));
+        }
+    }
+    Ok(numbers)
 }
 
 fn document_name(number: u64) -> String {
@@ -291,7 +316,7 @@ mod tests {
     }
 
     fn two_generations(dir: &Path) -> Store {
-        let (mut store, problems) = Store::open(dir).unwrap();
+        let (mut store, problems) = Store::open(dir);
         assert!(problems.is_empty());
         assert_eq!(store.commit(motd("one"), origin()).unwrap(), 1);
         assert_eq!(store.commit(motd("two"), origin()).unwrap(), 2);
@@ -302,7 +327,7 @@ mod tests {
     fn what_was_committed_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
-        let (store, problems) = Store::open(dir.path()).unwrap();
+        let (store, problems) = Store::open(dir.path());
         assert_eq!((store.settings(), store.number(), problems), (motd("two"), 2, Vec::new()));
     }
 
@@ -314,7 +339,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            let (store, problems) = Store::open(dir.path()).unwrap();
+            let (store, problems) = Store::open(dir.path());
             assert_eq!(store.settings(), motd("one"), "at {length}");
             assert_eq!(problems.len(), 1);
             fs::remove_file(path.with_extension("corrupt")).unwrap();
@@ -331,7 +356,7 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
             fs::write(&path, &flipped).unwrap();
-            let (store, _) = Store::open(dir.path()).unwrap();
+            let (store, _) = Store::open(dir.path());
             assert_eq!(store.settings(), motd("one"), "at {at}");
             let _ = fs::remove_file(path.with_extension("corrupt"));
         }
@@ -346,7 +371,7 @@ mod tests {
         let (body, _) = text.split_once(SUM).unwrap();
         let newer = format!("{body}of-the-future = 1\n");
         fs::write(&path, format!("{newer}{SUM}{}\n", sum(&newer))).unwrap();
-        let (store, problems) = Store::open(dir.path()).unwrap();
+        let (store, problems) = Store::open(dir.path());
         assert_eq!(store.settings(), motd("one"));
         assert!(problems[0].contains("does not know it") && path.exists(), "{problems:?}");
     }
@@ -367,9 +392,9 @@ mod tests {
         }
         let largest = settings::from_json(&json!({"containers": containers})).unwrap();
         largest.check().unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         store.commit(largest.clone(), origin()).unwrap();
-        assert_eq!(Store::open(dir.path()).unwrap().0.settings(), largest);
+        assert_eq!(Store::open(dir.path()).0.settings(), largest);
     }
 
     proptest! {
@@ -381,9 +406,27 @@ mod tests {
             let env = json!({"A": secret});
             let web = json!({"image": "a", "command": [text], "env": env, "restart": "no", "memory": "64MiB", "pids": 65536, "essential": true});
             let all = settings::from_json(&json!({"motd": text, "containers": {"web": web, "b": {"image": "b"}}})).unwrap();
-            Store::open(dir.path()).unwrap().0.commit(all.clone(), origin()).unwrap();
-            let (store, problems) = Store::open(dir.path()).unwrap();
+            Store::open(dir.path()).0.commit(all.clone(), origin()).unwrap();
+            let (store, problems) = Store::open(dir.path());
             prop_assert_eq!((store.settings(), problems.len()), (all, 0));
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_gives_an_empty_store_that_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        let no_folder = dir.path().join("file");
+        fs::write(&no_folder, "").unwrap();
+        for path in [missing, no_folder] {
+            let (mut store, problems) = Store::open(&path);
+            assert_eq!((store.settings(), store.number()), (Settings::default(), 0));
+            let path = path.display().to_string();
+            assert!(problems.len() == 1 && problems[0].contains(&path), "{problems:?}");
+            // Also when it is there by now: what else is in it is not known.
+            let _ = fs::create_dir(&path);
+            let error = store.commit(motd("x"), origin()).unwrap_err().to_string();
+            assert!(error.contains("cannot be read") && error.contains(&path), "{error}");
         }
     }
 
@@ -392,7 +435,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
         fs::write(dir.path().join(".new-generation-000003.toml"), "half").unwrap();
-        let (mut store, problems) = Store::open(dir.path()).unwrap();
+        let (mut store, problems) = Store::open(dir.path());
         assert_eq!((store.settings(), problems.len()), (motd("two"), 0));
         assert_eq!(store.commit(motd("three"), origin()).unwrap(), 3);
         assert!(!dir.path().join(".new-generation-000003.toml").exists());
@@ -403,9 +446,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
         fs::write(dir.path().join(document_name(2)), "garbage").unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         assert_eq!(store.commit(motd("next"), origin()).unwrap(), 3);
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         assert_eq!(store.commit(motd("after"), origin()).unwrap(), 4);
     }
 
@@ -423,7 +466,7 @@ mod tests {
     #[test]
     fn old_generations_go() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         for number in 0..KEPT + 5 {
             let number = store.commit(motd(&number.to_string()), origin()).unwrap();
             store.record_outcome(&ApplyOutcome { generation: number, steps: Vec::new() }).unwrap();

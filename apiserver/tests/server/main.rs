@@ -99,6 +99,31 @@ fn errors_are_json_for_who_accepts_json() {
 }
 
 #[test]
+fn a_node_whose_settings_folder_cannot_be_read_answers_and_takes_nothing() {
+    let mut server = Server::start();
+    server.send(Method::PATCH, "/settings", r#"{"motd": "one"}"#);
+    server.send(Method::POST, "/tx/commit", "");
+    let settings = server.dir.path().join("settings");
+    let (aside, path) = (server.dir.path().join("aside"), settings.display().to_string());
+    std::fs::rename(&settings, &aside).unwrap();
+    std::fs::write(&settings, "not a folder").unwrap();
+    server.kill_and_restart();
+    assert_eq!(server.get("/settings"), json!({"motd": "Welcome"}));
+    let problems = server.get("/")["status"]["problems"].to_string();
+    assert!(problems.contains(&path) && problems.contains("cannot be read"), "{problems}");
+    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+    for (method, uri) in [(Method::POST, "/tx/commit"), (Method::GET, "/generations")] {
+        let refused = server.send(method, uri, "");
+        assert!(refused.status == 500 && refused.text().contains(&path), "{}", refused.text());
+    }
+    // Nothing was lost: mended, the node has its settings again.
+    std::fs::remove_file(&settings).unwrap();
+    std::fs::rename(&aside, &settings).unwrap();
+    server.kill_and_restart();
+    assert_eq!(server.get("/settings"), json!({"motd": "one"}));
+}
+
+#[test]
 fn what_is_damaged_on_disk_is_told_and_the_generation_before_is_used() {
     let mut server = Server::start();
     for motd in ["one", "two"] {
