@@ -4,6 +4,41 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 use crate::Settings;
+use crate::scalar::shown;
+
+/// Bytes of a key, as Bottlerocket has it.
+const LONGEST_KEY: usize = 255;
+
+/// The parts of a dotted key. A part within quotes may hold dots: `a."b.c"`. The error says what is wrong with it.
+pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
+    let wrong = |reason: &str| format!("{} is not a key, such as settings.motd: {reason}", shown(key));
+    if key.len() > LONGEST_KEY {
+        return Err(wrong(&format!("it has more than {LONGEST_KEY} bytes")));
+    }
+    let (mut parts, mut rest) = (Vec::new(), Some(key));
+    while let Some(text) = rest {
+        let (part, after, dots) = match text.strip_prefix('"') {
+            Some(quoted) => {
+                let (part, after) = quoted.split_once('"').ok_or_else(|| wrong("a quote is not closed"))?;
+                (part, after, ".")
+            }
+            None => {
+                let (part, after) = text.split_at(text.find('.').unwrap_or(text.len()));
+                (part, after, "")
+            }
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-/".contains(c) || dots.contains(c);
+        if part.is_empty() {
+            return Err(wrong("a part of it is empty"));
+        }
+        if !part.chars().all(plain) || !(after.is_empty() || after.starts_with('.')) {
+            return Err(wrong("its parts have letters, digits, '_', '-' and '/', and are joined by '.'"));
+        }
+        parts.push(part);
+        rest = after.strip_prefix('.');
+    }
+    Ok(parts)
+}
 
 /// Every value by its dotted name: `settings.network.hostname`. Lists are values.
 pub fn flatten(settings: &Settings) -> BTreeMap<String, Value> {
@@ -98,6 +133,32 @@ mod tests {
             json!({"network": {"hostname": "n"}})
         );
         assert_eq!(select(&all, |_| false), json!({}));
+    }
+
+    #[test]
+    fn keys_have_parts() {
+        assert_eq!(
+            split_key("settings.containers.\"web\".env.A_1").unwrap(),
+            ["settings", "containers", "web", "env", "A_1"]
+        );
+        assert_eq!(split_key("a.\"b.c\".d").unwrap(), ["a", "b.c", "d"]);
+        let long = format!("settings.{}", "a".repeat(300));
+        for wrong in [
+            "",
+            ".",
+            "settings.",
+            ".settings",
+            "settings..x",
+            "settings.\"\"",
+            "settings.\"x",
+            "a b",
+            "ä",
+            "a.\"b\"c",
+            &long,
+        ] {
+            let error = split_key(wrong).unwrap_err();
+            assert!(error.contains("is not a key") && error.len() < 200, "{error}");
+        }
     }
 
     /// Any valid settings, from few names, so that two of them meet.

@@ -9,7 +9,7 @@ mod scalar;
 mod text;
 mod user_data;
 
-pub use keys::{changed, flatten, select};
+pub use keys::{changed, flatten, select, split_key};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
 pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
 pub use text::read_json;
