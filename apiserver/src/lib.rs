@@ -4,6 +4,8 @@ pub mod agent;
 mod body;
 pub mod cli;
 pub mod client;
+mod model;
+mod prefix;
 mod query;
 mod reply;
 mod routes;

@@ -2,15 +2,17 @@
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::agent;
 use crate::body::read_json;
+use crate::model;
+use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
-use crate::state::{State, ask};
+use crate::state::{State, ask_agent, unexpected};
 use crate::transactions::DEFAULT;
 
 /// Bytes of path and query.
@@ -48,16 +50,12 @@ async fn route(
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let transaction = query.get("tx")?.unwrap_or(DEFAULT);
     match (&parts.method, path.as_slice()) {
-        (&Method::GET, [""]) => everything(state, query.get("prefix")?).await,
+        (&Method::GET, [""]) => model::everything(state, query.get("prefix")?).await,
         (&Method::GET, ["settings"]) => {
-            let (keys, prefix) =
-                (query.list("keys")?, query.get("prefix")?.map(|prefix| area_prefix(prefix, "settings")));
-            let wanted = |key: &str| match (&keys, &prefix) {
-                (Some(keys), _) => keys.iter().any(|wanted| wanted == key),
-                (None, Some(prefix)) => {
-                    key.starts_with(prefix.as_str()) || "settings.".starts_with(prefix.as_str())
-                }
-                (None, None) => true,
+            let (keys, prefix) = (keys(&query)?, Selection::of_area(query.get("prefix")?, "settings"));
+            let wanted = |key: &str| match &keys {
+                Some(keys) => keys.iter().any(|wanted| wanted == key),
+                None => prefix.has(key),
             };
             Ok(reply::json(&settings::select(&state.borrow().effective(), wanted)))
         }
@@ -88,7 +86,7 @@ async fn route(
             Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?.keys))
         }
         (&Method::POST, ["tx", "apply"]) => {
-            apply(state, query.list("keys")?.unwrap_or_default()).await?;
+            apply(state, keys(&query)?.unwrap_or_default()).await?;
             Ok(reply::nothing())
         }
         (&Method::POST, ["tx", "commit_and_apply"]) => {
@@ -96,8 +94,10 @@ async fn route(
             apply(state, committed.keys.clone()).await?;
             Ok(reply::json(&committed.keys))
         }
-        (&Method::GET, ["os"]) => Ok(reply::json(&os(state, query.get("prefix")?))),
-        (&Method::GET, ["services"]) => services(state, query.list("names")?, query.get("prefix")?).await,
+        (&Method::GET, ["os"]) => Ok(reply::json(&model::os(state, query.get("prefix")?))),
+        (&Method::GET, ["services"]) => {
+            model::services(state, query.list("names")?, query.get("prefix")?).await
+        }
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -150,16 +150,16 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
     )
 }
 
-fn unexpected() -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the host agent gave an answer of another kind than was asked for",
-    )
-}
-
-async fn ask_agent(state: &RefCell<State>, request: &agent::Request) -> Result<agent::Response, Refusal> {
-    let agent = state.borrow().agent().to_owned();
-    ask(&agent, request).await
+/// Whole names of settings, which must be ones; that nothing has such a name is no mistake.
+fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
+    let Some(keys) = query.list("keys")? else { return Ok(None) };
+    let checked = keys.into_iter().map(|key| match settings::split_key(&key) {
+        // No name of a setting holds a dot: it stays in its quotes, and is nothing's.
+        Ok(parts) if parts.iter().any(|part| part.contains('.')) => Ok(key),
+        Ok(parts) => Ok(parts.join(".")),
+        Err(reason) => Err(Refusal::bad_request(format!("the query parameter \"keys\": {reason}"))),
+    });
+    checked.collect::<Result<_, _>>().map(Some)
 }
 
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {
@@ -204,89 +204,4 @@ async fn apply_in_turn(state: &RefCell<State>, keys: Vec<String>) -> Result<(), 
     let message =
         format!("generation {number} is committed, but could not be applied in full:\n{}", failed.join("\n"));
     Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
-}
-
-/// The prefix with its area in front, which the path implies.
-fn area_prefix(prefix: &str, area: &str) -> String {
-    if prefix.starts_with(area) || area.starts_with(prefix) {
-        prefix.to_owned()
-    } else {
-        format!("{area}.{prefix}")
-    }
-}
-
-async fn everything(state: &RefCell<State>, prefix: Option<&str>) -> Result<Reply, Refusal> {
-    let wants = |area: &str| prefix.is_none_or(|prefix| area.starts_with(prefix) || prefix.starts_with(area));
-    let mut model = Map::new();
-    if wants("settings.") {
-        let prefix = prefix.unwrap_or_default();
-        let wanted = |key: &str| key.starts_with(prefix) || "settings.".starts_with(prefix);
-        let tree = settings::select(&state.borrow().effective(), wanted);
-        if prefix.is_empty() || tree.as_object().is_some_and(|table| !table.is_empty()) {
-            model.insert("settings".to_owned(), tree);
-        }
-    }
-    if wants("os.") {
-        model.insert("os".to_owned(), os(state, prefix));
-    }
-    if wants("status") {
-        model.insert("status".to_owned(), status(state).await);
-    }
-    Ok(reply::json(&model))
-}
-
-/// Health and problems; what the agent cannot say is said here.
-async fn status(state: &RefCell<State>) -> Value {
-    let mut status = match ask_agent(state, &agent::Request::Status).await {
-        Ok(agent::Response::Status(status)) => serde_json::to_value(status).unwrap_or_default(),
-        answer => {
-            let message = answer.map_or_else(|refusal| refusal.message, |_| unexpected().message);
-            let problem = json!({"source": "apiserver", "subject": "host-agent", "message": message, "hint": "the boot log on the console says more"});
-            json!({"health": "starting", "problems": [problem]})
-        }
-    };
-    let own = state.borrow().problems.clone();
-    if let Some(problems) = status.get_mut("problems").and_then(Value::as_array_mut) {
-        problems.extend(own.iter().map(|problem| json!(problem)));
-    }
-    status
-}
-
-fn os(state: &RefCell<State>, prefix: Option<&str>) -> Value {
-    let os = state.borrow().os().clone();
-    let Some(prefix) = prefix.map(|prefix| area_prefix(prefix, "os")) else { return os };
-    let fields = os.as_object().into_iter().flatten();
-    let matching =
-        fields.filter(|(name, _)| format!("os.{name}").starts_with(&prefix) || "os.".starts_with(&prefix));
-    Value::Object(matching.map(|(name, value)| (name.clone(), value.clone())).collect())
-}
-
-async fn services(
-    state: &RefCell<State>,
-    names: Option<Vec<String>>,
-    prefix: Option<&str>,
-) -> Result<Reply, Refusal> {
-    let agent::Response::Services { services } = ask_agent(state, &agent::Request::Services).await? else {
-        return Err(unexpected());
-    };
-    if let Some(missing) =
-        names.iter().flatten().find(|name| !services.iter().any(|service| service.name == **name))
-    {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no service {missing:?}")));
-    }
-    let prefix = prefix.map(|prefix| area_prefix(prefix, "services"));
-    let mut found = Map::new();
-    for service in services {
-        let by_name = names.as_ref().is_none_or(|names| names.contains(&service.name));
-        let by_prefix = names.is_some()
-            || prefix.as_ref().is_none_or(|prefix| {
-                format!("services.{}", service.name).starts_with(prefix.as_str())
-                    || "services.".starts_with(prefix.as_str())
-            });
-        if by_name && by_prefix {
-            let name = service.name.clone();
-            found.insert(name, serde_json::to_value(service).unwrap_or_default());
-        }
-    }
-    Ok(reply::json(&found))
 }

@@ -3,10 +3,11 @@
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use settings::Settings;
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use crate::agent::init_status::Problem;
@@ -35,6 +36,9 @@ pub struct State {
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
+    /// Whether the host agent ever answered this process.
+    pub(crate) agent_has_answered: bool,
+    pub(crate) started: Instant,
     defaults: Settings,
     os: Value,
     agent: PathBuf,
@@ -75,6 +79,8 @@ impl State {
             applying: Rc::default(),
             store,
             problems,
+            agent_has_answered: false,
+            started: Instant::now(),
             defaults,
             os,
             agent: paths.agent.clone(),
@@ -146,7 +152,7 @@ pub(crate) fn problem(subject: &str, message: String, hint: &str) -> Problem {
 }
 
 /// Asks the host agent; its errors become the API's.
-pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
+async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
     let patience = if matches!(request, Request::Apply { .. }) { SLOW } else { QUICK };
     match agent::call(agent, request, patience).await {
         Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
@@ -163,6 +169,20 @@ pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Ref
             ),
         )),
     }
+}
+
+/// As [`ask`], of a server whose state others use meanwhile.
+pub(crate) async fn ask_agent(state: &RefCell<State>, request: &Request) -> Result<Response, Refusal> {
+    let agent = state.borrow().agent().to_owned();
+    let answer = ask(&agent, request).await;
+    if answer.is_ok() {
+        state.borrow_mut().agent_has_answered = true;
+    }
+    answer
+}
+
+pub(crate) fn unexpected() -> Refusal {
+    Refusal::internal("the host agent gave an answer of another kind than was asked for")
 }
 
 /// What `GET /os` shows, from os-release(5), in Bottlerocket's names.

@@ -3,44 +3,31 @@
 use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
 use hyper::Method;
 use serde_json::json;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::agent::{agent, answer};
 use crate::harness::Server;
 
-/// Speaks the host agent's protocol: applies what it is told after `delay`, and says that `failing` failed. Tells what it was
-/// asked when it begins, and `None` when it was asked while it was at work.
-fn agent(server: &Server, delay: Duration, failing: Option<&'static str>) -> Receiver<Option<Request>> {
-    let listener = UnixListener::bind(server.dir.path().join("agent.sock")).unwrap();
+/// Applies what it is told after `delay`, and says that `failing` failed. Tells what it was asked when it begins, and `None`
+/// when it was asked while it was at work.
+fn applier(server: &Server, delay: Duration, failing: Option<&'static str>) -> Receiver<Option<Request>> {
     let (asked, requests) = channel();
-    let busy = Arc::new(AtomicBool::new(false));
-    std::thread::spawn(move || {
-        for stream in listener.incoming().take(16) {
-            let (asked, busy) = (asked.clone(), busy.clone());
-            std::thread::spawn(move || {
-                let mut stream = BufReader::new(stream.unwrap());
-                let mut line = String::new();
-                stream.read_line(&mut line).unwrap();
-                let request: Request = serde_json::from_str(&line).unwrap();
-                let Request::Apply { generation, .. } = request else { panic!("asked for {request:?}") };
-                let _ = asked.send((!busy.swap(true, Ordering::SeqCst)).then_some(request));
-                std::thread::sleep(delay);
-                busy.store(false, Ordering::SeqCst);
-                let done = ApplyStep { name: "hostname".to_owned(), error: None };
-                let failed = failing.map(|error| ApplyStep {
-                    name: "container web".to_owned(),
-                    error: Some(error.to_owned()),
-                });
-                let steps = [done].into_iter().chain(failed).collect();
-                let response = Response::Apply(ApplyOutcome { generation, steps });
-                let _ = writeln!(stream.get_mut(), "{}", serde_json::to_string(&response).unwrap());
-            });
-        }
+    let busy = AtomicBool::new(false);
+    agent(server, move |request| {
+        let Request::Apply { generation, .. } = request else { panic!("asked for {request:?}") };
+        let _ = asked.send((!busy.swap(true, Ordering::SeqCst)).then_some(request));
+        std::thread::sleep(delay);
+        busy.store(false, Ordering::SeqCst);
+        let done = ApplyStep { name: "hostname".to_owned(), error: None };
+        let failed = failing
+            .map(|error| ApplyStep { name: "container web".to_owned(), error: Some(error.to_owned()) });
+        let steps = [done].into_iter().chain(failed).collect();
+        answer(&Response::Apply(ApplyOutcome { generation, steps }))
     });
     requests
 }
@@ -58,7 +45,7 @@ fn a_commit_that_cannot_be_applied_is_told_and_stays() {
 #[test]
 fn the_agent_gets_all_settings_and_the_keys_that_changed() {
     let server = Server::start();
-    let requests = agent(&server, Duration::ZERO, None);
+    let requests = applier(&server, Duration::ZERO, None);
     server.send(Method::PATCH, "/settings", r#"{"network": {"hostname": "n"}}"#);
     let answer = server.send(Method::POST, "/tx/commit_and_apply", "");
     assert_eq!((answer.status, answer.text().as_str()), (200, r#"["settings.network.hostname"]"#));
@@ -77,7 +64,7 @@ fn the_agent_gets_all_settings_and_the_keys_that_changed() {
 #[test]
 fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     let server = Server::start();
-    let _requests = agent(&server, Duration::ZERO, Some("no image \"nonesuch\" is preloaded"));
+    let _requests = applier(&server, Duration::ZERO, Some("no image \"nonesuch\" is preloaded"));
     let set = server.client(&["set", "containers.web.image=nonesuch"]);
     let said = String::from_utf8_lossy(&set.stderr);
     assert_eq!(set.status.code(), Some(1));
@@ -95,7 +82,7 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
 #[test]
 fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
     let mut server = Server::start();
-    let requests = agent(&server, Duration::from_millis(700), None);
+    let requests = applier(&server, Duration::from_millis(700), None);
     server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
     let idle = UnixStream::connect(server.socket()).unwrap();
     let (answer, ended) = std::thread::scope(|scope| {
@@ -114,7 +101,7 @@ fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
 #[test]
 fn one_generation_is_applied_at_a_time_and_the_newest_last() {
     let server = Server::start();
-    let requests = agent(&server, Duration::from_millis(50), None);
+    let requests = applier(&server, Duration::from_millis(50), None);
     std::thread::scope(|scope| {
         for number in 0..8 {
             let server = &server;
@@ -139,7 +126,7 @@ fn one_generation_is_applied_at_a_time_and_the_newest_last() {
 #[test]
 fn the_outcome_is_kept_when_its_client_went_away() {
     let server = Server::start();
-    let requests = agent(&server, Duration::from_millis(300), None);
+    let requests = applier(&server, Duration::from_millis(300), None);
     server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
     let mut leaving = UnixStream::connect(server.socket()).unwrap();
     leaving.write_all(b"POST /tx/commit_and_apply HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();

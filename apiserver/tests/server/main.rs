@@ -1,9 +1,11 @@
 //! The real API server on a folder of its own, met by good and by hostile clients.
 
+mod agent;
 mod apply;
 mod command_line;
 mod harness;
 mod hostile;
+mod model;
 
 use harness::Server;
 use hyper::Method;
@@ -36,6 +38,11 @@ fn answers_are_bottlerockets() {
     assert_eq!(server.get("/os?prefix=ver"), json!({"version_id": "0.1.0"}));
     assert_eq!(server.get("/?prefix=settings.mot"), json!({"settings": {"motd": "Welcome"}}));
     assert_eq!(server.get("/settings?prefix=none"), json!({}));
+    assert_eq!(server.get("/os?prefix=o"), json!({}));
+    assert_eq!(
+        server.get("/settings?keys=settings.%22motd%22,settings.nonesuch"),
+        json!({"motd": "Welcome"})
+    );
     let keypair = server.send(
         Method::PATCH,
         "/settings/keypair?tx=t",
@@ -49,6 +56,9 @@ fn answers_are_bottlerockets() {
     for (method, uri, body, status, text) in [
         (Method::POST, "/tx/commit", "", 422, "Tried to commit with no pending changes"),
         (Method::GET, "/?prefix=", "", 400, "prefix"),
+        (Method::GET, "/settings?keys=settings..x", "", 400, "a part of it is empty"),
+        (Method::GET, "/settings?keys=settings.motd,", "", 400, "a part of it is empty"),
+        (Method::POST, "/tx/apply?keys=a%20b", "", 400, "is not a key"),
         (Method::GET, "/nowhere", "", 404, "/settings"),
         (Method::PUT, "/settings", "", 405, "PUT"),
         (Method::PATCH, "/settings", "{", 400, "not JSON"),
