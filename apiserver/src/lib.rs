@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod body;
+mod budget;
 pub mod cli;
 pub mod client;
 mod model;

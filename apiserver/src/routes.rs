@@ -30,7 +30,9 @@ pub(crate) async fn handle(
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let as_json = accept.contains("application/json");
-    route(state, uid, request).await.unwrap_or_else(|refusal| refusal.reply(as_json))
+    let reply = route(state, uid, request).await;
+    let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
+    held.unwrap_or_else(|refusal| refusal.reply(as_json))
 }
 
 async fn route(
@@ -105,6 +107,8 @@ async fn route(
         (&Method::GET, ["containers", name, "logs"]) => {
             let wrong = |_| Refusal::bad_request("the query parameter \"lines\" is not a whole number");
             let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
+            let log = state.borrow().log.clone();
+            let _turn = log.lock().await;
             match ask_agent(state, &agent::Request::ContainerLogs { name: (*name).to_owned(), lines }).await?
             {
                 agent::Response::Logs { text } => Ok(reply::text(text)),

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use settings::Settings;
 use std::cell::RefCell;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
-use crate::body;
+use crate::budget::Budget;
 use crate::reply::Refusal;
 use crate::store::{Origin, Store};
 use crate::transactions::Transactions;
@@ -30,7 +31,11 @@ pub struct Paths {
 pub struct State {
     pub(crate) transactions: Transactions,
     /// What the bodies that are being read may take.
-    pub(crate) bodies: body::Budget,
+    pub(crate) bodies: Budget,
+    /// What the answers that are not sent yet may take.
+    pub(crate) answers: Budget,
+    /// Held while a log is on its way from the host agent: it takes the most of all answers.
+    pub(crate) log: Rc<Mutex<()>>,
     /// Held while the host agent applies.
     pub(crate) applying: Rc<Mutex<()>>,
     pub store: Store,
@@ -75,7 +80,9 @@ impl State {
         let os = os(&paths.os_release)?;
         Ok(Self {
             transactions: Transactions::default(),
-            bodies: body::Budget::default(),
+            bodies: Budget::default(),
+            answers: Budget::default(),
+            log: Rc::default(),
             applying: Rc::default(),
             store,
             problems,
@@ -162,6 +169,9 @@ async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
             Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
         }
         Ok(response) => Ok(response),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Refusal::internal(format!(
+            "the host agent's answer cannot be used: {error}; if it is a log, ask for less of it (?lines=100)"
+        ))),
         Err(error) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!(

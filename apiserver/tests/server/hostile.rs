@@ -131,6 +131,34 @@ fn bodies_made_to_fill_the_memory_do_not() {
 }
 
 #[test]
+fn answers_that_nobody_reads_do_not_fill_the_memory() {
+    let server = Server::start();
+    let env: serde_json::Map<_, _> = (0..4).map(|n| (format!("A{n}"), json!("x".repeat(60_000)))).collect();
+    let web = json!({"containers": {"web": {"image": "a", "env": env}}});
+    assert_eq!(server.send(Method::PATCH, "/settings", &web.to_string()).status, 204);
+    assert_eq!(server.send(Method::POST, "/tx/commit", "").status, 200);
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let mut stream = UnixStream::connect(server.socket()).unwrap();
+        stream.write_all(b"GET /settings HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        waiting.push(stream);
+    }
+    // Small answers are given meanwhile, and large ones refused.
+    assert_eq!(server.get("/settings?prefix=motd"), json!({"motd": "Welcome"}));
+    let refused = server.send(Method::GET, "/settings", "");
+    assert!(refused.status == 503 && refused.text().contains("try again"), "{}", refused.status);
+    assert!(server.peak_memory_kib() < 48 << 10, "{} KiB", server.peak_memory_kib());
+    // Who reads its answer gets it whole, and what it held is given back.
+    drop(waiting.split_off(1));
+    let mut answer = vec![0; 240_000];
+    waiting[0].read_exact(&mut answer).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while server.send(Method::GET, "/settings", "").status != 200 {
+        assert!(Instant::now() < deadline, "large answers are still refused");
+    }
+}
+
+#[test]
 fn settings_cannot_grow_beyond_what_a_restart_can_read() {
     let mut server = Server::start();
     let mut accepted = 0;
