@@ -3,6 +3,7 @@
 mod agent;
 mod apply;
 mod command_line;
+mod containers;
 mod harness;
 mod hostile;
 mod model;
