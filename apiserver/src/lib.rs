@@ -1,6 +1,7 @@
 //! The API of Caisson: server, client, and the protocol between the server and the host agent.
 
 pub mod agent;
+mod apply;
 mod body;
 mod budget;
 pub mod cli;

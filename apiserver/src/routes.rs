@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::agent;
+use crate::apply::apply;
 use crate::body::read_json;
 use crate::model;
 use crate::prefix::Selection;
@@ -167,45 +168,14 @@ fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
 }
 
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {
+    // As with Bottlerocket: no value, no transaction, so that a commit of nothing is told. Tables without one (a container
+    // without an image) are told what they lack.
+    if settings::flatten(change).is_empty() {
+        let state = state.borrow();
+        let whole = state.effective().with(&state.transactions.pending(transaction)).with(change);
+        whole.check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        return Ok(reply::nothing());
+    }
     state.borrow_mut().transactions.add(transaction, change).map_err(Refusal::bad_request)?;
     Ok(reply::nothing())
-}
-
-/// Makes the node match what is committed. What could not be applied is told with its reason; it stays committed.
-async fn apply(state: &Rc<RefCell<State>>, keys: Vec<String>) -> Result<(), Refusal> {
-    // A task of its own: the agent works on when the client goes away, and the outcome is to be kept all the same.
-    let state = state.clone();
-    let task = tokio::task::spawn_local(async move { apply_in_turn(&state, keys).await });
-    task.await.unwrap_or_else(|_| Err(unexpected()))
-}
-
-async fn apply_in_turn(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal> {
-    // One after the other, each with the newest settings: an older generation must not be applied over a newer one.
-    let applying = state.borrow().applying.clone();
-    let _turn = applying.lock().await;
-    let request = state.borrow().apply_request(keys);
-    let number = state.borrow().store.number();
-    let outcome = match ask_agent(state, &request).await {
-        Ok(agent::Response::Apply(outcome)) => outcome,
-        Ok(_) => return Err(unexpected()),
-        Err(refusal) => {
-            let message =
-                format!("generation {number} is committed, but not applied yet: {}", refusal.message);
-            return Err(Refusal { message, ..refusal });
-        }
-    };
-    if let Err(error) = state.borrow().store.record_outcome(&outcome) {
-        eprintln!("<4>the outcome of generation {number} is not kept: {error}");
-    }
-    let failed: Vec<String> = outcome
-        .steps
-        .iter()
-        .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
-        .collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let message =
-        format!("generation {number} is committed, but could not be applied in full:\n{}", failed.join("\n"));
-    Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
 }

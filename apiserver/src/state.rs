@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
+use crate::apply::Applies;
 use crate::budget::Budget;
 use crate::reply::Refusal;
 use crate::store::{Origin, Store};
@@ -36,8 +37,7 @@ pub struct State {
     pub(crate) answers: Budget,
     /// Held while a log is on its way from the host agent: it takes the most of all answers.
     pub(crate) log: Rc<Mutex<()>>,
-    /// Held while the host agent applies.
-    pub(crate) applying: Rc<Mutex<()>>,
+    pub(crate) applies: Applies,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
@@ -83,7 +83,7 @@ impl State {
             bodies: Budget::default(),
             answers: Budget::default(),
             log: Rc::default(),
-            applying: Rc::default(),
+            applies: Applies::default(),
             store,
             problems,
             agent_has_answered: false,

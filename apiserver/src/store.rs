@@ -168,6 +168,11 @@ impl Store {
 
     /// Keeps what became of applying a generation. Losing it loses no setting.
     pub fn record_outcome(&self, outcome: &ApplyOutcome) -> Result<(), StoreError> {
+        self.usable()?;
+        // The defaults alone: there is no document that an outcome could be of.
+        if outcome.generation == 0 {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(outcome).unwrap_or_default();
         self.write(&outcome_name(outcome.generation), text.as_bytes())
     }

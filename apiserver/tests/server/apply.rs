@@ -113,14 +113,73 @@ fn one_generation_is_applied_at_a_time_and_the_newest_last() {
             });
         }
     });
-    let applied: Vec<u64> = requests
-        .try_iter()
-        .map(|request| match request {
-            Some(Request::Apply { generation, .. }) => generation,
-            other => panic!("two at a time: {other:?}"),
-        })
-        .collect();
-    assert!(applied.len() == 8 && applied.is_sorted() && applied[7] == 8, "{applied:?}");
+    let applied: Vec<u64> = requests.try_iter().map(generation).collect();
+    assert!(applied.is_sorted() && applied.last() == Some(&8), "{applied:?}");
+}
+
+fn generation(request: Option<Request>) -> u64 {
+    match request {
+        Some(Request::Apply { generation, .. }) => generation,
+        other => panic!("two at a time: {other:?}"),
+    }
+}
+
+#[test]
+fn who_asks_during_a_run_shares_the_one_after_it() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::from_millis(500), Some("it is broken"));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| server.client(&["set", "motd=first"]));
+        let begun = requests.recv().unwrap();
+        assert_eq!(generation(begun), 1);
+        for number in 0..6 {
+            let server = &server;
+            scope.spawn(move || {
+                let motd = json!({"containers": {(format!("c{number}")): {"image": "a"}}}).to_string();
+                server.send(Method::PATCH, &format!("/settings?tx=t{number}"), &motd);
+                let uri = format!("/tx/commit_and_apply?tx=t{number}");
+                let answer = server.send(Method::POST, &uri, "");
+                // All of them are told what became of the run that has their change.
+                assert!(answer.status == 500 && answer.text().contains("generation 7"), "{}", answer.text());
+            });
+        }
+        let said = String::from_utf8(first.join().unwrap().stderr).unwrap();
+        assert!(said.contains("generation 1"), "{said}");
+    });
+    let Some(Request::Apply { generation, keys, .. }) = requests.recv().unwrap() else { panic!() };
+    let images: Vec<String> = (0..6).map(|number| format!("settings.containers.c{number}.image")).collect();
+    assert_eq!((generation, keys), (7, images));
+    assert!(requests.try_recv().is_err(), "there was a third run");
+}
+
+#[test]
+fn clients_that_do_not_wait_leave_one_run_behind() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::from_millis(300), None);
+    for _ in 0..200 {
+        let mut leaving = UnixStream::connect(server.socket()).unwrap();
+        leaving.write_all(b"POST /tx/apply HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    }
+    assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 204);
+    assert!(requests.try_iter().count() <= 4);
+}
+
+#[test]
+fn nothing_is_not_applied() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::ZERO, None);
+    for nothing in ["{}", r#"{"containers": {}}"#, r#"{"network": {}}"#] {
+        assert_eq!(server.send(Method::PATCH, "/settings", nothing).status, 204);
+        assert_eq!(server.get("/tx/list"), json!([]));
+        for uri in ["/tx/commit", "/tx/commit_and_apply"] {
+            let answer = server.send(Method::POST, uri, "");
+            let expected = "Tried to commit with no pending changes";
+            assert_eq!((answer.status, answer.text().as_str()), (422, expected));
+        }
+    }
+    let empty = server.send(Method::PATCH, "/settings", r#"{"containers": {"web": {}}}"#);
+    assert!(empty.status == 400 && empty.text().contains("web.image: missing"), "{}", empty.text());
+    assert!(requests.try_recv().is_err());
 }
 
 #[test]
