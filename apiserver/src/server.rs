@@ -35,8 +35,11 @@ const LARGEST_HEAD: usize = 16 << 10;
 const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
 /// What a request that is under way then still gets; applying takes the longest.
 const LAST_REQUEST: Duration = Duration::from_secs(150);
-/// What requests that are under way get when the server stops.
-const STOPPING: Duration = Duration::from_secs(5);
+/// What requests that are under way get when the server stops: a restart of the node waits for the agent, and its answer is to
+/// be written still. PID 1 ends the service 2 s later (stop-timeout of os/services/apiserver.toml).
+const STOPPING: Duration = Duration::from_secs(8);
+/// What a connection gets then to show that there is a request on it, which was sent but not yet read.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 /// After a failed accept (no more descriptors), so that the processor has something else to do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -57,7 +60,7 @@ impl Server {
         }
     }
 
-    /// Closes idle connections, and lets requests that are under way finish for 5 seconds.
+    /// Closes idle connections, and lets requests that are under way finish for 8 seconds.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
         for _ in 0..STOPPING.as_millis() / 20 {
@@ -136,6 +139,10 @@ impl Server {
             _ = stopping.wait_for(|stopping| *stopping) => STOPPING,
             () = tokio::time::sleep(LONGEST_CONNECTION) => LAST_REQUEST,
         };
+        // A connection on which nothing was read is closed at once by what follows.
+        if tokio::time::timeout(LAST_LOOK, &mut connection).await.is_ok() {
+            return;
+        }
         connection.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(patience, connection).await;
     }

@@ -5,7 +5,6 @@ use hyper::Method;
 use serde_json::json;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -15,7 +14,11 @@ use crate::harness::Server;
 
 /// Applies what it is told after `delay`, and says that `failing` failed. Tells what it was asked when it begins, and `None`
 /// when it was asked while it was at work.
-fn applier(server: &Server, delay: Duration, failing: Option<&'static str>) -> Receiver<Option<Request>> {
+pub(crate) fn applier(
+    server: &Server,
+    delay: Duration,
+    failing: Option<&'static str>,
+) -> Receiver<Option<Request>> {
     let (asked, requests) = channel();
     let busy = AtomicBool::new(false);
     agent(server, move |request| {
@@ -77,25 +80,6 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     );
     let listed = server.client(&["generations"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains("no image"), "{listed:?}");
-}
-
-#[test]
-fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
-    let mut server = Server::start();
-    let requests = applier(&server, Duration::from_millis(700), None);
-    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
-    let idle = UnixStream::connect(server.socket()).unwrap();
-    let (answer, ended) = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| server.send(Method::POST, "/tx/commit_and_apply", ""));
-        requests.recv().unwrap();
-        let pid = server.process.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        (asking.join().unwrap(), Instant::now())
-    });
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(server.process.wait().unwrap().success());
-    assert!(ended.elapsed() < Duration::from_secs(2), "an idle connection held up the end");
-    drop(idle);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod containers;
 mod harness;
 mod hostile;
 mod model;
+mod stop;
 
 use harness::Server;
 use hyper::Method;
