@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::{ContainerStatus, Status};
 use crate::client::{Answer, ClientError, Endpoint, request_blocking};
 use crate::store::Listed;
-use crate::tables::{describe, history, list};
+use crate::tables::{PartialStatus, describe, describe_partial, history, list};
 
 /// Talks to the API of a Caisson node.
 #[derive(Parser)]
@@ -59,7 +59,7 @@ enum Command {
     /// Health of the node and what is wrong with it
     Status,
     /// Containers and what they wrote
-    #[command(subcommand)]
+    #[command(subcommand, alias = "containers")]
     Container(Container),
     /// The commits that are kept, and what became of applying them
     Generations,
@@ -106,6 +106,33 @@ enum Container {
 enum Failure {
     Usage(String),
     Failed(String),
+    /// By the node, which says why.
+    Refused {
+        status: u16,
+        method: Method,
+        uri: String,
+        reason: String,
+    },
+}
+
+impl Failure {
+    /// What a person reads. Whoever gave the path of a request is told it again, as Bottlerocket's client does.
+    fn told(&self, command: &Command) -> String {
+        match self {
+            Self::Usage(text) | Self::Failed(text) => text.clone(),
+            Self::Refused { reason, .. } if command.names_settings() && !reason.is_empty() => reason.clone(),
+            Self::Refused { status, method, uri, reason } => {
+                format!("Status {status} when {method}ing {uri}: {reason}")
+            }
+        }
+    }
+}
+
+impl Command {
+    /// Whether it is about settings, not about one request: their mistakes are told with their keys.
+    fn names_settings(&self) -> bool {
+        matches!(self, Self::Set(_) | Self::Apply { .. })
+    }
 }
 
 impl From<ClientError> for Failure {
@@ -133,13 +160,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, default: &Endpoint) ->
             print(&text);
             ExitCode::SUCCESS
         }
-        Err(Failure::Usage(text)) => {
-            eprintln!("apiclient: {text}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Failed(text)) => {
-            eprintln!("apiclient: {text}");
-            ExitCode::from(1)
+        Err(failure) => {
+            eprintln!("apiclient: {}", failure.told(&cli.command));
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
         }
     }
 }
@@ -175,7 +198,7 @@ impl Api {
         if answer.is_success() {
             return Ok(answer);
         }
-        Err(Failure::Failed(format!("Status {} when {method}ing {uri}: {}", answer.status, answer.text())))
+        Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: answer.text() })
     }
 
     fn get(&self, uri: &str) -> Result<Value, Failure> {
@@ -225,7 +248,9 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             Some(text) => {
                 let value: Value = serde_json::from_str(text)
                     .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
-                api.commit("set", &[("/settings", value.get("settings").cloned().unwrap_or(value))])
+                let settings =
+                    inner_settings(value).map_err(|reason| Failure::Usage(format!("--json: {reason}")))?;
+                api.commit("set", &[("/settings", settings)])
             }
             None => {
                 let pairs = key_values(&set.pairs)?;
@@ -247,8 +272,11 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let value = api.get("/?prefix=status")?;
             match api.read::<Status>(value["status"].clone()) {
                 Ok(status) => Ok(describe(&status)),
-                // The agent is not there yet: the server says what it knows.
-                Err(_) => Ok(pretty(&value["status"])),
+                // The agent is not there: the server says what it knows.
+                Err(_) => {
+                    let part: PartialStatus = api.read(value["status"].clone())?;
+                    Ok(describe_partial(&part))
+                }
             }
         }
         Command::Container(Container::List) => {
@@ -275,7 +303,10 @@ fn key_values(arguments: &[String]) -> Result<Vec<String>, Failure> {
     }
     match arguments.iter().position(|pair| !pair.contains('=')) {
         // Not shown: it may be a value that was meant to be secret.
-        Some(at) => Err(Failure::Usage(format!("argument {} is not KEY=VALUE, such as motd=hello", at + 1))),
+        Some(at) => Err(Failure::Usage(format!(
+            "argument {} is not KEY=VALUE, such as motd=hello; a value with spaces is put in quotes: motd='hello world'",
+            at + 1
+        ))),
         None => Ok(arguments.to_vec()),
     }
 }
@@ -293,7 +324,12 @@ fn get(api: &Api, prefixes: &[String]) -> Result<String, Failure> {
     let prefixes = if prefixes.is_empty() { &standard } else { prefixes };
     let mut merged = json!({});
     for prefix in prefixes {
-        merge(&mut merged, api.get(&format!("/?prefix={}", encode(prefix)))?);
+        let part = api.get(&format!("/?prefix={}", encode(prefix)))?;
+        // Bottlerocket's client shows {} and nothing else; a program that reads it still gets that.
+        if part == json!({}) {
+            eprintln!("apiclient: nothing is there with a name that begins with {prefix:?}");
+        }
+        merge(&mut merged, part);
     }
     Ok(pretty(&merged))
 }
@@ -318,6 +354,18 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
+/// What is under `settings` when there is such a layer, and then nothing beside it that would be lost.
+fn inner_settings(mut value: Value) -> Result<Value, String> {
+    let Value::Object(table) = &mut value else { return Ok(value) };
+    let Some(settings) = table.remove("settings") else { return Ok(value) };
+    match table.keys().next() {
+        Some(other) => {
+            Err(format!("there is {other:?} beside \"settings\": everything belongs under \"settings\""))
+        }
+        None => Ok(settings),
+    }
+}
+
 /// The content of `settings` in a file of TOML or JSON.
 fn read_settings(file: &Path) -> Result<Value, Failure> {
     let failed = |reason: String| Failure::Failed(format!("{}: {reason}", file.display()));
@@ -329,12 +377,14 @@ fn read_settings(file: &Path) -> Result<Value, Failure> {
     };
     read.map_err(|error| failed(error.to_string()))?;
     if text.trim_start().starts_with('{') {
-        let mut value: Value =
+        let value: Value =
             serde_json::from_str(&text).map_err(|error| failed(format!("this is not JSON: {error}")))?;
-        return match value.get_mut("settings") {
-            Some(settings) => Ok(settings.take()),
-            None => Err(failed("there is no key \"settings\" at the top".to_owned())),
-        };
+        if value.get("settings").is_none() {
+            return Err(failed(
+                "there is no key \"settings\" at the top: put everything under it".to_owned(),
+            ));
+        }
+        return inner_settings(value).map_err(failed);
     }
     let settings = settings::from_user_data(&text).map_err(|mistakes| failed(mistakes.to_string()))?;
     Ok(settings.to_json())

@@ -175,7 +175,7 @@ async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
         Err(error) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "the host agent does not answer ({error}): it may be starting; try again in a moment, and see `apiclient status` (GET /)"
+                "the host agent does not answer ({error}): if it is starting, try again in a moment; `apiclient status` (GET /) says how the node is"
             ),
         )),
     }
