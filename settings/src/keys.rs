@@ -68,6 +68,45 @@ pub fn changed(old: &Settings, new: &Settings) -> Vec<String> {
     keys
 }
 
+/// What differs, by name: the old value and the new one, none where it is not set. Values of environment variables may be
+/// secrets, and are not shown.
+pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, Option<Value>)> {
+    let (before, after) = (flatten(old), flatten(new));
+    let shown = |key: &str, value: Option<&Value>| match value {
+        Some(_) if is_secret(key) => Some(Value::from("(not shown)")),
+        value => value.cloned(),
+    };
+    let both = |key: String| {
+        let values = (shown(&key, before.get(&key)), shown(&key, after.get(&key)));
+        (key, values)
+    };
+    changed(old, new).into_iter().map(both).collect()
+}
+
+/// Whether its value is a [`crate::EnvValue`].
+fn is_secret(key: &str) -> bool {
+    matches!(key.split('.').collect::<Vec<_>>().as_slice(), ["settings", "containers", _, "env", _])
+}
+
+/// Removes a value or a table by its dotted name, and the tables that are empty without it. Says whether there was one.
+pub(crate) fn remove(tree: &mut Value, key: &str) -> bool {
+    let parts: Vec<&str> = key.split('.').skip(1).collect();
+    remove_parts(tree, &parts)
+}
+
+fn remove_parts(tree: &mut Value, parts: &[&str]) -> bool {
+    let (Value::Object(table), [part, rest @ ..]) = (tree, parts) else { return false };
+    if rest.is_empty() {
+        return table.remove(*part).is_some();
+    }
+    let Some(below) = table.get_mut(*part) else { return false };
+    let removed = remove_parts(below, rest);
+    if removed && *below == Value::Object(Map::new()) {
+        table.remove(*part);
+    }
+    removed
+}
+
 /// The part of the tree whose names satisfy `wanted`, without the outer `settings` layer.
 pub fn select(settings: &Settings, wanted: impl Fn(&str) -> bool) -> Value {
     let mut tree = Value::Object(Map::new());
@@ -101,7 +140,7 @@ pub(crate) fn merge(base: &mut Value, change: Value) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::from_json;
     use proptest::prelude::*;
@@ -123,6 +162,25 @@ mod tests {
         );
         assert_eq!(changed(&old, &new), ["settings.containers.web.command", "settings.containers.web.env.B"]);
         assert!(changed(&new, &new).is_empty());
+    }
+
+    #[test]
+    fn a_difference_has_both_values_and_no_secret() {
+        let old = settings(
+            json!({"motd": "a", "containers": {"web": {"image": "x", "env": {"A": "hunter2", "B": "1"}}}}),
+        );
+        let new = settings(
+            json!({"network": {"hostname": "n"}, "containers": {"web": {"image": "x", "env": {"A": "other"}}}}),
+        );
+        let hidden = || Some(json!("(not shown)"));
+        let expected = [
+            ("settings.containers.web.env.A", hidden(), hidden()),
+            ("settings.containers.web.env.B", hidden(), None),
+            ("settings.motd", Some(json!("a")), None),
+            ("settings.network.hostname", None, Some(json!("n"))),
+        ];
+        let expected = expected.map(|(key, old, new)| (key.to_owned(), (old, new)));
+        assert_eq!(diff(&old, &new), BTreeMap::from(expected));
     }
 
     #[test]
@@ -162,7 +220,7 @@ mod tests {
     }
 
     /// Any valid settings, from few names, so that two of them meet.
-    fn any_settings() -> impl Strategy<Value = Settings> {
+    pub(crate) fn any_settings() -> impl Strategy<Value = Settings> {
         let container = (
             proptest::option::of("[a-c]"),
             proptest::option::of(proptest::collection::vec("[a-c]", 1..3)),
