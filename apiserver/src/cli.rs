@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::{ContainerStatus, Status};
 use crate::client::{Answer, ClientError, Endpoint, request_blocking};
 use crate::store::Listed;
-use crate::tables::{PartialStatus, describe, describe_partial, history, list};
+use crate::tables::{PartialStatus, compare, describe, describe_partial, history, list};
 
 /// Talks to the API of a Caisson node.
 #[derive(Parser)]
@@ -22,7 +22,8 @@ use crate::tables::{PartialStatus, describe, describe_partial, history, list};
     max_term_width = 100,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
-    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient container logs web\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
+    apiclient history\n  apiclient diff 3\n  apiclient restore 3\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -61,8 +62,19 @@ enum Command {
     /// Containers and what they wrote
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// Remove settings, durably, and apply that; a default of the image holds again
+    Delete {
+        /// Values (motd) or tables with all in them (containers.web)
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+    },
     /// The commits that are kept, and what became of applying them
-    Generations,
+    #[command(visible_alias = "generations")]
+    History,
+    /// What differs between two generations; with one: between it and the newest
+    Diff { from: u64, to: Option<u64> },
+    /// Commit the settings of an older generation again, and apply them
+    Restore { generation: u64 },
 }
 
 #[derive(Args)]
@@ -131,7 +143,14 @@ impl Failure {
 impl Command {
     /// Whether it is about settings, not about one request: their mistakes are told with their keys.
     fn names_settings(&self) -> bool {
-        matches!(self, Self::Set(_) | Self::Apply { .. })
+        matches!(
+            self,
+            Self::Set(_)
+                | Self::Apply { .. }
+                | Self::Delete { .. }
+                | Self::Diff { .. }
+                | Self::Restore { .. }
+        )
     }
 }
 
@@ -213,11 +232,12 @@ impl Api {
     }
 
     /// Stages changes and commits them in one transaction of our own.
-    fn commit(&self, kind: &str, changes: &[(&str, Value)]) -> Result<String, Failure> {
+    fn commit(&self, kind: &str, changes: &[(Method, &str, Option<Value>)]) -> Result<String, Failure> {
         let transaction = format!("apiclient-{kind}-{}-{}", std::process::id(), nanos());
-        for (path, body) in changes {
-            let staged =
-                self.send(Method::PATCH, &format!("{path}?tx={transaction}"), Some(body.to_string()));
+        for (method, uri, body) in changes {
+            let and = if uri.contains('?') { '&' } else { '?' };
+            let uri = format!("{uri}{and}tx={transaction}");
+            let staged = self.send(method.clone(), &uri, body.as_ref().map(Value::to_string));
             if staged.is_err() {
                 // Nothing of a refused change stays behind.
                 let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
@@ -250,17 +270,18 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
                     .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
                 let settings =
                     inner_settings(value).map_err(|reason| Failure::Usage(format!("--json: {reason}")))?;
-                api.commit("set", &[("/settings", settings)])
+                api.commit("set", &[(Method::PATCH, "/settings", Some(settings))])
             }
             None => {
                 let pairs = key_values(&set.pairs)?;
-                api.commit("set", &[("/settings/keypair", json!({"request_payload": pairs}))])
+                let body = json!({"request_payload": pairs});
+                api.commit("set", &[(Method::PATCH, "/settings/keypair", Some(body))])
             }
         },
         Command::Apply { files } => {
             let changes = files
                 .iter()
-                .map(|file| Ok(("/settings", read_settings(file)?)))
+                .map(|file| Ok((Method::PATCH, "/settings", Some(read_settings(file)?))))
                 .collect::<Result<Vec<_>, Failure>>()?;
             api.commit("apply", &changes)
         }
@@ -287,11 +308,31 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
             Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
         }
-        Command::Generations => {
+        Command::Delete { keys } => {
+            let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();
+            let uri = format!("/settings?keys={}", keys.join(","));
+            api.commit("delete", &[(Method::DELETE, &uri, None)])
+        }
+        Command::Diff { from, to } => {
+            let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
+            let differences = api.get(&format!("/generations/diff?from={from}{to}"))?;
+            Ok(compare(&api.read(differences)?))
+        }
+        Command::Restore { generation } => restore(api, *generation),
+        Command::History => {
             let generations = api.get("/generations")?;
             Ok(history(&api.read::<Vec<Listed>>(generations)?))
         }
     }
+}
+
+fn restore(api: &Api, generation: u64) -> Result<String, Failure> {
+    let restored = api.send(Method::POST, &format!("/generations/{generation}/restore"), None)?;
+    let keys: Vec<String> = api.read(serde_json::from_slice(&restored.body).unwrap_or_default())?;
+    if keys.is_empty() {
+        return Ok(format!("the settings are those of generation {generation} already"));
+    }
+    Ok(format!("restored from generation {generation}: {}", keys.join(", ")))
 }
 
 /// What stands for `KEY=VALUE`: just that, or one key and its value as two arguments.

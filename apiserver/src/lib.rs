@@ -6,6 +6,7 @@ mod body;
 mod budget;
 pub mod cli;
 pub mod client;
+mod generations;
 mod model;
 mod prefix;
 mod query;

@@ -1,4 +1,25 @@
 //! Which request does what. Paths, status codes and texts are Bottlerocket's where it has them.
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET /?prefix=P` | areas `settings`, `services`, `os`, `status` |
+//! | `GET /settings?keys=A,B` or `?prefix=P` | settings that hold, without the outer layer |
+//! | `PATCH /settings?tx=T` | stages a JSON object of settings |
+//! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
+//! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
+//! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
+//! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
+//! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
+//! | `POST /tx/commit_and_apply?tx=T` | both |
+//! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
+//! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
+//! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
+//! | `GET /generations/N` | *one of them, with its settings* |
+//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
+//! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
+//! | `POST /actions/reboot` | restarts the node |
+//!
+//! What is in italics is beyond Bottlerocket's API.
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
@@ -9,6 +30,7 @@ use std::rc::Rc;
 use crate::agent;
 use crate::apply::apply;
 use crate::body::read_json;
+use crate::generations;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
@@ -79,23 +101,28 @@ async fn route(
                 .map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
             stage(state, transaction, &change)
         }
-        (&Method::GET, ["tx"]) => Ok(reply::json(&state.borrow().transactions.pending(transaction))),
+        (&Method::DELETE, ["settings"]) => {
+            let keys = keys(&query)?.ok_or_else(|| {
+                Refusal::bad_request("name the keys to delete: DELETE /settings?keys=motd,containers.web")
+            })?;
+            state.borrow_mut().remove(transaction, &keys)?;
+            Ok(reply::nothing())
+        }
+        (&Method::GET, ["tx"]) => Ok(reply::json(state.borrow().transactions.pending(transaction).set())),
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
-            Ok(reply::json(&settings::flatten(&deleted).into_keys().collect::<Vec<_>>()))
+            Ok(reply::json(&deleted.keys(&state.borrow().store.settings())))
         }
-        (&Method::POST, ["tx", "commit"]) => {
-            Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?.keys))
-        }
+        (&Method::POST, ["tx", "commit"]) => Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?)),
         (&Method::POST, ["tx", "apply"]) => {
             apply(state, keys(&query)?.unwrap_or_default()).await?;
             Ok(reply::nothing())
         }
         (&Method::POST, ["tx", "commit_and_apply"]) => {
-            let committed = state.borrow_mut().commit(transaction, uid)?;
-            apply(state, committed.keys.clone()).await?;
-            Ok(reply::json(&committed.keys))
+            let keys = state.borrow_mut().commit(transaction, uid)?;
+            apply(state, keys.clone()).await?;
+            Ok(reply::json(&keys))
         }
         (&Method::GET, ["os"]) => Ok(reply::json(&model::os(state, query.get("prefix")?))),
         (&Method::GET, ["services"]) => {
@@ -108,19 +135,14 @@ async fn route(
         (&Method::GET, ["containers", name, "logs"]) => {
             let wrong = |_| Refusal::bad_request("the query parameter \"lines\" is not a whole number");
             let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
-            let log = state.borrow().log.clone();
-            let _turn = log.lock().await;
-            match ask_agent(state, &agent::Request::ContainerLogs { name: (*name).to_owned(), lines }).await?
-            {
-                agent::Response::Logs { text } => Ok(reply::text(text)),
-                _ => Err(unexpected()),
-            }
+            log(state, (*name).to_owned(), lines).await
         }
-        (&Method::GET, ["generations"]) => {
-            let store = &state.borrow().store;
-            store.usable().map_err(|error| Refusal::internal(error.to_string()))?;
-            Ok(reply::json(&store.list()))
+        (&Method::GET, ["generations"]) => generations::list(&state.borrow()),
+        (&Method::GET, ["generations", "diff"]) => {
+            generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
         }
+        (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number),
+        (&Method::POST, ["generations", number, "restore"]) => generations::restore(state, number, uid).await,
         (&Method::POST, ["actions", "reboot"]) => {
             ask_agent(state, &agent::Request::Reboot).await?;
             Ok(reply::nothing())
@@ -142,11 +164,21 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
         "os",
         "services",
         "containers",
+        "containers/NAME/logs",
         "generations",
+        "generations/NUMBER",
+        "generations/NUMBER/restore",
+        "generations/diff",
         "actions/reboot",
     ];
+    let is_like = |pattern: &&str| {
+        let parts: Vec<&str> = pattern.split('/').collect();
+        let fits = |(part, given): (&&str, &&str)| part == given || ["NAME", "NUMBER"].contains(part);
+        parts.len() == path.len() && parts.iter().zip(path).all(fits)
+    };
+    let is_known = known.iter().any(is_like);
     let path = path.join("/");
-    if known.contains(&path.as_str()) {
+    if is_known {
         return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not a method of /{path}"));
     }
     Refusal::new(
@@ -167,15 +199,25 @@ fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
     checked.collect::<Result<_, _>>().map(Some)
 }
 
+/// One log at a time, as they are the largest of all answers.
+async fn log(state: &RefCell<State>, name: String, lines: Option<u32>) -> Result<Reply, Refusal> {
+    let log = state.borrow().log.clone();
+    let _turn = log.lock().await;
+    match ask_agent(state, &agent::Request::ContainerLogs { name, lines }).await? {
+        agent::Response::Logs { text } => Ok(reply::text(text)),
+        _ => Err(unexpected()),
+    }
+}
+
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {
     // As with Bottlerocket: no value, no transaction, so that a commit of nothing is told. Tables without one (a container
     // without an image) are told what they lack.
     if settings::flatten(change).is_empty() {
         let state = state.borrow();
-        let whole = state.effective().with(&state.transactions.pending(transaction)).with(change);
+        let whole = state.transactions.pending(transaction).over(&state.effective()).with(change);
         whole.check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
         return Ok(reply::nothing());
     }
-    state.borrow_mut().transactions.add(transaction, change).map_err(Refusal::bad_request)?;
+    state.borrow_mut().transactions.patch(transaction, change).map_err(Refusal::bad_request)?;
     Ok(reply::nothing())
 }

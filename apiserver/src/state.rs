@@ -4,6 +4,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 use settings::Settings;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
 use crate::reply::Refusal;
-use crate::store::{Origin, Store};
+use crate::store::{Generation, Origin, Store};
 use crate::transactions::Transactions;
 
 /// Where things are; tests put them elsewhere.
@@ -47,12 +48,6 @@ pub struct State {
     defaults: Settings,
     os: Value,
     agent: PathBuf,
-}
-
-/// What a commit did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Committed {
-    pub(crate) keys: Vec<String>,
 }
 
 const QUICK: Duration = Duration::from_secs(10);
@@ -107,50 +102,106 @@ impl State {
         &self.agent
     }
 
-    /// Commits a transaction. Acknowledged means durable; a refused one stays pending.
-    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Committed, Refusal> {
-        let Some(change) = self.transactions.take(transaction) else {
-            return Err(Refusal::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "Tried to commit with no pending changes",
-            ));
-        };
-        // As Bottlerocket tells them: every key of the transaction, also of a value that was the same before.
-        let keys: Vec<String> = settings::flatten(&change).into_keys().collect();
-        let next = self.store.settings().with(&change);
-        let checked =
-            self.defaults.with(&next).check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()));
+    /// Commits a transaction. Acknowledged means durable; a refused one stays pending. Returns the keys that it set, as Bottlerocket
+    /// does also those of a value that was the same before, and that it removed.
+    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
+        let nothing =
+            || Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Tried to commit with no pending changes");
+        let change = self.transactions.take(transaction).ok_or_else(nothing)?;
+        let base = self.store.settings();
+        let keys = change.keys(&base);
+        if keys.is_empty() {
+            return Err(nothing());
+        }
+        if let Err(refusal) = self.commit_settings(change.over(&base), transaction, uid) {
+            // Put back, so that it can be mended and committed again.
+            let _ = self.transactions.put(transaction, change);
+            return Err(refusal);
+        }
+        Ok(keys)
+    }
+
+    /// Makes the settings of a generation that is kept the newest ones. Returns the keys that differ.
+    pub(crate) fn restore(&mut self, number: u64, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
+        let settings = self.generation(number)?.settings;
+        let keys = settings::changed(&self.store.settings(), &settings);
+        self.commit_settings(settings, &format!("restore-{number}"), uid)?;
+        Ok(keys)
+    }
+
+    fn commit_settings(
+        &mut self,
+        next: Settings,
+        transaction: &str,
+        uid: Option<u32>,
+    ) -> Result<(), Refusal> {
+        let mistakes = self.defaults.with(&next).check();
+        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        // The same again is no new generation, but it is acknowledged all the same.
+        if self.store.usable().is_ok() && settings::changed(&self.store.settings(), &next).is_empty() {
+            return Ok(());
+        }
         let os_version = self.os["version_id"].as_str().unwrap_or_default().to_owned();
         let origin = Origin { transaction: transaction.to_owned(), uid, os_version };
-        let generation = checked.and_then(|()| {
-            // The same again is no new generation, but it is acknowledged all the same.
-            if next == self.store.settings() {
-                return Ok(self.store.number());
+        let number = self.store.commit(next, origin).map_err(|error| {
+            Refusal::internal(format!("the settings were not committed: {error}; nothing was changed"))
+        })?;
+        eprintln!("<6>generation {number} committed from {transaction}");
+        Ok(())
+    }
+
+    /// A generation that is kept.
+    pub(crate) fn generation(&self, number: u64) -> Result<Generation, Refusal> {
+        let generation =
+            self.store.generation(number).map_err(|error| Refusal::internal(error.to_string()))?;
+        generation.ok_or_else(|| {
+            let reason =
+                format!("there is no generation {number}: GET /generations lists those that are kept");
+            Refusal::new(StatusCode::NOT_FOUND, reason)
+        })
+    }
+
+    /// Stages the removal of keys that are set, with or without the outer `settings`.
+    pub(crate) fn remove(&mut self, transaction: &str, keys: &[String]) -> Result<(), Refusal> {
+        let pending = self.transactions.pending(transaction);
+        let set = settings::flatten(&pending.over(&self.store.settings()));
+        let defaults = settings::flatten(&self.defaults);
+        let keys: Vec<String> = keys.iter().map(|key| full_key(key)).collect();
+        for key in &keys {
+            if key == "settings" {
+                return Err(Refusal::bad_request("settings is everything: name the keys to delete"));
             }
-            self.store.commit(next, origin).map_err(|error| {
-                Refusal::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("the settings were not committed: {error}; nothing was changed"),
-                )
-            })
-        });
-        match generation {
-            Ok(generation) => {
-                eprintln!("<6>generation {generation} committed from {transaction}");
-                Ok(Committed { keys })
-            }
-            Err(refusal) => {
-                // Put back, so that it can be mended and committed again.
-                let _ = self.transactions.add(transaction, &change);
-                Err(refusal)
+            if !has(&set, key) {
+                let why = if has(&defaults, key) {
+                    ": its value is a default of the image, which stays"
+                } else {
+                    ""
+                };
+                return Err(Refusal::new(StatusCode::NOT_FOUND, format!("{key} is not set{why}")));
             }
         }
+        self.transactions.remove(transaction, &keys).map_err(Refusal::bad_request)
     }
 
     /// The request that makes the node match what is committed.
     pub(crate) fn apply_request(&self, keys: Vec<String>) -> Request {
         Request::Apply { generation: self.store.number(), keys, settings: Box::new(self.effective()) }
     }
+}
+
+fn full_key(key: &str) -> String {
+    match key.strip_prefix("settings") {
+        Some("") => key.to_owned(),
+        Some(rest) if rest.starts_with('.') => key.to_owned(),
+        _ => format!("settings.{key}"),
+    }
+}
+
+/// Whether the key is a value's, or a table's with values in it.
+fn has(flat: &BTreeMap<String, Value>, key: &str) -> bool {
+    let below = format!("{key}.");
+    flat.contains_key(key)
+        || flat.range(below.clone()..).next().is_some_and(|(name, _)| name.starts_with(&below))
 }
 
 /// A problem that the API server itself tells.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::agent::ApplyOutcome;
 
 /// Generations that are kept.
-pub const KEPT: usize = 32;
+pub const KEPT: usize = 100;
 /// No document of ours is larger; a larger file is not read.
 const LARGEST: u64 = 4 << 20;
 
@@ -53,6 +53,17 @@ pub struct Listed {
     pub outcome: Option<ApplyOutcome>,
 }
 
+/// What stands before the settings in a document: a list of a hundred generations must not read a hundred times all settings.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Head {
+    number: u64,
+    time: String,
+    transaction: String,
+    uid: Option<u32>,
+    os_version: String,
+}
+
 /// Who commits what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -68,6 +79,8 @@ pub enum StoreError {
     /// What is there is not known, so nothing may be written beside it: a number could be used twice.
     #[error("the settings folder cannot be read: {0}")]
     Unreadable(String),
+    #[error("generation {number} cannot be used: {reason}")]
+    Unusable { number: u64, reason: String },
 }
 
 #[derive(Debug)]
@@ -182,14 +195,32 @@ impl Store {
         let mut numbers = self.document_numbers();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         let listed = |number| {
-            let generation = read_document(&self.dir.join(document_name(number))).ok()?;
-            let outcome = read_bounded(&self.dir.join(outcome_name(number)))
-                .ok()
-                .and_then(|text| serde_json::from_str(&text).ok());
-            let Generation { number, time, transaction, uid, os_version, .. } = generation;
-            Some(Listed { number, time, transaction, uid, os_version, outcome })
+            let Head { number, time, transaction, uid, os_version } =
+                read_head(&self.dir.join(document_name(number))).ok()?;
+            Some(Listed { number, time, transaction, uid, os_version, outcome: self.outcome(number) })
         };
         numbers.into_iter().filter_map(listed).collect()
+    }
+
+    /// One generation with its settings; none when it is not kept.
+    pub fn generation(&self, number: u64) -> Result<Option<Generation>, StoreError> {
+        self.usable()?;
+        let path = self.dir.join(document_name(number));
+        if !path.exists() {
+            return Ok(None);
+        }
+        match read_document(&path) {
+            Ok(generation) => Ok(Some(generation)),
+            Err(Unusable::Damaged(reason) | Unusable::Unread(reason)) => {
+                Err(StoreError::Unusable { number, reason })
+            }
+        }
+    }
+
+    /// What became of applying a generation, where that is known.
+    pub fn outcome(&self, number: u64) -> Option<ApplyOutcome> {
+        let text = read_bounded(&self.dir.join(outcome_name(number))).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     fn document_numbers(&self) -> Vec<u64> {
@@ -286,6 +317,24 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 }
 
 fn read_document(path: &Path) -> Result<Generation, Unusable> {
+    parse(&read_body(path)?)
+}
+
+fn read_head(path: &Path) -> Result<Head, Unusable> {
+    let body = read_body(path)?;
+    // No value before it has a line of its own.
+    let end = body.find("\n[settings").unwrap_or(body.len());
+    parse(body.get(..end).unwrap_or_default())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Unusable> {
+    toml::from_str(text).map_err(|error| {
+        Unusable::Unread(format!("this version of Caisson does not know it: {}", error.message()))
+    })
+}
+
+/// The document without its last line, whose hash it has been held against.
+fn read_body(path: &Path) -> Result<String, Unusable> {
     let damaged = |reason: &str| Unusable::Damaged(reason.to_owned());
     let text = read_bounded(path).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => damaged("it is not text"),
@@ -297,13 +346,10 @@ fn read_document(path: &Path) -> Result<Generation, Unusable> {
         .ok_or_else(|| damaged("it is cut short"))?;
     let body = format!("{body}\n");
     match last.strip_prefix(SUM) {
-        Some(expected) if expected == sum(&body) => {}
-        Some(_) => return Err(damaged("its checksum does not match")),
-        None => return Err(damaged("it is cut short")),
+        Some(expected) if expected == sum(&body) => Ok(body),
+        Some(_) => Err(damaged("its checksum does not match")),
+        None => Err(damaged("it is cut short")),
     }
-    toml::from_str(&body).map_err(|error| {
-        Unusable::Unread(format!("this version of Caisson does not know it: {}", error.message()))
-    })
 }
 
 #[cfg(test)]
@@ -402,6 +448,18 @@ mod tests {
         assert_eq!(Store::open(dir.path()).0.settings(), largest);
     }
 
+    #[test]
+    fn a_generation_is_read_again_until_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = two_generations(dir.path());
+        assert_eq!(store.generation(1).unwrap().unwrap().settings, motd("one"));
+        assert!(store.generation(3).unwrap().is_none() && store.generation(0).unwrap().is_none());
+        fs::write(dir.path().join(document_name(1)), "spoilt").unwrap();
+        let error = store.generation(1).unwrap_err().to_string();
+        assert_eq!(error, "generation 1 cannot be used: it is cut short");
+        assert_eq!(store.list().iter().map(|listed| listed.number).collect::<Vec<_>>(), [2]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -414,6 +472,8 @@ mod tests {
             Store::open(dir.path()).0.commit(all.clone(), origin()).unwrap();
             let (store, problems) = Store::open(dir.path());
             prop_assert_eq!((store.settings(), problems.len()), (all, 0));
+            // The head of a document is found whatever its settings are.
+            prop_assert_eq!(store.list().len(), 1);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 use crate::agent::init_status::Problem;
 use crate::agent::{ContainerState, ContainerStatus, Health, Status};
@@ -101,4 +102,22 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         ));
     }
     text
+}
+
+/// A setting before and after.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Difference {
+    old: Value,
+    new: Value,
+}
+
+pub(crate) fn compare(differences: &BTreeMap<String, Difference>) -> String {
+    if differences.is_empty() {
+        return "no setting differs".to_owned();
+    }
+    let shown = |value: &Value| if value.is_null() { "(not set)".to_owned() } else { value.to_string() };
+    let lines = differences
+        .iter()
+        .map(|(key, Difference { old, new })| format!("{key}\n  - {}\n  + {}\n", shown(old), shown(new)));
+    lines.collect()
 }

@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod command_line;
 mod containers;
+mod generations;
 mod harness;
 mod hostile;
 mod model;
