@@ -4,18 +4,12 @@ use apiserver::agent::Response;
 use hyper::Method;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use crate::agent::{agent, answer};
 use crate::apply::applier;
-use crate::harness::Server;
-
-fn signal(server: &Server, name: &str) {
-    let pid = server.process.id().to_string();
-    assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-}
+use crate::harness::{Server, signal};
 
 #[test]
 fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
