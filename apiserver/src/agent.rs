@@ -1,6 +1,6 @@
 //! What the API server asks of the host agent, over `/run/host-agent.sock` (0660, root:api; the agent admits uid 0 and
 //! uid 274 only): one JSON [`Request`] on a line, one JSON [`Response`] on a line, then the connection closes.
-//! A line is at most 4 MiB.
+//! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
 use settings::Settings;
@@ -149,10 +149,12 @@ pub enum ContainerState {
 
 pub use init_control as init_status;
 
-/// The largest request and answer, in bytes.
+/// The largest request, in bytes.
 pub const LARGEST_LINE: u64 = 4 << 20;
+/// The largest answer, in bytes: a log of 1 MiB, each byte of which JSON may write as six.
+const LARGEST_ANSWER: u64 = 8 << 20;
 
-/// Asks and waits for the answer, at most `patience`.
+/// Asks and waits for the answer, at most `patience`. An answer that came and is of no use is an error of the kind `InvalidData`.
 pub async fn call(socket: &Path, request: &Request, patience: Duration) -> io::Result<Response> {
     let exchange = async {
         let mut stream = connect_unix(socket).await?;
@@ -160,16 +162,27 @@ pub async fn call(socket: &Path, request: &Request, patience: Duration) -> io::R
         line.push(b'\n');
         stream.write_all(&line).await?;
         let mut answer = Vec::new();
-        BufReader::new(stream).take(LARGEST_LINE).read_until(b'\n', &mut answer).await?;
+        BufReader::new(stream).take(LARGEST_ANSWER).read_until(b'\n', &mut answer).await?;
         if answer.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "it closed the connection without an answer",
             ));
         }
-        Ok(serde_json::from_slice(&answer)?)
+        read_answer(&answer)
     };
     let too_late =
         || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", patience.as_secs()));
     tokio::time::timeout(patience, exchange).await.unwrap_or_else(|_| Err(too_late()))
+}
+
+fn read_answer(answer: &[u8]) -> io::Result<Response> {
+    let unusable = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    if !answer.ends_with(b"\n") {
+        return Err(unusable(match answer.len() as u64 >= LARGEST_ANSWER {
+            true => format!("it is longer than {} MiB", LARGEST_ANSWER >> 20),
+            false => "it is cut short".to_owned(),
+        }));
+    }
+    serde_json::from_slice(answer).map_err(|error| unusable(error.to_string()))
 }

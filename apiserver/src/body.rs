@@ -4,54 +4,30 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
 use serde_json::Value;
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
+use crate::budget::{Budget, SMALL, Share, too_many};
 use crate::reply::Refusal;
 
 /// Bytes of one body.
 pub(crate) const LARGEST: usize = 2 << 20;
-/// Bytes of all bodies that are being read. The whole process has 64 MiB.
+/// Bytes of all bodies that are being read.
 const LARGEST_TOGETHER: usize = 6 << 20;
-/// A body up to this size is read however many others there are.
-const SMALL: usize = 16 << 10;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// What is read of a body that is refused, so that its sender gets to see the answer.
 const LARGEST_DISCARDED: usize = 16 << 20;
 const DISCARDING: Duration = Duration::from_secs(5);
 
-/// Counts the bytes of bodies that are held. Clones share one count.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Budget(Rc<Cell<usize>>);
-
-/// What one body has taken of the budget; given back when it is dropped.
-struct Share<'a> {
-    budget: &'a Budget,
-    taken: usize,
-}
-
-impl Share<'_> {
-    fn take(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.taken += bytes;
-        self.budget.0.set(self.budget.0.get() + bytes);
-        if self.taken > LARGEST {
-            return Err(too_large());
-        }
-        if self.taken > SMALL && self.budget.0.get() > LARGEST_TOGETHER {
-            return Err(Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many large requests at once: try again in a few seconds",
-            ));
-        }
-        Ok(())
+/// Counts more of a body.
+fn take(share: &mut Share, bytes: usize) -> Result<(), Refusal> {
+    share.take(bytes);
+    if share.taken > LARGEST {
+        return Err(too_large());
     }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        self.budget.0.set(self.budget.0.get() - self.taken);
+    if share.taken > SMALL && share.together() > LARGEST_TOGETHER {
+        return Err(too_many("requests"));
     }
+    Ok(())
 }
 
 fn too_large() -> Refusal {
@@ -70,14 +46,14 @@ pub(crate) async fn read_json(budget: &Budget, mut body: Incoming) -> Result<Val
 }
 
 async fn read(budget: &Budget, body: &mut Incoming) -> Result<Vec<u8>, Refusal> {
-    let mut share = Share { budget, taken: 0 };
+    let mut share = budget.share();
     let mut bytes = Vec::new();
     let collect = async {
         while let Some(frame) = body.frame().await {
             let frame =
                 frame.map_err(|error| Refusal::bad_request(format!("the body was cut off: {error}")))?;
             if let Some(data) = frame.data_ref() {
-                share.take(data.len())?;
+                take(&mut share, data.len())?;
                 bytes.extend_from_slice(data);
             }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::{ContainerStatus, Status};
 use crate::client::{Answer, ClientError, Endpoint, request_blocking};
 use crate::store::Listed;
-use crate::tables::{describe, history, list};
+use crate::tables::{PartialStatus, compare, describe, describe_partial, history, list};
 
 /// Talks to the API of a Caisson node.
 #[derive(Parser)]
@@ -22,7 +22,8 @@ use crate::tables::{describe, history, list};
     max_term_width = 100,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
-    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient container logs web\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
+    apiclient history\n  apiclient diff 3\n  apiclient restore 3\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -59,10 +60,21 @@ enum Command {
     /// Health of the node and what is wrong with it
     Status,
     /// Containers and what they wrote
-    #[command(subcommand)]
+    #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// Remove settings, durably, and apply that; a default of the image holds again
+    Delete {
+        /// Values (motd) or tables with all in them (containers.web)
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+    },
     /// The commits that are kept, and what became of applying them
-    Generations,
+    #[command(visible_alias = "generations")]
+    History,
+    /// What differs between two generations; with one: between it and the newest
+    Diff { from: u64, to: Option<u64> },
+    /// Commit the settings of an older generation again, and apply them
+    Restore { generation: u64 },
 }
 
 #[derive(Args)]
@@ -106,6 +118,40 @@ enum Container {
 enum Failure {
     Usage(String),
     Failed(String),
+    /// By the node, which says why.
+    Refused {
+        status: u16,
+        method: Method,
+        uri: String,
+        reason: String,
+    },
+}
+
+impl Failure {
+    /// What a person reads. Whoever gave the path of a request is told it again, as Bottlerocket's client does.
+    fn told(&self, command: &Command) -> String {
+        match self {
+            Self::Usage(text) | Self::Failed(text) => text.clone(),
+            Self::Refused { reason, .. } if command.names_settings() && !reason.is_empty() => reason.clone(),
+            Self::Refused { status, method, uri, reason } => {
+                format!("Status {status} when {method}ing {uri}: {reason}")
+            }
+        }
+    }
+}
+
+impl Command {
+    /// Whether it is about settings, not about one request: their mistakes are told with their keys.
+    fn names_settings(&self) -> bool {
+        matches!(
+            self,
+            Self::Set(_)
+                | Self::Apply { .. }
+                | Self::Delete { .. }
+                | Self::Diff { .. }
+                | Self::Restore { .. }
+        )
+    }
 }
 
 impl From<ClientError> for Failure {
@@ -133,13 +179,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, default: &Endpoint) ->
             print(&text);
             ExitCode::SUCCESS
         }
-        Err(Failure::Usage(text)) => {
-            eprintln!("apiclient: {text}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Failed(text)) => {
-            eprintln!("apiclient: {text}");
-            ExitCode::from(1)
+        Err(failure) => {
+            eprintln!("apiclient: {}", failure.told(&cli.command));
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
         }
     }
 }
@@ -175,7 +217,7 @@ impl Api {
         if answer.is_success() {
             return Ok(answer);
         }
-        Err(Failure::Failed(format!("Status {} when {method}ing {uri}: {}", answer.status, answer.text())))
+        Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: answer.text() })
     }
 
     fn get(&self, uri: &str) -> Result<Value, Failure> {
@@ -190,11 +232,12 @@ impl Api {
     }
 
     /// Stages changes and commits them in one transaction of our own.
-    fn commit(&self, kind: &str, changes: &[(&str, Value)]) -> Result<String, Failure> {
+    fn commit(&self, kind: &str, changes: &[(Method, &str, Option<Value>)]) -> Result<String, Failure> {
         let transaction = format!("apiclient-{kind}-{}-{}", std::process::id(), nanos());
-        for (path, body) in changes {
-            let staged =
-                self.send(Method::PATCH, &format!("{path}?tx={transaction}"), Some(body.to_string()));
+        for (method, uri, body) in changes {
+            let and = if uri.contains('?') { '&' } else { '?' };
+            let uri = format!("{uri}{and}tx={transaction}");
+            let staged = self.send(method.clone(), &uri, body.as_ref().map(Value::to_string));
             if staged.is_err() {
                 // Nothing of a refused change stays behind.
                 let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
@@ -225,17 +268,20 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             Some(text) => {
                 let value: Value = serde_json::from_str(text)
                     .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
-                api.commit("set", &[("/settings", value.get("settings").cloned().unwrap_or(value))])
+                let settings =
+                    inner_settings(value).map_err(|reason| Failure::Usage(format!("--json: {reason}")))?;
+                api.commit("set", &[(Method::PATCH, "/settings", Some(settings))])
             }
             None => {
                 let pairs = key_values(&set.pairs)?;
-                api.commit("set", &[("/settings/keypair", json!({"request_payload": pairs}))])
+                let body = json!({"request_payload": pairs});
+                api.commit("set", &[(Method::PATCH, "/settings/keypair", Some(body))])
             }
         },
         Command::Apply { files } => {
             let changes = files
                 .iter()
-                .map(|file| Ok(("/settings", read_settings(file)?)))
+                .map(|file| Ok((Method::PATCH, "/settings", Some(read_settings(file)?))))
                 .collect::<Result<Vec<_>, Failure>>()?;
             api.commit("apply", &changes)
         }
@@ -247,8 +293,11 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let value = api.get("/?prefix=status")?;
             match api.read::<Status>(value["status"].clone()) {
                 Ok(status) => Ok(describe(&status)),
-                // The agent is not there yet: the server says what it knows.
-                Err(_) => Ok(pretty(&value["status"])),
+                // The agent is not there: the server says what it knows.
+                Err(_) => {
+                    let part: PartialStatus = api.read(value["status"].clone())?;
+                    Ok(describe_partial(&part))
+                }
             }
         }
         Command::Container(Container::List) => {
@@ -259,11 +308,31 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
             Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
         }
-        Command::Generations => {
+        Command::Delete { keys } => {
+            let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();
+            let uri = format!("/settings?keys={}", keys.join(","));
+            api.commit("delete", &[(Method::DELETE, &uri, None)])
+        }
+        Command::Diff { from, to } => {
+            let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
+            let differences = api.get(&format!("/generations/diff?from={from}{to}"))?;
+            Ok(compare(&api.read(differences)?))
+        }
+        Command::Restore { generation } => restore(api, *generation),
+        Command::History => {
             let generations = api.get("/generations")?;
             Ok(history(&api.read::<Vec<Listed>>(generations)?))
         }
     }
+}
+
+fn restore(api: &Api, generation: u64) -> Result<String, Failure> {
+    let restored = api.send(Method::POST, &format!("/generations/{generation}/restore"), None)?;
+    let keys: Vec<String> = api.read(serde_json::from_slice(&restored.body).unwrap_or_default())?;
+    if keys.is_empty() {
+        return Ok(format!("the settings are those of generation {generation} already"));
+    }
+    Ok(format!("restored from generation {generation}: {}", keys.join(", ")))
 }
 
 /// What stands for `KEY=VALUE`: just that, or one key and its value as two arguments.
@@ -275,7 +344,10 @@ fn key_values(arguments: &[String]) -> Result<Vec<String>, Failure> {
     }
     match arguments.iter().position(|pair| !pair.contains('=')) {
         // Not shown: it may be a value that was meant to be secret.
-        Some(at) => Err(Failure::Usage(format!("argument {} is not KEY=VALUE, such as motd=hello", at + 1))),
+        Some(at) => Err(Failure::Usage(format!(
+            "argument {} is not KEY=VALUE, such as motd=hello; a value with spaces is put in quotes: motd='hello world'",
+            at + 1
+        ))),
         None => Ok(arguments.to_vec()),
     }
 }
@@ -293,7 +365,12 @@ fn get(api: &Api, prefixes: &[String]) -> Result<String, Failure> {
     let prefixes = if prefixes.is_empty() { &standard } else { prefixes };
     let mut merged = json!({});
     for prefix in prefixes {
-        merge(&mut merged, api.get(&format!("/?prefix={}", encode(prefix)))?);
+        let part = api.get(&format!("/?prefix={}", encode(prefix)))?;
+        // Bottlerocket's client shows {} and nothing else; a program that reads it still gets that.
+        if part == json!({}) {
+            eprintln!("apiclient: nothing is there with a name that begins with {prefix:?}");
+        }
+        merge(&mut merged, part);
     }
     Ok(pretty(&merged))
 }
@@ -318,6 +395,18 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
+/// What is under `settings` when there is such a layer, and then nothing beside it that would be lost.
+fn inner_settings(mut value: Value) -> Result<Value, String> {
+    let Value::Object(table) = &mut value else { return Ok(value) };
+    let Some(settings) = table.remove("settings") else { return Ok(value) };
+    match table.keys().next() {
+        Some(other) => {
+            Err(format!("there is {other:?} beside \"settings\": everything belongs under \"settings\""))
+        }
+        None => Ok(settings),
+    }
+}
+
 /// The content of `settings` in a file of TOML or JSON.
 fn read_settings(file: &Path) -> Result<Value, Failure> {
     let failed = |reason: String| Failure::Failed(format!("{}: {reason}", file.display()));
@@ -329,12 +418,14 @@ fn read_settings(file: &Path) -> Result<Value, Failure> {
     };
     read.map_err(|error| failed(error.to_string()))?;
     if text.trim_start().starts_with('{') {
-        let mut value: Value =
+        let value: Value =
             serde_json::from_str(&text).map_err(|error| failed(format!("this is not JSON: {error}")))?;
-        return match value.get_mut("settings") {
-            Some(settings) => Ok(settings.take()),
-            None => Err(failed("there is no key \"settings\" at the top".to_owned())),
-        };
+        if value.get("settings").is_none() {
+            return Err(failed(
+                "there is no key \"settings\" at the top: put everything under it".to_owned(),
+            ));
+        }
+        return inner_settings(value).map_err(failed);
     }
     let settings = settings::from_user_data(&text).map_err(|mistakes| failed(mistakes.to_string()))?;
     Ok(settings.to_json())

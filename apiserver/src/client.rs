@@ -98,6 +98,10 @@ async fn request_unbounded(
     uri: &str,
     body: Vec<u8>,
 ) -> Result<Answer, ClientError> {
+    // "settings" would be taken for the name of a host.
+    if !uri.starts_with('/') {
+        return Err(ClientError::BadUri(uri.to_owned()));
+    }
     let broken = |reason: String| ClientError::Broken { path: endpoint.path().to_owned(), reason };
     let mut builder =
         Request::builder().method(method).uri(uri).header("host", "localhost").header("connection", "close");

@@ -1,9 +1,14 @@
 //! The API of Caisson: server, client, and the protocol between the server and the host agent.
 
 pub mod agent;
+mod apply;
 mod body;
+mod budget;
 pub mod cli;
 pub mod client;
+mod generations;
+mod model;
+mod prefix;
 mod query;
 mod reply;
 mod routes;

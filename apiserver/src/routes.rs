@@ -1,16 +1,41 @@
 //! Which request does what. Paths, status codes and texts are Bottlerocket's where it has them.
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET /?prefix=P` | areas `settings`, `services`, `os`, `status` |
+//! | `GET /settings?keys=A,B` or `?prefix=P` | settings that hold, without the outer layer |
+//! | `PATCH /settings?tx=T` | stages a JSON object of settings |
+//! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
+//! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
+//! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
+//! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
+//! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
+//! | `POST /tx/commit_and_apply?tx=T` | both |
+//! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
+//! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
+//! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
+//! | `GET /generations/N` | *one of them, with its settings* |
+//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
+//! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
+//! | `POST /actions/reboot` | restarts the node |
+//!
+//! What is in italics is beyond Bottlerocket's API.
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::agent;
+use crate::apply::apply;
 use crate::body::read_json;
+use crate::generations;
+use crate::model;
+use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
-use crate::state::{State, ask};
+use crate::state::{State, ask_agent, unexpected};
 use crate::transactions::DEFAULT;
 
 /// Bytes of path and query.
@@ -28,7 +53,9 @@ pub(crate) async fn handle(
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let as_json = accept.contains("application/json");
-    route(state, uid, request).await.unwrap_or_else(|refusal| refusal.reply(as_json))
+    let reply = route(state, uid, request).await;
+    let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
+    held.unwrap_or_else(|refusal| refusal.reply(as_json))
 }
 
 async fn route(
@@ -48,16 +75,12 @@ async fn route(
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let transaction = query.get("tx")?.unwrap_or(DEFAULT);
     match (&parts.method, path.as_slice()) {
-        (&Method::GET, [""]) => everything(state, query.get("prefix")?).await,
+        (&Method::GET, [""]) => model::everything(state, query.get("prefix")?).await,
         (&Method::GET, ["settings"]) => {
-            let (keys, prefix) =
-                (query.list("keys")?, query.get("prefix")?.map(|prefix| area_prefix(prefix, "settings")));
-            let wanted = |key: &str| match (&keys, &prefix) {
-                (Some(keys), _) => keys.iter().any(|wanted| wanted == key),
-                (None, Some(prefix)) => {
-                    key.starts_with(prefix.as_str()) || "settings.".starts_with(prefix.as_str())
-                }
-                (None, None) => true,
+            let (keys, prefix) = (keys(&query)?, Selection::of_area(query.get("prefix")?, "settings"));
+            let wanted = |key: &str| match &keys {
+                Some(keys) => keys.iter().any(|wanted| wanted == key),
+                None => prefix.has(key),
             };
             Ok(reply::json(&settings::select(&state.borrow().effective(), wanted)))
         }
@@ -78,26 +101,33 @@ async fn route(
                 .map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
             stage(state, transaction, &change)
         }
-        (&Method::GET, ["tx"]) => Ok(reply::json(&state.borrow().transactions.pending(transaction))),
+        (&Method::DELETE, ["settings"]) => {
+            let keys = keys(&query)?.ok_or_else(|| {
+                Refusal::bad_request("name the keys to delete: DELETE /settings?keys=motd,containers.web")
+            })?;
+            state.borrow_mut().remove(transaction, &keys)?;
+            Ok(reply::nothing())
+        }
+        (&Method::GET, ["tx"]) => Ok(reply::json(state.borrow().transactions.pending(transaction).set())),
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
-            Ok(reply::json(&settings::flatten(&deleted).into_keys().collect::<Vec<_>>()))
+            Ok(reply::json(&deleted.keys(&state.borrow().store.settings())))
         }
-        (&Method::POST, ["tx", "commit"]) => {
-            Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?.keys))
-        }
+        (&Method::POST, ["tx", "commit"]) => Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?)),
         (&Method::POST, ["tx", "apply"]) => {
-            apply(state, query.list("keys")?.unwrap_or_default()).await?;
+            apply(state, keys(&query)?.unwrap_or_default()).await?;
             Ok(reply::nothing())
         }
         (&Method::POST, ["tx", "commit_and_apply"]) => {
-            let committed = state.borrow_mut().commit(transaction, uid)?;
-            apply(state, committed.keys.clone()).await?;
-            Ok(reply::json(&committed.keys))
+            let keys = state.borrow_mut().commit(transaction, uid)?;
+            apply(state, keys.clone()).await?;
+            Ok(reply::json(&keys))
         }
-        (&Method::GET, ["os"]) => Ok(reply::json(&os(state, query.get("prefix")?))),
-        (&Method::GET, ["services"]) => services(state, query.list("names")?, query.get("prefix")?).await,
+        (&Method::GET, ["os"]) => Ok(reply::json(&model::os(state, query.get("prefix")?))),
+        (&Method::GET, ["services"]) => {
+            model::services(state, query.list("names")?, query.get("prefix")?).await
+        }
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -105,13 +135,14 @@ async fn route(
         (&Method::GET, ["containers", name, "logs"]) => {
             let wrong = |_| Refusal::bad_request("the query parameter \"lines\" is not a whole number");
             let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
-            match ask_agent(state, &agent::Request::ContainerLogs { name: (*name).to_owned(), lines }).await?
-            {
-                agent::Response::Logs { text } => Ok(reply::text(text)),
-                _ => Err(unexpected()),
-            }
+            log(state, (*name).to_owned(), lines).await
         }
-        (&Method::GET, ["generations"]) => Ok(reply::json(&state.borrow().store.list())),
+        (&Method::GET, ["generations"]) => generations::list(&state.borrow()),
+        (&Method::GET, ["generations", "diff"]) => {
+            generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
+        }
+        (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number),
+        (&Method::POST, ["generations", number, "restore"]) => generations::restore(state, number, uid).await,
         (&Method::POST, ["actions", "reboot"]) => {
             ask_agent(state, &agent::Request::Reboot).await?;
             Ok(reply::nothing())
@@ -133,11 +164,21 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
         "os",
         "services",
         "containers",
+        "containers/NAME/logs",
         "generations",
+        "generations/NUMBER",
+        "generations/NUMBER/restore",
+        "generations/diff",
         "actions/reboot",
     ];
+    let is_like = |pattern: &&str| {
+        let parts: Vec<&str> = pattern.split('/').collect();
+        let fits = |(part, given): (&&str, &&str)| part == given || ["NAME", "NUMBER"].contains(part);
+        parts.len() == path.len() && parts.iter().zip(path).all(fits)
+    };
+    let is_known = known.iter().any(is_like);
     let path = path.join("/");
-    if known.contains(&path.as_str()) {
+    if is_known {
         return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not a method of /{path}"));
     }
     Refusal::new(
@@ -146,146 +187,37 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
     )
 }
 
-fn unexpected() -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the host agent gave an answer of another kind than was asked for",
-    )
+/// Whole names of settings, which must be ones; that nothing has such a name is no mistake.
+fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
+    let Some(keys) = query.list("keys")? else { return Ok(None) };
+    let checked = keys.into_iter().map(|key| match settings::split_key(&key) {
+        // No name of a setting holds a dot: it stays in its quotes, and is nothing's.
+        Ok(parts) if parts.iter().any(|part| part.contains('.')) => Ok(key),
+        Ok(parts) => Ok(parts.join(".")),
+        Err(reason) => Err(Refusal::bad_request(format!("the query parameter \"keys\": {reason}"))),
+    });
+    checked.collect::<Result<_, _>>().map(Some)
 }
 
-async fn ask_agent(state: &RefCell<State>, request: &agent::Request) -> Result<agent::Response, Refusal> {
-    let agent = state.borrow().agent().to_owned();
-    ask(&agent, request).await
+/// One log at a time, as they are the largest of all answers.
+async fn log(state: &RefCell<State>, name: String, lines: Option<u32>) -> Result<Reply, Refusal> {
+    let log = state.borrow().log.clone();
+    let _turn = log.lock().await;
+    match ask_agent(state, &agent::Request::ContainerLogs { name, lines }).await? {
+        agent::Response::Logs { text } => Ok(reply::text(text)),
+        _ => Err(unexpected()),
+    }
 }
 
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {
-    state.borrow_mut().transactions.add(transaction, change).map_err(Refusal::bad_request)?;
+    // As with Bottlerocket: no value, no transaction, so that a commit of nothing is told. Tables without one (a container
+    // without an image) are told what they lack.
+    if settings::flatten(change).is_empty() {
+        let state = state.borrow();
+        let whole = state.transactions.pending(transaction).over(&state.effective()).with(change);
+        whole.check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        return Ok(reply::nothing());
+    }
+    state.borrow_mut().transactions.patch(transaction, change).map_err(Refusal::bad_request)?;
     Ok(reply::nothing())
-}
-
-/// Makes the node match what is committed. What could not be applied is told with its reason; it stays committed.
-async fn apply(state: &Rc<RefCell<State>>, keys: Vec<String>) -> Result<(), Refusal> {
-    // A task of its own: the agent works on when the client goes away, and the outcome is to be kept all the same.
-    let state = state.clone();
-    let task = tokio::task::spawn_local(async move { apply_in_turn(&state, keys).await });
-    task.await.unwrap_or_else(|_| Err(unexpected()))
-}
-
-async fn apply_in_turn(state: &RefCell<State>, keys: Vec<String>) -> Result<(), Refusal> {
-    // One after the other, each with the newest settings: an older generation must not be applied over a newer one.
-    let applying = state.borrow().applying.clone();
-    let _turn = applying.lock().await;
-    let request = state.borrow().apply_request(keys);
-    let number = state.borrow().store.number();
-    let outcome = match ask_agent(state, &request).await {
-        Ok(agent::Response::Apply(outcome)) => outcome,
-        Ok(_) => return Err(unexpected()),
-        Err(refusal) => {
-            let message =
-                format!("generation {number} is committed, but not applied yet: {}", refusal.message);
-            return Err(Refusal { message, ..refusal });
-        }
-    };
-    if let Err(error) = state.borrow().store.record_outcome(&outcome) {
-        eprintln!("<4>the outcome of generation {number} is not kept: {error}");
-    }
-    let failed: Vec<String> = outcome
-        .steps
-        .iter()
-        .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
-        .collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let message =
-        format!("generation {number} is committed, but could not be applied in full:\n{}", failed.join("\n"));
-    Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
-}
-
-/// The prefix with its area in front, which the path implies.
-fn area_prefix(prefix: &str, area: &str) -> String {
-    if prefix.starts_with(area) || area.starts_with(prefix) {
-        prefix.to_owned()
-    } else {
-        format!("{area}.{prefix}")
-    }
-}
-
-async fn everything(state: &RefCell<State>, prefix: Option<&str>) -> Result<Reply, Refusal> {
-    let wants = |area: &str| prefix.is_none_or(|prefix| area.starts_with(prefix) || prefix.starts_with(area));
-    let mut model = Map::new();
-    if wants("settings.") {
-        let prefix = prefix.unwrap_or_default();
-        let wanted = |key: &str| key.starts_with(prefix) || "settings.".starts_with(prefix);
-        let tree = settings::select(&state.borrow().effective(), wanted);
-        if prefix.is_empty() || tree.as_object().is_some_and(|table| !table.is_empty()) {
-            model.insert("settings".to_owned(), tree);
-        }
-    }
-    if wants("os.") {
-        model.insert("os".to_owned(), os(state, prefix));
-    }
-    if wants("status") {
-        model.insert("status".to_owned(), status(state).await);
-    }
-    Ok(reply::json(&model))
-}
-
-/// Health and problems; what the agent cannot say is said here.
-async fn status(state: &RefCell<State>) -> Value {
-    let mut status = match ask_agent(state, &agent::Request::Status).await {
-        Ok(agent::Response::Status(status)) => serde_json::to_value(status).unwrap_or_default(),
-        answer => {
-            let message = answer.map_or_else(|refusal| refusal.message, |_| unexpected().message);
-            let problem = json!({"source": "apiserver", "subject": "host-agent", "message": message, "hint": "the boot log on the console says more"});
-            json!({"health": "starting", "problems": [problem]})
-        }
-    };
-    let own = state.borrow().problems.clone();
-    if let Some(problems) = status.get_mut("problems").and_then(Value::as_array_mut) {
-        let hint = "look at the settings (apiclient get settings) and set again what is missing";
-        problems.extend(own.into_iter().map(
-            |message| json!({"source": "apiserver", "subject": "settings", "message": message, "hint": hint}),
-        ));
-    }
-    status
-}
-
-fn os(state: &RefCell<State>, prefix: Option<&str>) -> Value {
-    let os = state.borrow().os().clone();
-    let Some(prefix) = prefix.map(|prefix| area_prefix(prefix, "os")) else { return os };
-    let fields = os.as_object().into_iter().flatten();
-    let matching =
-        fields.filter(|(name, _)| format!("os.{name}").starts_with(&prefix) || "os.".starts_with(&prefix));
-    Value::Object(matching.map(|(name, value)| (name.clone(), value.clone())).collect())
-}
-
-async fn services(
-    state: &RefCell<State>,
-    names: Option<Vec<String>>,
-    prefix: Option<&str>,
-) -> Result<Reply, Refusal> {
-    let agent::Response::Services { services } = ask_agent(state, &agent::Request::Services).await? else {
-        return Err(unexpected());
-    };
-    if let Some(missing) =
-        names.iter().flatten().find(|name| !services.iter().any(|service| service.name == **name))
-    {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no service {missing:?}")));
-    }
-    let prefix = prefix.map(|prefix| area_prefix(prefix, "services"));
-    let mut found = Map::new();
-    for service in services {
-        let by_name = names.as_ref().is_none_or(|names| names.contains(&service.name));
-        let by_prefix = names.is_some()
-            || prefix.as_ref().is_none_or(|prefix| {
-                format!("services.{}", service.name).starts_with(prefix.as_str())
-                    || "services.".starts_with(prefix.as_str())
-            });
-        if by_name && by_prefix {
-            let name = service.name.clone();
-            found.insert(name, serde_json::to_value(service).unwrap_or_default());
-        }
-    }
-    Ok(reply::json(&found))
 }

@@ -1,10 +1,12 @@
 //! Connections: accepted within limits, served one request after the other.
 
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
@@ -23,6 +25,9 @@ use crate::vsock::VsockListener;
 const MOST_CONNECTIONS: usize = 1024;
 /// Connections beyond that which are told to come again; further ones are closed.
 const MOST_REFUSED: usize = 256;
+/// Bytes that the kernel keeps for a client that does not read; it takes twice as many. They count as this service's memory
+/// (cgroup v2, memory.stat: sock), and by default are 208 KiB of each connection.
+const SEND_BUFFER: usize = 8 << 10;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of request line and headers.
 const LARGEST_HEAD: usize = 16 << 10;
@@ -30,8 +35,11 @@ const LARGEST_HEAD: usize = 16 << 10;
 const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
 /// What a request that is under way then still gets; applying takes the longest.
 const LAST_REQUEST: Duration = Duration::from_secs(150);
-/// What requests that are under way get when the server stops.
-const STOPPING: Duration = Duration::from_secs(5);
+/// What requests that are under way get when the server stops: a restart of the node waits for the agent, and its answer is to
+/// be written still. PID 1 ends the service 2 s later (stop-timeout of os/services/apiserver.toml).
+const STOPPING: Duration = Duration::from_secs(8);
+/// What a connection gets then to show that there is a request on it, which was sent but not yet read.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 /// After a failed accept (no more descriptors), so that the processor has something else to do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -52,7 +60,7 @@ impl Server {
         }
     }
 
-    /// Closes idle connections, and lets requests that are under way finish for 5 seconds.
+    /// Closes idle connections, and lets requests that are under way finish for 8 seconds.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
         for _ in 0..STOPPING.as_millis() / 20 {
@@ -69,6 +77,7 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                    let _ = setsockopt(&stream, SndBuf, &SEND_BUFFER);
                     self.admit(stream, uid);
                 }
                 Err(error) => self.pause(&error).await,
@@ -113,12 +122,14 @@ impl Server {
         let state = self.state.clone();
         let service = service_fn(move |request| {
             let state = state.clone();
-            async move { Ok::<_, Infallible>(routes::handle(&state, uid, request).await) }
+            async move { Ok::<_, Infallible>(routes::handle(&state, uid, request).await.map(Full::new)) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(LARGEST_HEAD)
+            // Else answers are copied into one more buffer, which no budget counts.
+            .writev(true)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let mut stopping = self.stopping.subscribe();
@@ -128,6 +139,10 @@ impl Server {
             _ = stopping.wait_for(|stopping| *stopping) => STOPPING,
             () = tokio::time::sleep(LONGEST_CONNECTION) => LAST_REQUEST,
         };
+        // A connection on which nothing was read is closed at once by what follows.
+        if tokio::time::timeout(LAST_LOOK, &mut connection).await.is_ok() {
+            return;
+        }
         connection.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(patience, connection).await;
     }
@@ -137,7 +152,7 @@ impl Server {
 async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin) {
     let service = service_fn(|_: Request<Incoming>| async {
         let reason = "too many connections at once: try again in a few seconds";
-        Ok::<_, Infallible>(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason).reply(false))
+        Ok::<_, Infallible>(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason).reply(false).map(Full::new))
     });
     let connection = http1::Builder::new()
         .keep_alive(false)

@@ -3,16 +3,21 @@
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use settings::Settings;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
+use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
-use crate::body;
+use crate::apply::Applies;
+use crate::budget::Budget;
 use crate::reply::Refusal;
-use crate::store::{Origin, Store};
+use crate::store::{Generation, Origin, Store};
 use crate::transactions::Transactions;
 
 /// Where things are; tests put them elsewhere.
@@ -28,21 +33,21 @@ pub struct Paths {
 pub struct State {
     pub(crate) transactions: Transactions,
     /// What the bodies that are being read may take.
-    pub(crate) bodies: body::Budget,
-    /// Held while the host agent applies.
-    pub(crate) applying: Rc<Mutex<()>>,
+    pub(crate) bodies: Budget,
+    /// What the answers that are not sent yet may take.
+    pub(crate) answers: Budget,
+    /// Held while a log is on its way from the host agent: it takes the most of all answers.
+    pub(crate) log: Rc<Mutex<()>>,
+    pub(crate) applies: Applies,
     pub store: Store,
     /// What was wrong with the store when it was opened.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
+    /// Whether the host agent ever answered this process.
+    pub(crate) agent_has_answered: bool,
+    pub(crate) started: Instant,
     defaults: Settings,
     os: Value,
     agent: PathBuf,
-}
-
-/// What a commit did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Committed {
-    pub(crate) keys: Vec<String>,
 }
 
 const QUICK: Duration = Duration::from_secs(10);
@@ -51,7 +56,14 @@ const SLOW: Duration = Duration::from_secs(120);
 
 impl State {
     pub fn open(paths: &Paths) -> Result<Self, String> {
-        let (store, problems) = Store::open(&paths.settings).map_err(|error| error.to_string())?;
+        let (store, problems) = Store::open(&paths.settings);
+        let hint = match store.usable() {
+            Ok(()) => "look at the settings (apiclient get settings) and set again what is missing",
+            Err(_) => {
+                "restart the node (apiclient reboot); if it stays so, its state partition is damaged: replace the disk"
+            }
+        };
+        let problems = problems.into_iter().map(|message| problem("settings", message, hint)).collect();
         let text = fs::read_to_string(&paths.defaults)
             .map_err(|error| format!("cannot read the defaults {}: {error}", paths.defaults.display()))?;
         // The file is the content of [settings]; user data has the table around it.
@@ -63,10 +75,14 @@ impl State {
         let os = os(&paths.os_release)?;
         Ok(Self {
             transactions: Transactions::default(),
-            bodies: body::Budget::default(),
-            applying: Rc::default(),
+            bodies: Budget::default(),
+            answers: Budget::default(),
+            log: Rc::default(),
+            applies: Applies::default(),
             store,
             problems,
+            agent_has_answered: false,
+            started: Instant::now(),
             defaults,
             os,
             agent: paths.agent.clone(),
@@ -86,44 +102,85 @@ impl State {
         &self.agent
     }
 
-    /// Commits a transaction. Acknowledged means durable; a refused one stays pending.
-    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Committed, Refusal> {
-        let Some(change) = self.transactions.take(transaction) else {
-            return Err(Refusal::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "Tried to commit with no pending changes",
-            ));
-        };
-        // As Bottlerocket tells them: every key of the transaction, also of a value that was the same before.
-        let keys: Vec<String> = settings::flatten(&change).into_keys().collect();
-        let next = self.store.settings().with(&change);
-        let checked =
-            self.defaults.with(&next).check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()));
+    /// Commits a transaction. Acknowledged means durable; a refused one stays pending. Returns the keys that it set, as Bottlerocket
+    /// does also those of a value that was the same before, and that it removed.
+    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
+        let nothing =
+            || Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Tried to commit with no pending changes");
+        let change = self.transactions.take(transaction).ok_or_else(nothing)?;
+        let base = self.store.settings();
+        let keys = change.keys(&base);
+        if keys.is_empty() {
+            return Err(nothing());
+        }
+        if let Err(refusal) = self.commit_settings(change.over(&base), transaction, uid) {
+            // Put back, so that it can be mended and committed again.
+            let _ = self.transactions.put(transaction, change);
+            return Err(refusal);
+        }
+        Ok(keys)
+    }
+
+    /// Makes the settings of a generation that is kept the newest ones. Returns the keys that differ.
+    pub(crate) fn restore(&mut self, number: u64, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
+        let settings = self.generation(number)?.settings;
+        let keys = settings::changed(&self.store.settings(), &settings);
+        self.commit_settings(settings, &format!("restore-{number}"), uid)?;
+        Ok(keys)
+    }
+
+    fn commit_settings(
+        &mut self,
+        next: Settings,
+        transaction: &str,
+        uid: Option<u32>,
+    ) -> Result<(), Refusal> {
+        let mistakes = self.defaults.with(&next).check();
+        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        // The same again is no new generation, but it is acknowledged all the same.
+        if self.store.usable().is_ok() && settings::changed(&self.store.settings(), &next).is_empty() {
+            return Ok(());
+        }
         let os_version = self.os["version_id"].as_str().unwrap_or_default().to_owned();
         let origin = Origin { transaction: transaction.to_owned(), uid, os_version };
-        let generation = checked.and_then(|()| {
-            // The same again is no new generation, but it is acknowledged all the same.
-            if next == self.store.settings() {
-                return Ok(self.store.number());
+        let number = self.store.commit(next, origin).map_err(|error| {
+            Refusal::internal(format!("the settings were not committed: {error}; nothing was changed"))
+        })?;
+        eprintln!("<6>generation {number} committed from {transaction}");
+        Ok(())
+    }
+
+    /// A generation that is kept.
+    pub(crate) fn generation(&self, number: u64) -> Result<Generation, Refusal> {
+        let generation =
+            self.store.generation(number).map_err(|error| Refusal::internal(error.to_string()))?;
+        generation.ok_or_else(|| {
+            let reason =
+                format!("there is no generation {number}: GET /generations lists those that are kept");
+            Refusal::new(StatusCode::NOT_FOUND, reason)
+        })
+    }
+
+    /// Stages the removal of keys that are set, with or without the outer `settings`.
+    pub(crate) fn remove(&mut self, transaction: &str, keys: &[String]) -> Result<(), Refusal> {
+        let pending = self.transactions.pending(transaction);
+        let set = settings::flatten(&pending.over(&self.store.settings()));
+        let defaults = settings::flatten(&self.defaults);
+        let keys: Vec<String> = keys.iter().map(|key| full_key(key)).collect();
+        for key in &keys {
+            if key == "settings" {
+                return Err(Refusal::bad_request("settings is everything: name the keys to delete"));
             }
-            self.store.commit(next, origin).map_err(|error| {
-                Refusal::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("the settings were not committed: {error}; nothing was changed"),
-                )
-            })
-        });
-        match generation {
-            Ok(generation) => {
-                eprintln!("<6>generation {generation} committed from {transaction}");
-                Ok(Committed { keys })
-            }
-            Err(refusal) => {
-                // Put back, so that it can be mended and committed again.
-                let _ = self.transactions.add(transaction, &change);
-                Err(refusal)
+            if !has(&set, key) {
+                let why = if has(&defaults, key) {
+                    ": its value is a default of the image, which stays"
+                } else {
+                    ""
+                };
+                return Err(Refusal::new(StatusCode::NOT_FOUND, format!("{key} is not set{why}")));
             }
         }
+        self.transactions.remove(transaction, &keys).map_err(Refusal::bad_request)
     }
 
     /// The request that makes the node match what is committed.
@@ -132,8 +189,28 @@ impl State {
     }
 }
 
+fn full_key(key: &str) -> String {
+    match key.strip_prefix("settings") {
+        Some("") => key.to_owned(),
+        Some(rest) if rest.starts_with('.') => key.to_owned(),
+        _ => format!("settings.{key}"),
+    }
+}
+
+/// Whether the key is a value's, or a table's with values in it.
+fn has(flat: &BTreeMap<String, Value>, key: &str) -> bool {
+    let below = format!("{key}.");
+    flat.contains_key(key)
+        || flat.range(below.clone()..).next().is_some_and(|(name, _)| name.starts_with(&below))
+}
+
+/// A problem that the API server itself tells.
+pub(crate) fn problem(subject: &str, message: String, hint: &str) -> Problem {
+    Problem { source: "apiserver".to_owned(), subject: subject.to_owned(), message, hint: hint.to_owned() }
+}
+
 /// Asks the host agent; its errors become the API's.
-pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
+async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
     let patience = if matches!(request, Request::Apply { .. }) { SLOW } else { QUICK };
     match agent::call(agent, request, patience).await {
         Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
@@ -143,13 +220,30 @@ pub(crate) async fn ask(agent: &Path, request: &Request) -> Result<Response, Ref
             Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))
         }
         Ok(response) => Ok(response),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Refusal::internal(format!(
+            "the host agent's answer cannot be used: {error}; if it is a log, ask for less of it (?lines=100)"
+        ))),
         Err(error) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "the host agent does not answer ({error}): it may be starting; try again in a moment, and see `apiclient status` (GET /)"
+                "the host agent does not answer ({error}): if it is starting, try again in a moment; `apiclient status` (GET /) says how the node is"
             ),
         )),
     }
+}
+
+/// As [`ask`], of a server whose state others use meanwhile.
+pub(crate) async fn ask_agent(state: &RefCell<State>, request: &Request) -> Result<Response, Refusal> {
+    let agent = state.borrow().agent().to_owned();
+    let answer = ask(&agent, request).await;
+    if answer.is_ok() {
+        state.borrow_mut().agent_has_answered = true;
+    }
+    answer
+}
+
+pub(crate) fn unexpected() -> Refusal {
+    Refusal::internal("the host agent gave an answer of another kind than was asked for")
 }
 
 /// What `GET /os` shows, from os-release(5), in Bottlerocket's names.

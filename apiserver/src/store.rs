@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::agent::ApplyOutcome;
 
 /// Generations that are kept.
-pub const KEPT: usize = 32;
+pub const KEPT: usize = 100;
 /// No document of ours is larger; a larger file is not read.
 const LARGEST: u64 = 4 << 20;
 
@@ -53,6 +53,17 @@ pub struct Listed {
     pub outcome: Option<ApplyOutcome>,
 }
 
+/// What stands before the settings in a document: a list of a hundred generations must not read a hundred times all settings.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Head {
+    number: u64,
+    time: String,
+    transaction: String,
+    uid: Option<u32>,
+    os_version: String,
+}
+
 /// Who commits what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -62,11 +73,14 @@ pub struct Origin {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}: {error}", path = .path.display())]
-pub struct StoreError {
-    what: &'static str,
-    path: PathBuf,
-    error: io::Error,
+pub enum StoreError {
+    #[error("cannot write {path}: {error}", path = .path.display())]
+    Write { path: PathBuf, error: io::Error },
+    /// What is there is not known, so nothing may be written beside it: a number could be used twice.
+    #[error("the settings folder cannot be read: {0}")]
+    Unreadable(String),
+    #[error("generation {number} cannot be used: {reason}")]
+    Unusable { number: u64, reason: String },
 }
 
 #[derive(Debug)]
@@ -75,27 +89,30 @@ pub struct Store {
     current: Option<Generation>,
     /// The highest number ever seen, also of files that cannot be used.
     highest: u64,
+    /// Why the folder could not be read. The store is empty then, and takes no commit.
+    unreadable: Option<String>,
 }
 
 impl Store {
-    /// Opens the store in a folder that exists. Also returns what was found wrong, in words.
-    pub fn open(dir: &Path) -> Result<(Self, Vec<String>), StoreError> {
-        let failed = |what, path: &Path| {
-            let path = path.to_owned();
-            move |error| StoreError { what, path, error }
-        };
-        let mut problems = Vec::new();
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(dir).map_err(failed("read the folder", dir))? {
-            let path = entry.map_err(failed("read the folder", dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with(".new-") {
-                // A commit that a power cut ended before it was acknowledged.
-                let _ = fs::remove_file(&path);
-            } else if let Some(number) = number_of(&name) {
-                numbers.push((number, name.ends_with(".toml")));
+    /// Opens the store in a folder. Also returns what was found wrong, in words. A folder that cannot be read gives a store that
+    /// is empty and takes nothing: a node must answer what is wrong with it.
+    pub fn open(dir: &Path) -> (Self, Vec<String>) {
+        match numbers_in(dir) {
+            Ok(numbers) => Self::newest_of(dir, numbers),
+            Err(error) => {
+                let reason = format!("{}: {error}", dir.display());
+                let problem = format!(
+                    "the settings folder cannot be read ({reason}): the defaults of the image hold, and nothing can be set"
+                );
+                let unreadable = Some(reason);
+                (Self { dir: dir.to_owned(), current: None, highest: 0, unreadable }, vec![problem])
             }
         }
+    }
+
+    /// The store whose current generation is the newest that can be used, of the numbers of all files and of documents.
+    fn newest_of(dir: &Path, numbers: Vec<(u64, bool)>) -> (Self, Vec<String>) {
+        let mut problems = Vec::new();
         let highest = numbers.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let mut usable: Vec<u64> =
             numbers.into_iter().filter_map(|(number, is_document)| is_document.then_some(number)).collect();
@@ -119,7 +136,12 @@ impl Store {
                 }
             }
         }
-        Ok((Self { dir: dir.to_owned(), current, highest }, problems))
+        (Self { dir: dir.to_owned(), current, highest, unreadable: None }, problems)
+    }
+
+    /// Whether the folder could be read.
+    pub fn usable(&self) -> Result<(), StoreError> {
+        self.unreadable.clone().map_or(Ok(()), |reason| Err(StoreError::Unreadable(reason)))
     }
 
     /// What was committed last; nothing on a fresh node.
@@ -135,6 +157,7 @@ impl Store {
     /// Makes `settings` the current generation. When this returns its number, the generation survives a power cut; when it
     /// fails, the old one stays.
     pub fn commit(&mut self, settings: Settings, origin: Origin) -> Result<u64, StoreError> {
+        self.usable()?;
         let number = self.highest + 1;
         let generation = Generation {
             number,
@@ -145,8 +168,7 @@ impl Store {
             settings,
         };
         let name = document_name(number);
-        let text = document(&generation).map_err(|error| StoreError {
-            what: "write",
+        let text = document(&generation).map_err(|error| StoreError::Write {
             path: self.dir.join(&name),
             error: io::Error::other(error),
         })?;
@@ -159,6 +181,11 @@ impl Store {
 
     /// Keeps what became of applying a generation. Losing it loses no setting.
     pub fn record_outcome(&self, outcome: &ApplyOutcome) -> Result<(), StoreError> {
+        self.usable()?;
+        // The defaults alone: there is no document that an outcome could be of.
+        if outcome.generation == 0 {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(outcome).unwrap_or_default();
         self.write(&outcome_name(outcome.generation), text.as_bytes())
     }
@@ -168,14 +195,32 @@ impl Store {
         let mut numbers = self.document_numbers();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         let listed = |number| {
-            let generation = read_document(&self.dir.join(document_name(number))).ok()?;
-            let outcome = read_bounded(&self.dir.join(outcome_name(number)))
-                .ok()
-                .and_then(|text| serde_json::from_str(&text).ok());
-            let Generation { number, time, transaction, uid, os_version, .. } = generation;
-            Some(Listed { number, time, transaction, uid, os_version, outcome })
+            let Head { number, time, transaction, uid, os_version } =
+                read_head(&self.dir.join(document_name(number))).ok()?;
+            Some(Listed { number, time, transaction, uid, os_version, outcome: self.outcome(number) })
         };
         numbers.into_iter().filter_map(listed).collect()
+    }
+
+    /// One generation with its settings; none when it is not kept.
+    pub fn generation(&self, number: u64) -> Result<Option<Generation>, StoreError> {
+        self.usable()?;
+        let path = self.dir.join(document_name(number));
+        if !path.exists() {
+            return Ok(None);
+        }
+        match read_document(&path) {
+            Ok(generation) => Ok(Some(generation)),
+            Err(Unusable::Damaged(reason) | Unusable::Unread(reason)) => {
+                Err(StoreError::Unusable { number, reason })
+            }
+        }
+    }
+
+    /// What became of applying a generation, where that is known.
+    pub fn outcome(&self, number: u64) -> Option<ApplyOutcome> {
+        let text = read_bounded(&self.dir.join(outcome_name(number))).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     fn document_numbers(&self) -> Vec<u64> {
@@ -200,7 +245,7 @@ impl Store {
             // Nor may a restart find it in place, when only flushing the folder failed.
             let _ = fs::remove_file(&new);
             let _ = fs::remove_file(&path);
-            StoreError { what: "write", path, error }
+            StoreError::Write { path, error }
         })
     }
 
@@ -213,6 +258,22 @@ impl Store {
             let _ = fs::remove_file(self.dir.join(outcome_name(number)));
         }
     }
+}
+
+/// The numbers of all files of generations, and whether each is a document. What a power cut left half written goes.
+fn numbers_in(dir: &Path) -> io::Result<Vec<(u64, bool)>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(".new-") {
+            // A commit that was cut before it was acknowledged.
+            let _ = fs::remove_file(&path);
+        } else if let Some(number) = number_of(&name) {
+            numbers.push((number, name.ends_with(".toml")));
+        }
+    }
+    Ok(numbers)
 }
 
 fn document_name(number: u64) -> String {
@@ -256,6 +317,24 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 }
 
 fn read_document(path: &Path) -> Result<Generation, Unusable> {
+    parse(&read_body(path)?)
+}
+
+fn read_head(path: &Path) -> Result<Head, Unusable> {
+    let body = read_body(path)?;
+    // No value before it has a line of its own.
+    let end = body.find("\n[settings").unwrap_or(body.len());
+    parse(body.get(..end).unwrap_or_default())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Unusable> {
+    toml::from_str(text).map_err(|error| {
+        Unusable::Unread(format!("this version of Caisson does not know it: {}", error.message()))
+    })
+}
+
+/// The document without its last line, whose hash it has been held against.
+fn read_body(path: &Path) -> Result<String, Unusable> {
     let damaged = |reason: &str| Unusable::Damaged(reason.to_owned());
     let text = read_bounded(path).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => damaged("it is not text"),
@@ -267,13 +346,10 @@ fn read_document(path: &Path) -> Result<Generation, Unusable> {
         .ok_or_else(|| damaged("it is cut short"))?;
     let body = format!("{body}\n");
     match last.strip_prefix(SUM) {
-        Some(expected) if expected == sum(&body) => {}
-        Some(_) => return Err(damaged("its checksum does not match")),
-        None => return Err(damaged("it is cut short")),
+        Some(expected) if expected == sum(&body) => Ok(body),
+        Some(_) => Err(damaged("its checksum does not match")),
+        None => Err(damaged("it is cut short")),
     }
-    toml::from_str(&body).map_err(|error| {
-        Unusable::Unread(format!("this version of Caisson does not know it: {}", error.message()))
-    })
 }
 
 #[cfg(test)]
@@ -291,7 +367,7 @@ mod tests {
     }
 
     fn two_generations(dir: &Path) -> Store {
-        let (mut store, problems) = Store::open(dir).unwrap();
+        let (mut store, problems) = Store::open(dir);
         assert!(problems.is_empty());
         assert_eq!(store.commit(motd("one"), origin()).unwrap(), 1);
         assert_eq!(store.commit(motd("two"), origin()).unwrap(), 2);
@@ -302,7 +378,7 @@ mod tests {
     fn what_was_committed_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
-        let (store, problems) = Store::open(dir.path()).unwrap();
+        let (store, problems) = Store::open(dir.path());
         assert_eq!((store.settings(), store.number(), problems), (motd("two"), 2, Vec::new()));
     }
 
@@ -314,7 +390,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            let (store, problems) = Store::open(dir.path()).unwrap();
+            let (store, problems) = Store::open(dir.path());
             assert_eq!(store.settings(), motd("one"), "at {length}");
             assert_eq!(problems.len(), 1);
             fs::remove_file(path.with_extension("corrupt")).unwrap();
@@ -331,7 +407,7 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
             fs::write(&path, &flipped).unwrap();
-            let (store, _) = Store::open(dir.path()).unwrap();
+            let (store, _) = Store::open(dir.path());
             assert_eq!(store.settings(), motd("one"), "at {at}");
             let _ = fs::remove_file(path.with_extension("corrupt"));
         }
@@ -346,7 +422,7 @@ mod tests {
         let (body, _) = text.split_once(SUM).unwrap();
         let newer = format!("{body}of-the-future = 1\n");
         fs::write(&path, format!("{newer}{SUM}{}\n", sum(&newer))).unwrap();
-        let (store, problems) = Store::open(dir.path()).unwrap();
+        let (store, problems) = Store::open(dir.path());
         assert_eq!(store.settings(), motd("one"));
         assert!(problems[0].contains("does not know it") && path.exists(), "{problems:?}");
     }
@@ -367,9 +443,21 @@ mod tests {
         }
         let largest = settings::from_json(&json!({"containers": containers})).unwrap();
         largest.check().unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         store.commit(largest.clone(), origin()).unwrap();
-        assert_eq!(Store::open(dir.path()).unwrap().0.settings(), largest);
+        assert_eq!(Store::open(dir.path()).0.settings(), largest);
+    }
+
+    #[test]
+    fn a_generation_is_read_again_until_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = two_generations(dir.path());
+        assert_eq!(store.generation(1).unwrap().unwrap().settings, motd("one"));
+        assert!(store.generation(3).unwrap().is_none() && store.generation(0).unwrap().is_none());
+        fs::write(dir.path().join(document_name(1)), "spoilt").unwrap();
+        let error = store.generation(1).unwrap_err().to_string();
+        assert_eq!(error, "generation 1 cannot be used: it is cut short");
+        assert_eq!(store.list().iter().map(|listed| listed.number).collect::<Vec<_>>(), [2]);
     }
 
     proptest! {
@@ -381,9 +469,29 @@ mod tests {
             let env = json!({"A": secret});
             let web = json!({"image": "a", "command": [text], "env": env, "restart": "no", "memory": "64MiB", "pids": 65536, "essential": true});
             let all = settings::from_json(&json!({"motd": text, "containers": {"web": web, "b": {"image": "b"}}})).unwrap();
-            Store::open(dir.path()).unwrap().0.commit(all.clone(), origin()).unwrap();
-            let (store, problems) = Store::open(dir.path()).unwrap();
+            Store::open(dir.path()).0.commit(all.clone(), origin()).unwrap();
+            let (store, problems) = Store::open(dir.path());
             prop_assert_eq!((store.settings(), problems.len()), (all, 0));
+            // The head of a document is found whatever its settings are.
+            prop_assert_eq!(store.list().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_gives_an_empty_store_that_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        let no_folder = dir.path().join("file");
+        fs::write(&no_folder, "").unwrap();
+        for path in [missing, no_folder] {
+            let (mut store, problems) = Store::open(&path);
+            assert_eq!((store.settings(), store.number()), (Settings::default(), 0));
+            let path = path.display().to_string();
+            assert!(problems.len() == 1 && problems[0].contains(&path), "{problems:?}");
+            // Also when it is there by now: what else is in it is not known.
+            let _ = fs::create_dir(&path);
+            let error = store.commit(motd("x"), origin()).unwrap_err().to_string();
+            assert!(error.contains("cannot be read") && error.contains(&path), "{error}");
         }
     }
 
@@ -392,7 +500,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
         fs::write(dir.path().join(".new-generation-000003.toml"), "half").unwrap();
-        let (mut store, problems) = Store::open(dir.path()).unwrap();
+        let (mut store, problems) = Store::open(dir.path());
         assert_eq!((store.settings(), problems.len()), (motd("two"), 0));
         assert_eq!(store.commit(motd("three"), origin()).unwrap(), 3);
         assert!(!dir.path().join(".new-generation-000003.toml").exists());
@@ -403,9 +511,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         two_generations(dir.path());
         fs::write(dir.path().join(document_name(2)), "garbage").unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         assert_eq!(store.commit(motd("next"), origin()).unwrap(), 3);
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         assert_eq!(store.commit(motd("after"), origin()).unwrap(), 4);
     }
 
@@ -423,7 +531,7 @@ mod tests {
     #[test]
     fn old_generations_go() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path());
         for number in 0..KEPT + 5 {
             let number = store.commit(motd(&number.to_string()), origin()).unwrap();
             store.record_outcome(&ApplyOutcome { generation: number, steps: Vec::new() }).unwrap();

@@ -1,15 +1,42 @@
 //! What `apiclient` prints for people: status, containers and generations.
 
+use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
-use crate::agent::{ContainerState, ContainerStatus, Status};
+use crate::agent::init_status::Problem;
+use crate::agent::{ContainerState, ContainerStatus, Health, Status};
 use crate::store::Listed;
 
+/// What the server can say without the host agent.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PartialStatus {
+    health: Health,
+    problems: Vec<Problem>,
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+pub(crate) fn describe_partial(status: &PartialStatus) -> String {
+    format!("health      {}\n{}", word(&json!(status.health)), describe_problems(&status.problems))
+}
+
+fn describe_problems(problems: &[Problem]) -> String {
+    let lines = problems.iter().map(|problem| {
+        format!(
+            "\nPROBLEM  {}: {}: {}\n         {}\n",
+            problem.source, problem.subject, problem.message, problem.hint
+        )
+    });
+    lines.collect()
+}
+
 pub(crate) fn describe(status: &Status) -> String {
-    let word = |value: Value| value.as_str().unwrap_or_default().to_owned();
     let mut text = format!(
         "health      {}\nmachine id  {}\nstate on    {}\ndata on     {}\nmemory      {} of {} MiB available\n",
-        word(json!(status.health)),
+        word(&json!(status.health)),
         status.machine_id,
         status.state,
         status.data,
@@ -21,12 +48,7 @@ pub(crate) fn describe(status: &Status) -> String {
     }
     let phases: Vec<String> = status.boot_phases.iter().map(|(name, at)| format!("{name} {at} ms")).collect();
     text.push_str(&format!("boot        {}\n", phases.join(", ")));
-    for problem in &status.problems {
-        text.push_str(&format!(
-            "\nPROBLEM  {}: {}: {}\n         {}\n",
-            problem.source, problem.subject, problem.message, problem.hint
-        ));
-    }
+    text.push_str(&describe_problems(&status.problems));
     text
 }
 
@@ -80,4 +102,22 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         ));
     }
     text
+}
+
+/// A setting before and after.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Difference {
+    old: Value,
+    new: Value,
+}
+
+pub(crate) fn compare(differences: &BTreeMap<String, Difference>) -> String {
+    if differences.is_empty() {
+        return "no setting differs".to_owned();
+    }
+    let shown = |value: &Value| if value.is_null() { "(not set)".to_owned() } else { value.to_string() };
+    let lines = differences
+        .iter()
+        .map(|(key, Difference { old, new })| format!("{key}\n  - {}\n  + {}\n", shown(old), shown(new)));
+    lines.collect()
 }

@@ -4,6 +4,41 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 use crate::Settings;
+use crate::scalar::shown;
+
+/// Bytes of a key, as Bottlerocket has it.
+const LONGEST_KEY: usize = 255;
+
+/// The parts of a dotted key. A part within quotes may hold dots: `a."b.c"`. The error says what is wrong with it.
+pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
+    let wrong = |reason: &str| format!("{} is not a key, such as settings.motd: {reason}", shown(key));
+    if key.len() > LONGEST_KEY {
+        return Err(wrong(&format!("it has more than {LONGEST_KEY} bytes")));
+    }
+    let (mut parts, mut rest) = (Vec::new(), Some(key));
+    while let Some(text) = rest {
+        let (part, after, dots) = match text.strip_prefix('"') {
+            Some(quoted) => {
+                let (part, after) = quoted.split_once('"').ok_or_else(|| wrong("a quote is not closed"))?;
+                (part, after, ".")
+            }
+            None => {
+                let (part, after) = text.split_at(text.find('.').unwrap_or(text.len()));
+                (part, after, "")
+            }
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-/".contains(c) || dots.contains(c);
+        if part.is_empty() {
+            return Err(wrong("a part of it is empty"));
+        }
+        if !part.chars().all(plain) || !(after.is_empty() || after.starts_with('.')) {
+            return Err(wrong("its parts have letters, digits, '_', '-' and '/', and are joined by '.'"));
+        }
+        parts.push(part);
+        rest = after.strip_prefix('.');
+    }
+    Ok(parts)
+}
 
 /// Every value by its dotted name: `settings.network.hostname`. Lists are values.
 pub fn flatten(settings: &Settings) -> BTreeMap<String, Value> {
@@ -31,6 +66,45 @@ pub fn changed(old: &Settings, new: &Settings) -> Vec<String> {
     keys.extend(old.into_keys().filter(|key| !new.contains_key(key)));
     keys.sort();
     keys
+}
+
+/// What differs, by name: the old value and the new one, none where it is not set. Values of environment variables may be
+/// secrets, and are not shown.
+pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, Option<Value>)> {
+    let (before, after) = (flatten(old), flatten(new));
+    let shown = |key: &str, value: Option<&Value>| match value {
+        Some(_) if is_secret(key) => Some(Value::from("(not shown)")),
+        value => value.cloned(),
+    };
+    let both = |key: String| {
+        let values = (shown(&key, before.get(&key)), shown(&key, after.get(&key)));
+        (key, values)
+    };
+    changed(old, new).into_iter().map(both).collect()
+}
+
+/// Whether its value is a [`crate::EnvValue`].
+fn is_secret(key: &str) -> bool {
+    matches!(key.split('.').collect::<Vec<_>>().as_slice(), ["settings", "containers", _, "env", _])
+}
+
+/// Removes a value or a table by its dotted name, and the tables that are empty without it. Says whether there was one.
+pub(crate) fn remove(tree: &mut Value, key: &str) -> bool {
+    let parts: Vec<&str> = key.split('.').skip(1).collect();
+    remove_parts(tree, &parts)
+}
+
+fn remove_parts(tree: &mut Value, parts: &[&str]) -> bool {
+    let (Value::Object(table), [part, rest @ ..]) = (tree, parts) else { return false };
+    if rest.is_empty() {
+        return table.remove(*part).is_some();
+    }
+    let Some(below) = table.get_mut(*part) else { return false };
+    let removed = remove_parts(below, rest);
+    if removed && *below == Value::Object(Map::new()) {
+        table.remove(*part);
+    }
+    removed
 }
 
 /// The part of the tree whose names satisfy `wanted`, without the outer `settings` layer.
@@ -66,7 +140,7 @@ pub(crate) fn merge(base: &mut Value, change: Value) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::from_json;
     use proptest::prelude::*;
@@ -91,6 +165,25 @@ mod tests {
     }
 
     #[test]
+    fn a_difference_has_both_values_and_no_secret() {
+        let old = settings(
+            json!({"motd": "a", "containers": {"web": {"image": "x", "env": {"A": "hunter2", "B": "1"}}}}),
+        );
+        let new = settings(
+            json!({"network": {"hostname": "n"}, "containers": {"web": {"image": "x", "env": {"A": "other"}}}}),
+        );
+        let hidden = || Some(json!("(not shown)"));
+        let expected = [
+            ("settings.containers.web.env.A", hidden(), hidden()),
+            ("settings.containers.web.env.B", hidden(), None),
+            ("settings.motd", Some(json!("a")), None),
+            ("settings.network.hostname", None, Some(json!("n"))),
+        ];
+        let expected = expected.map(|(key, old, new)| (key.to_owned(), (old, new)));
+        assert_eq!(diff(&old, &new), BTreeMap::from(expected));
+    }
+
+    #[test]
     fn a_part_is_selected_by_name() {
         let all = settings(json!({"motd": "a", "network": {"hostname": "n"}}));
         assert_eq!(
@@ -100,8 +193,34 @@ mod tests {
         assert_eq!(select(&all, |_| false), json!({}));
     }
 
+    #[test]
+    fn keys_have_parts() {
+        assert_eq!(
+            split_key("settings.containers.\"web\".env.A_1").unwrap(),
+            ["settings", "containers", "web", "env", "A_1"]
+        );
+        assert_eq!(split_key("a.\"b.c\".d").unwrap(), ["a", "b.c", "d"]);
+        let long = format!("settings.{}", "a".repeat(300));
+        for wrong in [
+            "",
+            ".",
+            "settings.",
+            ".settings",
+            "settings..x",
+            "settings.\"\"",
+            "settings.\"x",
+            "a b",
+            "ä",
+            "a.\"b\"c",
+            &long,
+        ] {
+            let error = split_key(wrong).unwrap_err();
+            assert!(error.contains("is not a key") && error.len() < 200, "{error}");
+        }
+    }
+
     /// Any valid settings, from few names, so that two of them meet.
-    fn any_settings() -> impl Strategy<Value = Settings> {
+    pub(crate) fn any_settings() -> impl Strategy<Value = Settings> {
         let container = (
             proptest::option::of("[a-c]"),
             proptest::option::of(proptest::collection::vec("[a-c]", 1..3)),

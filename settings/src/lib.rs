@@ -3,13 +3,15 @@
 //! Outside data (API bodies, user data, files) becomes a [`Settings`] at the edge; a value that exists is valid.
 //! Every field is optional: a `Settings` is also the shape of a partial change.
 
+mod change;
 mod keys;
 mod parse;
 mod scalar;
 mod text;
 mod user_data;
 
-pub use keys::{changed, flatten, select};
+pub use change::Change;
+pub use keys::{changed, diff, flatten, select, split_key};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
 pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
 pub use text::read_json;

@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 use std::fmt;
 
 use crate::Settings;
+use crate::keys::split_key;
 use crate::scalar::{shortened, shown};
+use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
 const MOST_MISTAKES: usize = 16;
@@ -77,6 +79,11 @@ const SETTINGS: Shape = Shape::Table(&[
     ("containers", Shape::Map(&CONTAINER)),
 ]);
 
+/// Whether there is a setting or table of this name, directly under `settings`.
+pub(crate) fn is_top_level(name: &str) -> bool {
+    matches!(SETTINGS, Shape::Table(fields) if fields.iter().any(|(known, _)| *known == name))
+}
+
 /// The name of what is `name` below `key`. A name that is longer than any setting's is cut: it may be megabytes.
 pub(crate) fn below(key: &str, name: &str) -> String {
     if key.is_empty() { shortened(name) } else { format!("{key}.{}", shortened(name)) }
@@ -113,7 +120,7 @@ fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mut Vec<Mista
         (Shape::Number, Value::Number(_)) => wrong("expected a whole number, not negative".to_owned()),
         (Shape::Texts, Value::Array(items)) => {
             if let Some(item) = items.iter().find(|item| !item.is_string()) {
-                wrong(format!("expected a list of strings, found {} in it", kind(item)));
+                wrong(format!("expected a list of strings, found {} in it: put it in quotes", kind(item)));
             } else if items.is_empty() || items.len() > 256 {
                 wrong(format!("expected 1 to 256 items, found {}", items.len()));
             }
@@ -166,14 +173,49 @@ fn kind(value: &Value) -> &'static str {
 }
 
 pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Mistake {
-    let nearest = known
-        .clone()
-        .map(|other| (distance(name, other), other))
-        .min()
-        .filter(|(distance, _)| *distance <= 3);
-    let guess = nearest.map(|(_, other)| format!("did you mean \"{other}\"? ")).unwrap_or_default();
+    let guess =
+        nearest(name, known.clone()).map(|known| format!("\"{known}\"")).or_else(|| elsewhere(key, name));
+    let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
     let known: Vec<&str> = known.collect();
     Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
+}
+
+/// The known name that was probably meant: misspelt in at most half of its letters, or shortened.
+fn nearest(name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    let misspelt = known.clone().map(|known| (distance(&name, known), known)).min();
+    let near =
+        |&(distance, known): &(usize, &str)| distance <= 3 && distance * 2 <= known.len().max(name.len());
+    let shortened = |known: &&str| abbreviates(&name, known) || abbreviates(known, &name);
+    misspelt.filter(near).map(|(_, known)| known).or_else(|| known.clone().find(shortened))
+}
+
+/// Whether `short` has some of the letters of `long`, in order and from the first: `cmd` and `command`.
+fn abbreviates(short: &str, long: &str) -> bool {
+    let mut letters = long.chars();
+    short.chars().count() > 1
+        && short.chars().next() == long.chars().next()
+        && short.chars().all(|letter| letters.any(|other| other == letter))
+}
+
+/// The whole key of a name that is known in another place only.
+fn elsewhere(key: &str, name: &str) -> Option<String> {
+    let mut keys = Vec::new();
+    keys_in(&SETTINGS, "settings", &mut keys);
+    keys.into_iter().find(|known| known != key && known.rsplit('.').next() == Some(name))
+}
+
+fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
+    match shape {
+        Shape::Table(fields) => {
+            for (name, shape) in *fields {
+                keys_in(shape, &format!("{key}.{name}"), keys);
+            }
+        }
+        Shape::Map(inner) => keys_in(inner, &format!("{key}.NAME"), keys),
+        _ => {}
+    }
+    keys.push(key.to_owned());
 }
 
 /// Levenshtein's distance; long words are not compared.
@@ -195,15 +237,19 @@ fn distance(a: &str, b: &str) -> usize {
 /// Reads `key=value` pairs. What the key holds decides how the value is read, so `motd=42` is a text.
 pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<Settings, Mistakes> {
     let mut tree = Value::Object(Map::new());
+    let json = JsonReader::default();
     for (number, pair) in (1..).zip(pairs) {
         let Some((key, text)) = pair.split_once('=') else {
             // It may be the value that belongs to the item before, and a secret.
             return Err(Mistakes::one("", format!("item {number} is not KEY=VALUE, such as motd=hello")));
         };
         let key = key.trim();
+        let parts = split_key(key).map_err(|reason| Mistakes::one("", format!("item {number}: {reason}")))?;
+        // The outer layer may be left out.
+        let parts = parts.strip_prefix(&["settings"]).unwrap_or(&parts);
         let (mut shape, mut at) = (&SETTINGS, &mut tree);
         let mut name = "settings".to_owned();
-        for part in key.strip_prefix("settings.").unwrap_or(key).split('.') {
+        for &part in parts {
             name = below(&name, part);
             shape = match shape {
                 Shape::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
@@ -228,17 +274,33 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
             };
         }
         let read = |expected: &str| {
-            serde_json::from_str(text).map_err(|_| Mistakes::one(&name, format!("expected {expected}")))
+            json.read(text.as_bytes()).map_err(|error| not_read(&name, expected, text, &error))
         };
         *at = match shape {
             Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
             Shape::Number => read("a number")?,
             Shape::Switch => read("true or false")?,
             Shape::Texts => read("a list of strings, such as [\"sleep\", \"60\"]")?,
-            Shape::Table(_) | Shape::Map(_) => read("a table as JSON, or a key below it")?,
+            Shape::Table(fields) => {
+                let known: Vec<&str> = fields.iter().map(|(known, _)| *known).collect();
+                read(&format!("a key below it ({}), or a table as JSON", known.join(", ")))?
+            }
+            Shape::Map(inner) => {
+                let field = match inner {
+                    Shape::Table([(field, _), ..]) => format!(".{field}"),
+                    _ => String::new(),
+                };
+                read(&format!("a name below it, such as {name}.NAME{field}=..., or a table as JSON"))?
+            }
         };
     }
     from_json(&tree)
+}
+
+/// Where JSON goes wrong helps only who wrote JSON: not who wrote `pids=five`.
+fn not_read(name: &str, expected: &str, text: &str, error: &str) -> Mistakes {
+    let detail = if text.trim_start().starts_with(['[', '{']) { format!(": {error}") } else { String::new() };
+    Mistakes::one(name, format!("expected {expected}{detail}"))
 }
 
 #[cfg(test)]
@@ -347,11 +409,42 @@ mod tests {
             ("secret", "item 1 is not KEY=VALUE"),
             ("mot=x", "did you mean \"motd\""),
             ("motd.x=1", "nothing below"),
+            (
+                "hostname=n",
+                "settings.hostname: unknown key; did you mean settings.network.hostname? known here",
+            ),
+            ("image=a", "did you mean settings.containers.NAME.image?"),
+            ("MOTD=x", "did you mean \"motd\"?"),
+            ("message=x", "settings.message: unknown key; known here: motd, network, containers"),
+            ("network.host=n", "did you mean \"hostname\"?"),
+            ("containers.web.cmd=a", "did you mean \"command\"?"),
+            ("containers.web.environment=a", "did you mean \"env\"?"),
+            ("network=n", "settings.network: expected a key below it (hostname), or a table as JSON"),
+            ("containers.web=a", "settings.containers.web: expected a key below it (image, command"),
+            ("containers=a", "such as settings.containers.NAME.image=..., or a table as JSON"),
+            ("containers.web.env=A", "such as settings.containers.web.env.NAME=..., or a table as JSON"),
+            ("containers.web.command=[sleep]", "such as [\"sleep\", \"60\"]: expected value"),
+            ("containers.web.command=[\"sleep\", 6]", "found a number in it: put it in quotes"),
+            ("settings=x", "settings: expected a key below it"),
+            ("containers..image=x", "item 1: \"containers..image\" is not a key"),
+            ("=x", "item 1: \"\" is not a key"),
             ("containers.web.pids=five", "settings.containers.web.pids: expected a number"),
         ] {
             let error = from_key_values([pair]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn values_of_pairs_are_bounded_together_and_their_keys_are_not_doubled() {
+        let list = format!("containers.web.command=[{}\"a\"]", "\"a\",".repeat(8000));
+        // One is refused for its length, which is told; of three only the bound on all is left to tell.
+        let one = from_key_values([list.as_str()]).unwrap_err().to_string();
+        assert!(one.contains("1 to 256 items"), "{one}");
+        let three = from_key_values([list.as_str(); 3]).unwrap_err().to_string();
+        assert!(three.contains("more than 20000 values"), "{three}");
+        let twice = from_key_values([r#"containers={"web": {"image": "a", "image": "b"}}"#]).unwrap_err();
+        assert!(twice.to_string().contains("\"image\" is there twice"), "{twice}");
     }
 
     #[test]

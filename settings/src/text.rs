@@ -12,11 +12,28 @@ const MOST_VALUES: usize = 20_000;
 
 /// Reads JSON from outside. The error says what is wrong and where.
 pub fn read_json(text: &[u8]) -> Result<Value, String> {
-    let left = Cell::new(MOST_VALUES);
-    let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Bounded { left: &left }.deserialize(&mut reader).map_err(|error| error.to_string())?;
-    reader.end().map_err(|error| error.to_string())?;
-    Ok(value)
+    JsonReader::default().read(text)
+}
+
+/// Reads texts that belong together: they share one bound.
+pub(crate) struct JsonReader {
+    left: Cell<usize>,
+}
+
+impl Default for JsonReader {
+    fn default() -> Self {
+        Self { left: Cell::new(MOST_VALUES) }
+    }
+}
+
+impl JsonReader {
+    pub(crate) fn read(&self, text: &[u8]) -> Result<Value, String> {
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let value =
+            Bounded { left: &self.left }.deserialize(&mut reader).map_err(|error| error.to_string())?;
+        reader.end().map_err(|error| error.to_string())?;
+        Ok(value)
+    }
 }
 
 /// Reads one value, and counts it.

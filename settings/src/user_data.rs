@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use crate::Settings;
-use crate::parse::{Mistake, Mistakes, below, from_json, unknown};
+use crate::parse::{Mistake, Mistakes, below, from_json, is_top_level, unknown};
 
 /// User data larger than this is refused.
 pub const LARGEST_USER_DATA: usize = 64 << 10;
@@ -29,7 +29,11 @@ pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
     let settings = top.remove("settings").unwrap_or_else(|| Value::Object(Map::new()));
     // Data for another tool has any number of tables; the first is enough to see what happened.
     if let Some(name) = top.keys().next() {
-        return Err(reader.with_lines(vec![unknown(&below("", name), name, ["settings"].into_iter())]));
+        let mistake = match is_top_level(name) {
+            true => Mistake::new(name, format!("put it under [settings]: it is settings.{name}")),
+            false => unknown(&below("", name), name, ["settings"].into_iter()),
+        };
+        return Err(reader.with_lines(vec![mistake]));
     }
     if !reader.mistakes.is_empty() {
         return Err(reader.with_lines(reader.mistakes.clone()));
@@ -132,6 +136,7 @@ mod tests {
             ),
             ("[settings.network]\nhostname = \"a b\"\n", "line 2: settings.network.hostname: \"a b\" is not"),
             ("[setings]\n", "line 1: setings: unknown key; did you mean \"settings\"?"),
+            ("motd = \"hi\"\n", "line 1: motd: put it under [settings]: it is settings.motd"),
             ("[settings]\nmotd = 2026-01-01\n", "line 2: settings.motd: found a date"),
             (
                 "[settings.containers.web]\npids = 99999999999999999999\n",

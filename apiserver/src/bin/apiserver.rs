@@ -53,7 +53,7 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     };
     let state = State::open(&paths)?;
     for problem in &state.problems {
-        eprintln!("<3>{problem}");
+        eprintln!("<3>{}; {}", problem.message, problem.hint);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

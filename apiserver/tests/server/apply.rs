@@ -3,44 +3,34 @@
 use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
 use hyper::Method;
 use serde_json::json;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
-use std::sync::Arc;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::agent::{agent, answer};
 use crate::harness::Server;
 
-/// Speaks the host agent's protocol: applies what it is told after `delay`, and says that `failing` failed. Tells what it was
-/// asked when it begins, and `None` when it was asked while it was at work.
-fn agent(server: &Server, delay: Duration, failing: Option<&'static str>) -> Receiver<Option<Request>> {
-    let listener = UnixListener::bind(server.dir.path().join("agent.sock")).unwrap();
+/// Applies what it is told after `delay`, and says that `failing` failed. Tells what it was asked when it begins, and `None`
+/// when it was asked while it was at work.
+pub(crate) fn applier(
+    server: &Server,
+    delay: Duration,
+    failing: Option<&'static str>,
+) -> Receiver<Option<Request>> {
     let (asked, requests) = channel();
-    let busy = Arc::new(AtomicBool::new(false));
-    std::thread::spawn(move || {
-        for stream in listener.incoming().take(16) {
-            let (asked, busy) = (asked.clone(), busy.clone());
-            std::thread::spawn(move || {
-                let mut stream = BufReader::new(stream.unwrap());
-                let mut line = String::new();
-                stream.read_line(&mut line).unwrap();
-                let request: Request = serde_json::from_str(&line).unwrap();
-                let Request::Apply { generation, .. } = request else { panic!("asked for {request:?}") };
-                let _ = asked.send((!busy.swap(true, Ordering::SeqCst)).then_some(request));
-                std::thread::sleep(delay);
-                busy.store(false, Ordering::SeqCst);
-                let done = ApplyStep { name: "hostname".to_owned(), error: None };
-                let failed = failing.map(|error| ApplyStep {
-                    name: "container web".to_owned(),
-                    error: Some(error.to_owned()),
-                });
-                let steps = [done].into_iter().chain(failed).collect();
-                let response = Response::Apply(ApplyOutcome { generation, steps });
-                let _ = writeln!(stream.get_mut(), "{}", serde_json::to_string(&response).unwrap());
-            });
-        }
+    let busy = AtomicBool::new(false);
+    agent(server, move |request| {
+        let Request::Apply { generation, .. } = request else { panic!("asked for {request:?}") };
+        let _ = asked.send((!busy.swap(true, Ordering::SeqCst)).then_some(request));
+        std::thread::sleep(delay);
+        busy.store(false, Ordering::SeqCst);
+        let done = ApplyStep { name: "hostname".to_owned(), error: None };
+        let failed = failing
+            .map(|error| ApplyStep { name: "container web".to_owned(), error: Some(error.to_owned()) });
+        let steps = [done].into_iter().chain(failed).collect();
+        answer(&Response::Apply(ApplyOutcome { generation, steps }))
     });
     requests
 }
@@ -58,7 +48,7 @@ fn a_commit_that_cannot_be_applied_is_told_and_stays() {
 #[test]
 fn the_agent_gets_all_settings_and_the_keys_that_changed() {
     let server = Server::start();
-    let requests = agent(&server, Duration::ZERO, None);
+    let requests = applier(&server, Duration::ZERO, None);
     server.send(Method::PATCH, "/settings", r#"{"network": {"hostname": "n"}}"#);
     let answer = server.send(Method::POST, "/tx/commit_and_apply", "");
     assert_eq!((answer.status, answer.text().as_str()), (200, r#"["settings.network.hostname"]"#));
@@ -77,7 +67,7 @@ fn the_agent_gets_all_settings_and_the_keys_that_changed() {
 #[test]
 fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     let server = Server::start();
-    let _requests = agent(&server, Duration::ZERO, Some("no image \"nonesuch\" is preloaded"));
+    let _requests = applier(&server, Duration::ZERO, Some("no image \"nonesuch\" is preloaded"));
     let set = server.client(&["set", "containers.web.image=nonesuch"]);
     let said = String::from_utf8_lossy(&set.stderr);
     assert_eq!(set.status.code(), Some(1));
@@ -93,28 +83,9 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
 }
 
 #[test]
-fn a_request_that_is_under_way_is_answered_before_the_server_ends() {
-    let mut server = Server::start();
-    let requests = agent(&server, Duration::from_millis(700), None);
-    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
-    let idle = UnixStream::connect(server.socket()).unwrap();
-    let (answer, ended) = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| server.send(Method::POST, "/tx/commit_and_apply", ""));
-        requests.recv().unwrap();
-        let pid = server.process.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        (asking.join().unwrap(), Instant::now())
-    });
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(server.process.wait().unwrap().success());
-    assert!(ended.elapsed() < Duration::from_secs(2), "an idle connection held up the end");
-    drop(idle);
-}
-
-#[test]
 fn one_generation_is_applied_at_a_time_and_the_newest_last() {
     let server = Server::start();
-    let requests = agent(&server, Duration::from_millis(50), None);
+    let requests = applier(&server, Duration::from_millis(50), None);
     std::thread::scope(|scope| {
         for number in 0..8 {
             let server = &server;
@@ -126,20 +97,79 @@ fn one_generation_is_applied_at_a_time_and_the_newest_last() {
             });
         }
     });
-    let applied: Vec<u64> = requests
-        .try_iter()
-        .map(|request| match request {
-            Some(Request::Apply { generation, .. }) => generation,
-            other => panic!("two at a time: {other:?}"),
-        })
-        .collect();
-    assert!(applied.len() == 8 && applied.is_sorted() && applied[7] == 8, "{applied:?}");
+    let applied: Vec<u64> = requests.try_iter().map(generation).collect();
+    assert!(applied.is_sorted() && applied.last() == Some(&8), "{applied:?}");
+}
+
+fn generation(request: Option<Request>) -> u64 {
+    match request {
+        Some(Request::Apply { generation, .. }) => generation,
+        other => panic!("two at a time: {other:?}"),
+    }
+}
+
+#[test]
+fn who_asks_during_a_run_shares_the_one_after_it() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::from_millis(500), Some("it is broken"));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| server.client(&["set", "motd=first"]));
+        let begun = requests.recv().unwrap();
+        assert_eq!(generation(begun), 1);
+        for number in 0..6 {
+            let server = &server;
+            scope.spawn(move || {
+                let motd = json!({"containers": {(format!("c{number}")): {"image": "a"}}}).to_string();
+                server.send(Method::PATCH, &format!("/settings?tx=t{number}"), &motd);
+                let uri = format!("/tx/commit_and_apply?tx=t{number}");
+                let answer = server.send(Method::POST, &uri, "");
+                // All of them are told what became of the run that has their change.
+                assert!(answer.status == 500 && answer.text().contains("generation 7"), "{}", answer.text());
+            });
+        }
+        let said = String::from_utf8(first.join().unwrap().stderr).unwrap();
+        assert!(said.contains("generation 1"), "{said}");
+    });
+    let Some(Request::Apply { generation, keys, .. }) = requests.recv().unwrap() else { panic!() };
+    let images: Vec<String> = (0..6).map(|number| format!("settings.containers.c{number}.image")).collect();
+    assert_eq!((generation, keys), (7, images));
+    assert!(requests.try_recv().is_err(), "there was a third run");
+}
+
+#[test]
+fn clients_that_do_not_wait_leave_one_run_behind() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::from_millis(300), None);
+    for _ in 0..200 {
+        let mut leaving = UnixStream::connect(server.socket()).unwrap();
+        leaving.write_all(b"POST /tx/apply HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    }
+    assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 204);
+    assert!(requests.try_iter().count() <= 4);
+}
+
+#[test]
+fn nothing_is_not_applied() {
+    let server = Server::start();
+    let requests = applier(&server, Duration::ZERO, None);
+    for nothing in ["{}", r#"{"containers": {}}"#, r#"{"network": {}}"#] {
+        assert_eq!(server.send(Method::PATCH, "/settings", nothing).status, 204);
+        assert_eq!(server.get("/tx/list"), json!([]));
+        for uri in ["/tx/commit", "/tx/commit_and_apply"] {
+            let answer = server.send(Method::POST, uri, "");
+            let expected = "Tried to commit with no pending changes";
+            assert_eq!((answer.status, answer.text().as_str()), (422, expected));
+        }
+    }
+    let empty = server.send(Method::PATCH, "/settings", r#"{"containers": {"web": {}}}"#);
+    assert!(empty.status == 400 && empty.text().contains("web.image: missing"), "{}", empty.text());
+    assert!(requests.try_recv().is_err());
 }
 
 #[test]
 fn the_outcome_is_kept_when_its_client_went_away() {
     let server = Server::start();
-    let requests = agent(&server, Duration::from_millis(300), None);
+    let requests = applier(&server, Duration::from_millis(300), None);
     server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
     let mut leaving = UnixStream::connect(server.socket()).unwrap();
     leaving.write_all(b"POST /tx/commit_and_apply HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();

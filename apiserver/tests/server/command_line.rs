@@ -43,3 +43,69 @@ fn the_clients_exit_codes_and_words() {
     assert!(said(&nobody).contains("is the node running"), "{}", said(&nobody));
     assert_eq!(server.client(&["raw", "-u", "/settings"]).stdout, b"{\"motd\":\"Welcome\"}\n");
 }
+
+/// Each is a thing that people type; each answer is for them, not about HTTP.
+#[test]
+fn mistakes_made_by_hand_are_told_with_the_key_and_a_way_out() {
+    let server = Server::start();
+    std::fs::write(server.dir.path().join("bare.toml"), "motd = \"x\"\n").unwrap();
+    std::fs::write(server.dir.path().join("bare.json"), "{\"motd\": \"x\"}").unwrap();
+    let at = |name: &str| server.dir.path().join(name).display().to_string();
+    let (toml, json, missing) = (at("bare.toml"), at("bare.json"), at("missing.toml"));
+    for (arguments, code, expected) in [
+        (&["set", "motd"][..], 2, "argument 1 is not KEY=VALUE"),
+        (&["set", "motd=hello", "world"], 2, "a value with spaces is put in quotes"),
+        (&["set", "mtod=hello"], 1, "settings.mtod: unknown key; did you mean \"motd\"?"),
+        (&["set", "hostname=node-1"], 1, "did you mean settings.network.hostname?"),
+        (&["set", "network=node-1"], 1, "settings.network: expected a key below it (hostname)"),
+        (
+            &["set", "network.hostname=my_node"],
+            1,
+            "settings.network.hostname: \"my_node\" is not a host name",
+        ),
+        (&["set", "network.hostname="], 1, "settings.network.hostname: \"\" is not a host name"),
+        (
+            &["set", "container.web.image=a"],
+            1,
+            "settings.container: unknown key; did you mean \"containers\"?",
+        ),
+        (&["set", "containers.web=busybox"], 1, "settings.containers.web: expected a key below it (image"),
+        (&["set", "containers.Web.image=a"], 1, "settings.containers.Web: \"Web\" is not a name"),
+        (&["set", "containers..image=a"], 1, "\"containers..image\" is not a key"),
+        (&["set", "containers.web.cmd=[\"a\"]"], 1, "did you mean \"command\"?"),
+        (
+            &["set", "containers.web.command=sleep 60"],
+            1,
+            "expected a list of strings, such as [\"sleep\", \"60\"]",
+        ),
+        (&["set", "containers.web.command=[sleep]"], 1, "settings.containers.web.command: expected a list"),
+        (&["set", "containers.web.memory=64MB"], 1, "settings.containers.web.memory: \"64MB\" is not a size"),
+        (&["set", "containers.web.pids=ten"], 1, "settings.containers.web.pids: expected a number"),
+        (&["set", "containers.web.pids=-1"], 1, "settings.containers.web.pids: expected a whole number"),
+        (&["set", "containers.web.restart=never"], 1, "\"never\" is not one of always, on-failure, no"),
+        (&["set", "containers.web.essential=yes"], 1, "essential: expected true or false"),
+        (&["set", "containers.web.env.my-var=b"], 1, "\"my-var\" is not a name for an environment variable"),
+        (&["set", "containers.web.pids=5"], 1, "settings.containers.web.image: missing"),
+        (&["set", "-j", "{\"motd\": 5}"], 1, "settings.motd: expected a string, found a number"),
+        (&["set", "-j", "{\"settings\": {}, \"motd\": \"x\"}"], 2, "there is \"motd\" beside \"settings\""),
+        (&["set", "-j", "{}"], 1, "Tried to commit with no pending changes"),
+        (&["apply", &toml], 1, "bare.toml: line 1: motd: put it under [settings]"),
+        (&["apply", &json], 1, "bare.json: there is no key \"settings\" at the top"),
+        (&["apply", &missing], 1, "missing.toml: No such file"),
+        (&["get", "setings"], 0, "nothing is there with a name that begins with \"setings\""),
+        (&["get", "/setings"], 1, "there is nothing at /setings: there are /, /settings"),
+        (&["raw", "-u", "settings"], 1, "\"settings\" is not a path of the API"),
+        (&["status"], 0, ""),
+    ] {
+        let output = server.client(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && said.contains(expected), "{arguments:?}: {output:?}");
+        assert!(!said.contains("PATCH") && !said.contains("tx="), "{arguments:?}: {said}");
+    }
+    let status = String::from_utf8(server.client(&["status"]).stdout).unwrap();
+    assert!(
+        status.starts_with("health      starting\n\nPROBLEM  apiserver: host-agent: the host"),
+        "{status}"
+    );
+    assert_eq!(server.get("/settings"), json!({"motd": "Welcome"}));
+}

@@ -95,3 +95,8 @@ impl Drop for Server {
         let _ = self.process.wait();
     }
 }
+
+pub(crate) fn signal(server: &Server, name: &str) {
+    let pid = server.process.id().to_string();
+    assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+}

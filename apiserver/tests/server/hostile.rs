@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::harness::Server;
+use crate::harness::{Server, signal};
 
 #[test]
 fn a_body_of_ten_megabytes_is_refused_and_the_server_answers_on() {
@@ -95,8 +95,11 @@ fn bodies_made_to_fill_the_memory_do_not() {
         format!("{{{}\"a\":0}}", (0..held / 12).map(|n| format!("\"k{n}\":0,")).collect::<String>()),
         "[".repeat(held),
         format!("{{\"{}\":0}}", "x".repeat(held)),
+        // JSON in a string of JSON.
+        format!("{{\"request_payload\": [\"containers=[{}0]\"]}}", "{\\\"\\\":0},".repeat(held / 9)),
     ] {
-        let answer = server.send(Method::PATCH, "/settings", &body);
+        let uri = if body.contains("request_payload") { "/settings/keypair" } else { "/settings" };
+        let answer = server.send(Method::PATCH, uri, &body);
         assert!(
             answer.status == 400 && answer.body.len() < 8192,
             "{}: {} bytes",
@@ -124,6 +127,42 @@ fn bodies_made_to_fill_the_memory_do_not() {
     let large = format!("{{\"motd\": \"x\"{}}}", " ".repeat(1_900_000));
     while server.send(Method::PATCH, "/settings", &large).status != 204 {
         assert!(Instant::now() < deadline, "large bodies are still refused");
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_do_not_fill_the_memory() {
+    let server = Server::start();
+    let env: serde_json::Map<_, _> = (0..4).map(|n| (format!("A{n}"), json!("x".repeat(60_000)))).collect();
+    let web = json!({"containers": {"web": {"image": "a", "env": env}}});
+    assert_eq!(server.send(Method::PATCH, "/settings", &web.to_string()).status, 204);
+    assert_eq!(server.send(Method::POST, "/tx/commit", "").status, 200);
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let mut stream = UnixStream::connect(server.socket()).unwrap();
+        stream.write_all(b"GET /settings HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        waiting.push(stream);
+    }
+    // Small answers are given meanwhile, and large ones refused.
+    assert_eq!(server.get("/settings?prefix=motd"), json!({"motd": "Welcome"}));
+    let refused = server.send(Method::GET, "/settings", "");
+    assert!(refused.status == 503 && refused.text().contains("try again"), "{}", refused.status);
+    assert!(server.peak_memory_kib() < 48 << 10, "{} KiB", server.peak_memory_kib());
+    // The kernel holds little of them, as that is the service's memory too.
+    drop(waiting.split_off(1));
+    signal(&server, "-STOP");
+    waiting[0].set_nonblocking(true).unwrap();
+    let mut held = Vec::new();
+    let _ = waiting[0].read_to_end(&mut held);
+    assert!(held.len() < 32 << 10, "the kernel held {} bytes", held.len());
+    signal(&server, "-CONT");
+    waiting[0].set_nonblocking(false).unwrap();
+    // Who reads its answer gets it whole, and what it held is given back.
+    let mut answer = vec![0; 240_000 - held.len()];
+    waiting[0].read_exact(&mut answer).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while server.send(Method::GET, "/settings", "").status != 200 {
+        assert!(Instant::now() < deadline, "large answers are still refused");
     }
 }
 

@@ -1,9 +1,14 @@
 //! The real API server on a folder of its own, met by good and by hostile clients.
 
+mod agent;
 mod apply;
 mod command_line;
+mod containers;
+mod generations;
 mod harness;
 mod hostile;
+mod model;
+mod stop;
 
 use harness::Server;
 use hyper::Method;
@@ -36,6 +41,11 @@ fn answers_are_bottlerockets() {
     assert_eq!(server.get("/os?prefix=ver"), json!({"version_id": "0.1.0"}));
     assert_eq!(server.get("/?prefix=settings.mot"), json!({"settings": {"motd": "Welcome"}}));
     assert_eq!(server.get("/settings?prefix=none"), json!({}));
+    assert_eq!(server.get("/os?prefix=o"), json!({}));
+    assert_eq!(
+        server.get("/settings?keys=settings.%22motd%22,settings.nonesuch"),
+        json!({"motd": "Welcome"})
+    );
     let keypair = server.send(
         Method::PATCH,
         "/settings/keypair?tx=t",
@@ -49,6 +59,9 @@ fn answers_are_bottlerockets() {
     for (method, uri, body, status, text) in [
         (Method::POST, "/tx/commit", "", 422, "Tried to commit with no pending changes"),
         (Method::GET, "/?prefix=", "", 400, "prefix"),
+        (Method::GET, "/settings?keys=settings..x", "", 400, "a part of it is empty"),
+        (Method::GET, "/settings?keys=settings.motd,", "", 400, "a part of it is empty"),
+        (Method::POST, "/tx/apply?keys=a%20b", "", 400, "is not a key"),
         (Method::GET, "/nowhere", "", 404, "/settings"),
         (Method::PUT, "/settings", "", 405, "PUT"),
         (Method::PATCH, "/settings", "{", 400, "not JSON"),
@@ -96,6 +109,31 @@ fn errors_are_json_for_who_accepts_json() {
         "{answer}"
     );
     assert!(answer.contains("\r\n\r\n{\"error\":\"there is nothing at /nowhere"), "{answer}");
+}
+
+#[test]
+fn a_node_whose_settings_folder_cannot_be_read_answers_and_takes_nothing() {
+    let mut server = Server::start();
+    server.send(Method::PATCH, "/settings", r#"{"motd": "one"}"#);
+    server.send(Method::POST, "/tx/commit", "");
+    let settings = server.dir.path().join("settings");
+    let (aside, path) = (server.dir.path().join("aside"), settings.display().to_string());
+    std::fs::rename(&settings, &aside).unwrap();
+    std::fs::write(&settings, "not a folder").unwrap();
+    server.kill_and_restart();
+    assert_eq!(server.get("/settings"), json!({"motd": "Welcome"}));
+    let problems = server.get("/")["status"]["problems"].to_string();
+    assert!(problems.contains(&path) && problems.contains("cannot be read"), "{problems}");
+    server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#);
+    for (method, uri) in [(Method::POST, "/tx/commit"), (Method::GET, "/generations")] {
+        let refused = server.send(method, uri, "");
+        assert!(refused.status == 500 && refused.text().contains(&path), "{}", refused.text());
+    }
+    // Nothing was lost: mended, the node has its settings again.
+    std::fs::remove_file(&settings).unwrap();
+    std::fs::rename(&aside, &settings).unwrap();
+    server.kill_and_restart();
+    assert_eq!(server.get("/settings"), json!({"motd": "one"}));
 }
 
 #[test]
