@@ -35,6 +35,7 @@ pub enum Request {
         lines: Option<u32>,
     },
     Reboot,
+    PowerOff,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -57,6 +57,8 @@ enum Command {
     },
     /// Restart the node
     Reboot,
+    /// Switch the node off, in order
+    PowerOff,
     /// Health of the node and what is wrong with it
     Status,
     /// Containers and what they wrote
@@ -284,6 +286,10 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
                 .map(|file| Ok((Method::PATCH, "/settings", Some(read_settings(file)?))))
                 .collect::<Result<Vec<_>, Failure>>()?;
             api.commit("apply", &changes)
+        }
+        Command::PowerOff => {
+            api.send(Method::POST, "/actions/power-off", None)?;
+            Ok("Powering off.".to_owned())
         }
         Command::Reboot => {
             api.send(Method::POST, "/actions/reboot", None)?;

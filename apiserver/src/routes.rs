@@ -18,6 +18,7 @@
 //! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
 //! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
 //! | `POST /actions/reboot` | restarts the node |
+//! | `POST /actions/power-off` | *switches the node off, in order* |
 //!
 //! What is in italics is beyond Bottlerocket's API.
 
@@ -143,6 +144,10 @@ async fn route(
         }
         (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number),
         (&Method::POST, ["generations", number, "restore"]) => generations::restore(state, number, uid).await,
+        (&Method::POST, ["actions", "power-off"]) => {
+            ask_agent(state, &agent::Request::PowerOff).await?;
+            Ok(reply::nothing())
+        }
         (&Method::POST, ["actions", "reboot"]) => {
             ask_agent(state, &agent::Request::Reboot).await?;
             Ok(reply::nothing())
@@ -170,6 +175,7 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
         "generations/NUMBER/restore",
         "generations/diff",
         "actions/reboot",
+        "actions/power-off",
     ];
     let is_like = |pattern: &&str| {
         let parts: Vec<&str> = pattern.split('/').collect();

@@ -135,11 +135,9 @@ impl Agent {
                 let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
-            Request::Reboot if has_gone(asker) => failed(GONE.to_owned()),
-            Request::Reboot => match init::ask(&InitRequest::Reboot).await {
-                Ok(_) => Response::Done,
-                Err(error) => failed(format!("PID 1 does not answer: {error}")),
-            },
+            Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
+            Request::Reboot => end(&InitRequest::Reboot).await,
+            Request::PowerOff => end(&InitRequest::PowerOff).await,
         }
     }
 }
@@ -154,6 +152,13 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+async fn end(request: &InitRequest) -> Response {
+    match init::ask(request).await {
+        Ok(_) => Response::Done,
+        Err(error) => failed(format!("PID 1 does not answer: {error}")),
+    }
 }
 
 fn failed(message: String) -> Response {

@@ -126,6 +126,10 @@ async fn apply(found: &Found) -> Result<(), Failure> {
     // QEMU may add a zero byte.
     let settings = settings::from_user_data(text.trim_end_matches('\0'))
         .map_err(|mistakes| Failure::Refused(mistakes.0.iter().map(ToString::to_string).collect()))?;
+    if settings::flatten(&settings).is_empty() {
+        // A commit of nothing would be refused.
+        return Ok(());
+    }
     let body = settings.to_json().to_string().into_bytes();
     ask(Method::PATCH, "/settings?tx=user-data", body).await?;
     let committed = ask(Method::POST, "/tx/commit?tx=user-data", Vec::new()).await;

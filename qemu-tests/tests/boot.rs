@@ -47,6 +47,18 @@ fn directly_as_a_bzimage_on_the_older_board() {
     lives(Config { board: Board::Pc, kernel: Some(kernel), ..Config::direct() });
 }
 
+/// In order, without a button.
+#[test]
+fn it_is_switched_off_through_the_api() {
+    let mut node = Node::boot_healthy(Config::direct());
+    let answer = node.request(Method::POST, "/actions/power-off", "");
+    assert_eq!((answer.status, answer.text().as_str()), (204, ""));
+    node.wait_for_end();
+    assert!(node.console().contains("powering off"), "{}", node.console());
+    // PID 1's own words are kept too.
+    assert!(node.file("data", "/log/init.log").contains("asked through the API"));
+}
+
 /// Who asks for a restart is told that it begins.
 #[test]
 fn a_reboot_is_acknowledged() {

@@ -73,7 +73,7 @@ pub enum ServiceState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Problem {
-    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`.
+    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`, `space`.
     pub source: String,
     /// What it is about: a settings key, a device, a container.
     pub subject: String,
