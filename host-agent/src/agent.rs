@@ -62,9 +62,10 @@ impl Agent {
     /// Answers for ever. Within a `LocalSet`.
     pub async fn serve(self, listener: UnixListener) {
         loop {
-            let Ok(permit) = self.free.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    // After the connection: a place that is only waited with would keep `stop` waiting too.
+                    let Ok(permit) = self.free.clone().acquire_owned().await else { return };
                     let agent = self.clone();
                     tokio::task::spawn_local(async move {
                         agent.answer_connection(stream).await;
