@@ -80,6 +80,10 @@ const PACKAGES: &[&str] = &[
     "ovmf",
     // real servers for the tests
     "docker-registry",
+    "dnsmasq-base",
+    "chrony",
+    // and a network for them
+    "iproute2",
 ];
 
 /// Unshares the mount namespace, binds `src dst` pairs up to `--`, and runs the rest in the chroot `$1`.

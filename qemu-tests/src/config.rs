@@ -1,6 +1,6 @@
 //! What a node is made of.
 
-use build::vm::config::{Board, Drive, Firmware, Format};
+use build::vm::config::{Board, Drive, Firmware, Format, Tap};
 use std::path::PathBuf;
 
 use crate::registry::Registry;
@@ -35,6 +35,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, String)>,
     /// A server of the host that the guest reaches: `(address:port, program that the connection is handed to)`.
     pub guest_forward: Option<(String, String)>,
+    /// Instead of a network that leads nowhere: the one of [`crate::Lan::attach`].
+    pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
 }
@@ -55,6 +57,7 @@ impl Config {
             cmdline: None,
             fw_cfg: Vec::new(),
             guest_forward: None,
+            tap: None,
             skip_idle_time: false,
         }
     }

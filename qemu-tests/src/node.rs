@@ -103,6 +103,7 @@ impl Node {
             ports: Vec::new(),
             guest_forward: self.config.guest_forward.clone(),
             online: false,
+            tap: self.config.tap.clone(),
             fw_cfg,
             console_on_stdout: false,
             no_reboot: false,

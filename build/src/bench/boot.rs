@@ -232,6 +232,7 @@ impl Lab {
             ports: Vec::new(),
             guest_forward: None,
             online: false,
+            tap: None,
             fw_cfg,
             console_on_stdout: false,
             no_reboot: true,

@@ -56,6 +56,14 @@ pub struct Drive {
     pub read_only: bool,
 }
 
+/// A tap interface that exists already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// A process in the network namespace that has it.
+    pub process: u32,
+    pub interface: String,
+}
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub name: String,
@@ -77,6 +85,8 @@ pub struct Config {
     pub guest_forward: Option<(String, String)>,
     /// The guest reaches the host's network.
     pub online: bool,
+    /// Instead of QEMU's own network: a tap in another network namespace, where QEMU then runs too.
+    pub tap: Option<Tap>,
     /// Files for QEMU's fw_cfg: name and where its content is.
     pub fw_cfg: Vec<(String, PathBuf)>,
     /// What the console shows also goes to QEMU's standard output.
@@ -238,6 +248,22 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
         ]);
         add(&["-device", &device("virtio-blk", &format!(",drive=disk{number}"))]);
     }
+    add(&["-netdev", &network(config), "-device", &device("virtio-net", ",netdev=network")]);
+    add(&["-device", &device("virtio-rng", "")]);
+    add(&["-chardev", &format!("socket,id=vsock,path={}", escape(&places.vhost()))]);
+    add(&["-device", &device("vhost-user-vsock", ",id=vsock,chardev=vsock")]);
+    for (name, path) in &config.fw_cfg {
+        add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
+    }
+    // The API on vsock, which the socket of the host leads to.
+    add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    all
+}
+
+fn network(config: &Config) -> String {
+    if let Some(tap) = &config.tap {
+        return format!("tap,id=network,ifname={},script=no,downscript=no", tap.interface);
+    }
     let mut network = String::from("user,id=network");
     if !config.online {
         network.push_str(",restrict=on");
@@ -248,16 +274,7 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
     if let Some((address, command)) = &config.guest_forward {
         network.push_str(&format!(",guestfwd=tcp:{address}-cmd:{}", command.replace(',', ",,")));
     }
-    add(&["-netdev", &network, "-device", &device("virtio-net", ",netdev=network")]);
-    add(&["-device", &device("virtio-rng", "")]);
-    add(&["-chardev", &format!("socket,id=vsock,path={}", escape(&places.vhost()))]);
-    add(&["-device", &device("vhost-user-vsock", ",id=vsock,chardev=vsock")]);
-    for (name, path) in &config.fw_cfg {
-        add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
-    }
-    // The API on vsock, which the socket of the host leads to.
-    add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
-    all
+    network
 }
 
 /// Where QEMU keeps the vsock device among its objects.
@@ -293,6 +310,7 @@ mod tests {
             ports: vec![(8080, 80)],
             guest_forward: None,
             online: false,
+            tap: None,
             fw_cfg: vec![],
             console_on_stdout: false,
             no_reboot: false,

@@ -264,7 +264,14 @@ impl Start {
     /// The kernel watches the thread that starts it, which is the one that keeps the machine.
     fn tied(&self, program: &OsStr, log: &str) -> Result<Command> {
         let log = File::options().append(true).open(self.places.folder.join(log))?;
-        let mut command = self.toolbox.command("setpriv");
+        let mut command = match &self.config.tap {
+            Some(tap) => {
+                let mut command = self.toolbox.command("nsenter");
+                command.arg(format!("--net=/proc/{}/ns/net", tap.process)).arg("setpriv");
+                command
+            }
+            None => self.toolbox.command("setpriv"),
+        };
         command.args(["--pdeathsig", "KILL"]).arg(program);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.signals == Signals::Apart {

@@ -202,6 +202,7 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         ports: options.port.clone(),
         guest_forward: None,
         online: !options.offline,
+        tap: None,
         fw_cfg,
         console_on_stdout: true,
         no_reboot: false,

@@ -1,0 +1,148 @@
+//! A network of its own for a story: nodes and real servers in a network namespace that has no way out.
+
+use anyhow::{Context, Result, ensure};
+use build::command::{run_quiet, tail};
+use build::vm::config::Tap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+use crate::bench::bench;
+use crate::config::Config;
+
+const START: Duration = Duration::from_secs(20);
+
+/// The namespace, a bridge in it, and its address.
+const MAKE: &str = "ip link set lo up && ip link add lan type bridge && ip link set lan up && \
+    ip address add 192.0.2.1/24 dev lan && ip address add fd00:2::1/64 dev lan nodad && echo ready && exec sleep infinity";
+
+pub struct Lan {
+    /// Its end is the network's.
+    holder: Child,
+    servers: Vec<Child>,
+    taps: u32,
+    folder: TempDir,
+}
+
+impl Lan {
+    /// What servers listen on, and nodes see as their router (192.0.2.0/24 is for documents, RFC 5737: it is nobody's).
+    pub const ADDRESS: &str = "192.0.2.1";
+
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::try_new().unwrap_or_else(|error| panic!("no network for the story (it takes root): {error:#}"))
+    }
+
+    fn try_new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("caisson-lan-").tempdir_in("/tmp")?;
+        let mut command = bench().toolbox.command("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", MAKE]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(folder.path().join("log"))?);
+        let mut holder = command.spawn()?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().context("no output")?).read_line(&mut line)?;
+        let lan = Self { holder, servers: Vec::new(), taps: 0, folder };
+        ensure!(line.trim() == "ready", "{}", tail(&lan.path("log"), 10));
+        Ok(lan)
+    }
+
+    /// A node that is plugged into this network.
+    #[track_caller]
+    pub fn attach(&mut self, config: Config) -> Config {
+        let interface = format!("tap{}", self.taps);
+        self.taps += 1;
+        for line in [
+            format!("tuntap add {interface} mode tap"),
+            format!("link set {interface} master lan"),
+            format!("link set {interface} up"),
+        ] {
+            self.run("ip", &line.split(' ').collect::<Vec<_>>());
+        }
+        Config { tap: Some(Tap { process: self.holder.id(), interface }), ..config }
+    }
+
+    /// dnsmasq, for DHCP from 192.0.2.50 on and for names below `lan.test`, with more options. Its log is [`Lan::dnsmasq_log`].
+    #[track_caller]
+    pub fn dnsmasq(&mut self, options: &[&str]) {
+        let log = File::create(self.path("dnsmasq.log")).expect("a log");
+        let leases = format!("--dhcp-leasefile={}", self.path("leases").display());
+        let mut command = self.command("dnsmasq");
+        command.args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--log-facility=-",
+            "--log-dhcp",
+            "--user=root",
+        ]);
+        command.args([
+            "--pid-file=",
+            "--no-resolv",
+            "--no-hosts",
+            "--interface=lan",
+            "--bind-interfaces",
+            &leases,
+        ]);
+        command.args(["--domain=lan.test", "--local=/lan.test/", "--dhcp-authoritative"]).args(options);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        let mut server = command.spawn().expect("dnsmasq");
+        let deadline = Instant::now() + START;
+        while !self.dnsmasq_log().contains("started") {
+            assert!(matches!(server.try_wait(), Ok(None)), "dnsmasq ended at once: {}", self.dnsmasq_log());
+            assert!(Instant::now() < deadline, "dnsmasq does not start: {}", self.dnsmasq_log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.servers.push(server);
+    }
+
+    /// Stops all servers.
+    pub fn silence(&mut self) {
+        for mut server in self.servers.drain(..) {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    pub fn dnsmasq_log(&self) -> String {
+        fs::read_to_string(self.path("dnsmasq.log")).unwrap_or_default()
+    }
+
+    /// A program of the toolbox, run to its end in this network; what it printed.
+    #[track_caller]
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = run_quiet(self.command(program).args(arguments), program);
+        let output = output.unwrap_or_else(|error| panic!("{program} {}: {error:#}", arguments.join(" ")));
+        String::from_utf8_lossy(&output).into_owned()
+    }
+
+    /// A program of the toolbox in this network; it ends with us.
+    fn command(&self, program: &str) -> Command {
+        let mut command = bench().toolbox.clone().with_share(self.folder.path()).command("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id()));
+        command.args(["setpriv", "--pdeathsig", "KILL", program]);
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Default for Lan {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        self.silence();
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        if std::thread::panicking() {
+            eprintln!("---- dnsmasq\n{}", tail(&self.path("dnsmasq.log"), 30));
+        }
+    }
+}
