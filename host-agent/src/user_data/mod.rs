@@ -95,3 +95,68 @@ async fn commit_patiently(merged: &Merged, tell: &impl Fn(Vec<Problem>)) -> bool
         delay = (delay * 2).min(LONGEST_DELAY);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use collect::Collected;
+
+    const DOCUMENT: &str = include_str!("../../../docs/user-data.md");
+
+    /// Blocks of the document in one language.
+    fn blocks(language: &str) -> Vec<&'static str> {
+        let start = format!("```{language}\n");
+        DOCUMENT.split(&start).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+    }
+
+    fn assert_takes(source: Source, raw: Result<Vec<u8>, String>) {
+        let mut collected = Collected::default();
+        collected.add(source, raw.map(Some));
+        let merged = merge::merge(&collected).unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert!(!settings::flatten(&merged.settings).is_empty());
+        merged.settings.check().unwrap();
+    }
+
+    #[test]
+    fn examples_in_the_document_are_user_data() {
+        let (tables, json) = (blocks("toml"), blocks("json"));
+        assert_eq!((tables.len(), json.len()), (1, 2));
+        tables.iter().for_each(|text| assert_takes(Source::StateFile, Ok(text.as_bytes().to_vec())));
+        for text in json {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            // What MMDS holds, or user data.
+            let text = value.pointer("/latest/user-data").map_or(text, |text| text.as_str().unwrap());
+            assert_takes(Source::Metadata, Ok(text.as_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn words_in_the_document_are_understood() {
+        let words = DOCUMENT.split("caisson.user-data=").skip(1).filter_map(|rest| {
+            let word = rest.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c)).next();
+            word.filter(|word| !word.is_empty())
+        });
+        let words: Vec<&str> = words.collect();
+        assert_eq!(words.len(), 4);
+        for word in words {
+            let said = words::of_cmdline(&format!("quiet caisson.user-data={word}"));
+            assert_takes(Source::CommandLine, said.user_data.unwrap());
+        }
+        assert_eq!(words::of_cmdline("caisson.metadata=ec2").metadata, Some(Ok(())));
+    }
+
+    #[test]
+    fn mistakes_in_the_document_are_told_so() {
+        let mut collected = Collected::default();
+        let sources = [
+            (Source::CommandLine, "[settings]\nmotd = 1\n"),
+            (Source::FwCfg, "[settings]\nmotd = \"hello\"\n[settings.containers.web]\npids = \"many\"\n"),
+        ];
+        for (source, text) in sources {
+            collected.add(source, Ok(Some(text.into())));
+        }
+        let told = merge::merge(&collected).unwrap_err();
+        let told = told.iter().map(|problem| format!("{}: {}\n", problem.subject, problem.message));
+        assert_eq!(blocks("text"), [told.collect::<String>()]);
+    }
+}
