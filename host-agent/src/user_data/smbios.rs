@@ -54,6 +54,8 @@ pub(super) mod tests {
     fn strings_for_the_oem_are_found_among_others() {
         let table = table(&["one", "caisson.user-data=aGk="]);
         assert_eq!(oem_strings(&table).collect::<Vec<_>>(), [&b"one"[..], b"caisson.user-data=aGk="]);
+        // A structure that is shorter than its own header is none.
+        assert_eq!(oem_strings(b"\x0b\x02no\0\0").count(), 0);
         // Cut anywhere, it is what is whole or nothing.
         for cut in 0..table.len() {
             assert!(oem_strings(&table[..cut]).count() <= 2);
