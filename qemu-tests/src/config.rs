@@ -3,6 +3,8 @@
 use build::vm::config::{Board, Drive, Firmware, Format, Tap};
 use std::path::PathBuf;
 
+use crate::bench::bench;
+use crate::imds::Imds;
 use crate::registry::Registry;
 
 const DISK_SIZE: u64 = 1 << 30;
@@ -39,6 +41,8 @@ pub struct Config {
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
+    /// Further arguments of QEMU.
+    pub extra: Vec<String>,
 }
 
 impl Config {
@@ -59,6 +63,7 @@ impl Config {
             guest_forward: None,
             tap: None,
             skip_idle_time: false,
+            extra: Vec::new(),
         }
     }
 
@@ -77,6 +82,34 @@ impl Config {
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.guest_forward = Some(registry.forward());
         self.fw_cfg.push(("opt/caisson/insecure-registries".to_owned(), Registry::ADDRESS.to_owned()));
+        self
+    }
+
+    /// The guest reaches this metadata service, through a network card of its own: QEMU forwards only addresses of the network
+    /// that it plays, and the others' is 10.0.2.0/24. The second card gets its address from a network of link-local ones.
+    #[must_use]
+    pub fn imds(mut self, imds: &Imds) -> Self {
+        let (address, command) = imds.forward();
+        let network =
+            format!("user,id=metadata,restrict=on,net=169.254.0.0/16,guestfwd=tcp:{address}-cmd:{command}");
+        let card = "virtio-net-pci,netdev=metadata";
+        self.extra.extend(["-netdev", &network, "-device", card].map(str::to_owned));
+        self
+    }
+
+    /// Adds a word to the kernel's command line, for direct boot.
+    #[must_use]
+    pub fn kernel_parameter(mut self, word: &str) -> Self {
+        let cmdline = self.cmdline.unwrap_or_else(|| bench().cmdline.clone());
+        self.cmdline = Some(format!("{cmdline} {word}"));
+        self
+    }
+
+    /// A string in the SMBIOS table (type 11, for the OEM).
+    #[must_use]
+    pub fn oem_string(mut self, text: &str) -> Self {
+        let value = format!("type=11,value={}", text.replace(',', ",,"));
+        self.extra.extend(["-smbios".to_owned(), value]);
         self
     }
 

@@ -15,7 +15,7 @@ pub use keys::{changed, diff, flatten, select, split_key};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
 pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
 pub use text::read_json;
-pub use user_data::{LARGEST_USER_DATA, from_user_data};
+pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

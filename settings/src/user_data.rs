@@ -1,4 +1,6 @@
-//! User data: TOML with everything under `settings`. Its mistakes tell their line.
+//! User data: TOML or JSON with everything under `settings`. Its mistakes tell their line.
+
+mod json;
 
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -10,54 +12,148 @@ use crate::parse::{Mistake, Mistakes, below, from_json, is_top_level, unknown};
 /// User data larger than this is refused.
 pub const LARGEST_USER_DATA: usize = 64 << 10;
 
-/// Reads user data.
-pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
-    if text.len() > LARGEST_USER_DATA {
-        let reason = format!("{} bytes are more than the {LARGEST_USER_DATA} of user data", text.len());
-        return Err(Mistakes::one("", reason));
-    }
-    if text.trim_start().starts_with("#cloud-config") {
-        let reason = "this is cloud-init's format; Caisson takes TOML with its settings under [settings], such as\n  [settings]\n  motd = \"hello\"";
-        return Err(Mistakes::one("", reason));
-    }
-    let table = DeTable::parse(text).map_err(|error| {
-        let line = error.span().map(|span| line_of(text, span.start));
-        Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {}", error.message())) }])
-    })?;
-    let mut reader = Reader { text, lines: BTreeMap::new(), mistakes: Vec::new() };
-    let mut top = reader.table("", table.get_ref());
-    let settings = top.remove("settings").unwrap_or_else(|| Value::Object(Map::new()));
-    // Data for another tool has any number of tables; the first is enough to see what happened.
-    if let Some(name) = top.keys().next() {
-        let mistake = match is_top_level(name) {
-            true => Mistake::new(name, format!("put it under [settings]: it is settings.{name}")),
-            false => unknown(&below("", name), name, ["settings"].into_iter()),
-        };
-        return Err(reader.with_lines(vec![mistake]));
-    }
-    if !reader.mistakes.is_empty() {
-        return Err(reader.with_lines(reader.mistakes.clone()));
-    }
-    from_json(&settings).map_err(|Mistakes(mistakes)| reader.with_lines(mistakes))
+/// Settings, and where in the text they stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserData {
+    pub settings: Settings,
+    lines: Lines,
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+impl UserData {
+    /// Reads user data: JSON if it begins with `{`, else TOML.
+    pub fn read(text: &str) -> Result<Self, Mistakes> {
+        if text.len() > LARGEST_USER_DATA {
+            let reason = format!("{} bytes are more than the {LARGEST_USER_DATA} of user data", text.len());
+            return Err(Mistakes::one("", reason));
+        }
+        // Editors of Windows put a mark before UTF-8.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Some(reason) = foreign(text) {
+            return Err(Mistakes::one("", reason));
+        }
+        let (top, lines) = match text.trim_start().starts_with('{') {
+            true => json::read(text)?,
+            false => read_toml(text)?,
+        };
+        let settings = settings_of(top).and_then(|settings| from_json(&settings));
+        match settings {
+            Ok(settings) => Ok(Self { settings, lines }),
+            Err(mistakes) => Err(lines.of_mistakes(mistakes)),
+        }
+    }
+
+    /// The line of a key that is set here, or of the nearest table around it, and how many names of the key that has.
+    pub fn line_of(&self, key: &str) -> Option<(usize, usize)> {
+        self.lines.nearest(key)
+    }
+}
+
+/// Reads user data of which only the settings are wanted.
+pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
+    UserData::read(text).map(|user_data| user_data.settings)
+}
+
+/// Why text that is for another tool is refused. A comment of TOML begins as many of them do, so it is looked at closely.
+fn foreign(text: &str) -> Option<String> {
+    const EXAMPLE: &str =
+        "Caisson takes TOML with its settings under [settings], such as\n  [settings]\n  motd = \"hello\"";
+    let start = text.trim_start();
+    // A mail's header: MIME-Version and Content-Type, in whatever order (RFC 2045).
+    let header = |line: &str| {
+        let line = line.trim_ascii().to_ascii_lowercase();
+        line.starts_with("mime-version:") || line.starts_with("content-type:")
+    };
+    if ["#cloud-config", "#cloud-boothook"].iter().any(|word| start.starts_with(word)) {
+        Some(format!("this is cloud-init's format; {EXAMPLE}"))
+    } else if start.starts_with("#!") {
+        Some(format!("this is a script, and a node has no shell to run it; {EXAMPLE}"))
+    } else if start.lines().take(8).take_while(|line| !line.trim_ascii().is_empty()).any(header) {
+        Some(format!(
+            "this is a MIME message of parts for cloud-init; give the part with the settings alone: {EXAMPLE}"
+        ))
+    } else {
+        None
+    }
+}
+
+/// The table `settings`; nothing else may stand beside it.
+fn settings_of(mut top: Map<String, Value>) -> Result<Value, Mistakes> {
+    let settings = top.remove("settings").unwrap_or_else(|| Value::Object(Map::new()));
+    // Data for another tool has any number of tables; the first is enough to see what happened.
+    match top.keys().next() {
+        None => Ok(settings),
+        Some(name) if is_top_level(name) => {
+            Err(Mistakes::one(name, format!("put it under [settings]: it is settings.{name}")))
+        }
+        Some(name) => Err(Mistakes(vec![unknown(&below("", name), name, ["settings"].into_iter())])),
+    }
+}
+
+/// In which line each key stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Lines(BTreeMap<String, usize>);
+
+impl Lines {
+    /// Longer than any key of a setting. Where tables lie deep in tables, the names of all keys would be a thousand times the
+    /// text; a mistake in them is one of a table around them.
+    const LONGEST_KEY: usize = 700;
+
+    fn note(&mut self, key: &str, line: usize) {
+        if key.len() <= Self::LONGEST_KEY {
+            self.0.insert(key.to_owned(), line);
+        }
+    }
+
+    fn nearest(&self, key: &str) -> Option<(usize, usize)> {
+        let mut key = key.split('[').next().unwrap_or(key);
+        loop {
+            if let Some(line) = self.0.get(key) {
+                return Some((*line, key.split('.').count()));
+            }
+            key = key.rsplit_once('.')?.0;
+        }
+    }
+
+    fn of_mistakes(&self, Mistakes(mistakes): Mistakes) -> Mistakes {
+        let with_line =
+            |mistake: Mistake| Mistake { line: self.nearest(&mistake.key).map(|(line, _)| line), ..mistake };
+        Mistakes(mistakes.into_iter().map(with_line).collect())
+    }
+}
+
+fn read_toml(text: &str) -> Result<(Map<String, Value>, Lines), Mistakes> {
+    let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let mut reader = Reader { ends, lines: Lines::default(), mistakes: Vec::new() };
+    let table = DeTable::parse(text).map_err(|error| {
+        let line = error.span().map(|span| reader.line_of(span.start));
+        Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {}", error.message())) }])
+    })?;
+    let top = reader.table("", table.get_ref());
+    match reader.mistakes.is_empty() {
+        true => Ok((top, reader.lines)),
+        false => Err(reader.lines.of_mistakes(Mistakes(reader.mistakes))),
+    }
 }
 
 /// Turns TOML into JSON and remembers where each key stands. The parser has bounded how deep tables lie in tables.
-struct Reader<'a> {
-    text: &'a str,
-    lines: BTreeMap<String, usize>,
+struct Reader {
+    /// Where lines end.
+    ends: Vec<usize>,
+    lines: Lines,
     mistakes: Vec<Mistake>,
 }
 
-impl Reader<'_> {
+impl Reader {
+    fn line_of(&self, offset: usize) -> usize {
+        self.ends.partition_point(|end| *end < offset) + 1
+    }
+
     fn table(&mut self, key: &str, table: &DeTable<'_>) -> Map<String, Value> {
         let mut object = Map::new();
         for (name, value) in table {
             let key = below(key, name.get_ref());
-            self.lines.insert(key.clone(), line_of(self.text, name.span().start));
+            let line = self.line_of(name.span().start);
+            self.lines.note(&key, line);
             object.insert(name.get_ref().to_string(), self.value(&key, value.get_ref()));
         }
         object
@@ -89,22 +185,6 @@ impl Reader<'_> {
             self.mistakes.push(Mistake::new(key, reason));
         }
         Value::Null
-    }
-
-    fn with_lines(&self, mistakes: Vec<Mistake>) -> Mistakes {
-        let with_line = |mistake: Mistake| Mistake { line: self.nearest_line(&mistake.key), ..mistake };
-        Mistakes(mistakes.into_iter().map(with_line).collect())
-    }
-
-    /// The line of a key, or of the table that it is in.
-    fn nearest_line(&self, key: &str) -> Option<usize> {
-        let mut key = key.split('[').next().unwrap_or(key);
-        loop {
-            if let Some(line) = self.lines.get(key) {
-                return Some(*line);
-            }
-            key = key.rsplit_once('.')?.0;
-        }
     }
 }
 
@@ -147,11 +227,25 @@ mod tests {
                 "line 2: settings.containers.web.pids: this is not a number",
             ),
             ("#cloud-config\nusers: []\n", "cloud-init"),
+            ("#!/bin/sh\necho\n", "this is a script, and a node has no shell"),
+            ("Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n", "a MIME message of parts"),
+            ("From nobody\nMIME-Version: 1.0\n", "a MIME message of parts"),
+            ("{\n\"settings\": {\n\"motd\": 1}}", "line 3: settings.motd: expected a string"),
+            ("{\n\"motd\": \"hi\"}", "line 2: motd: put it under [settings]"),
+            ("{\n\"settings\": {\"motd\" 1}}", "line 2: this is not JSON: expected `:`"),
+            ("{\"settings\": {}}\n}", "line 2: this is not JSON: trailing characters"),
         ] {
             let error = from_user_data(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         assert!(from_user_data("").unwrap() == Settings::default());
+        assert!(from_user_data("{}").unwrap() == Settings::default());
+        for same in [
+            "# MIME-Version: a comment\n[settings]\nmotd = \"hi\"",
+            "\u{feff}{\"settings\": {\"motd\": \"hi\"}}",
+        ] {
+            assert_eq!(from_user_data(same).unwrap().motd.unwrap().as_str(), "hi");
+        }
         assert!(from_user_data(&" ".repeat(LARGEST_USER_DATA + 1)).is_err());
     }
 
@@ -164,13 +258,17 @@ mod tests {
             format!("[settings]\nmotd = {}{}", "[".repeat(room / 2), "]".repeat(room / 2)),
             format!("[settings]\nmotd = {}{}", "{a=".repeat(room / 4), "}".repeat(room / 4)),
             format!("[settings]\nmotd = [{}]", "{},".repeat(room / 3)),
-            format!("[settings]\n{}", (0..room / 9).map(|n| format!("k{n}=1\n")).collect::<String>()),
+            format!("[settings]\n{}", many_keys(room)),
             format!(
                 "[settings]\n{}",
                 (0..room / 17).map(|n| format!("k{n}=1979-05-27\n")).collect::<String>()
             ),
             format!("[settings]\n{} = 1", "a".repeat(room)),
             format!("{}[settings]\nmotd = 1979-05-27", "\n".repeat(room - 40)),
+            format!("[settings{}]\n{}", format!(".{}", "a".repeat(290)).repeat(70), many_keys(room - 20400)),
+            format!("{}{}{}", "{\"a\":".repeat(room / 6), 1, "}".repeat(room / 6)),
+            format!("{}{}1{}", "{\"settings\":", "[".repeat(room - 40), "]".repeat(20)),
+            format!("{{\"settings\":{{{}\"a\":1}}}}", "\"a\":1,".repeat(room / 7)),
         ];
         for text in worst {
             let begun = Instant::now();
@@ -178,6 +276,26 @@ mod tests {
             assert!(said.len() < 8192, "{} bytes for {}", said.len(), &text[..40]);
             assert!(begun.elapsed() < Duration::from_secs(5), "{:?} for {}", begun.elapsed(), &text[..40]);
         }
+    }
+
+    fn many_keys(bytes: usize) -> String {
+        (0..bytes / 9).map(|n| format!("k{n}=1\n")).collect()
+    }
+
+    #[test]
+    fn lines_of_deep_tables_are_not_kept() {
+        let text = format!("[a{}]\n{}", format!(".{}", "a".repeat(290)).repeat(70), many_keys(40000));
+        let (_, lines) = read_toml(&text).unwrap();
+        assert!(lines.0.len() < 5);
+    }
+
+    #[test]
+    fn a_line_is_found_also_for_what_is_only_missing() {
+        let text = "[settings]\nmotd = \"a\"\n[settings.containers.web]\npids = 1\n";
+        let read = UserData::read(text).unwrap();
+        assert_eq!(read.line_of("settings.motd"), Some((2, 2)));
+        assert_eq!(read.line_of("settings.containers.web.image"), Some((3, 3)));
+        assert_eq!(read.line_of("other"), None);
     }
 
     /// Text that is often TOML, and often about settings.

@@ -97,6 +97,8 @@ pub struct Config {
     pub gdb: bool,
     /// While the guest waits, its clock jumps to what it waits for (software emulation only): hours pass in seconds.
     pub skip_idle_time: bool,
+    /// Further arguments of QEMU, as they are.
+    pub extra: Vec<String>,
 }
 
 /// Where the sockets and files of a running machine are.
@@ -257,6 +259,7 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
     }
     // The API on vsock, which the socket of the host leads to.
     add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    config.extra.iter().for_each(|argument| add(&[argument]));
     all
 }
 
@@ -316,6 +319,7 @@ mod tests {
             no_reboot: false,
             gdb: false,
             skip_idle_time: false,
+            extra: vec![],
         }
     }
 
@@ -346,6 +350,13 @@ mod tests {
                 && microvm.contains("tsc_early_khz=2600000"),
             "{microvm}"
         );
+    }
+
+    #[test]
+    fn further_arguments_come_last() {
+        let extra = vec!["-smbios".to_owned(), "type=11,value=a b".to_owned()];
+        let all = joined(&Config { extra, ..config(Firmware::Direct) });
+        assert!(all.ends_with(" -smbios type=11,value=a b"), "{all}");
     }
 
     #[test]
