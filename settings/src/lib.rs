@@ -4,75 +4,49 @@
 //! Every field is optional: a `Settings` is also the shape of a partial change.
 
 mod change;
+mod container;
+mod dns;
 mod keys;
+mod network;
 mod parse;
 mod scalar;
+mod shape;
 mod text;
 mod user_data;
 
 pub use change::Change;
+pub use container::{Container, Restart};
+pub use dns::Dns;
 pub use keys::{changed, diff, flatten, select, split_key};
+pub use network::{HostEntry, Network, NoProxy};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
-pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
+pub use scalar::{
+    Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
+    Origin, Pids,
+};
 pub use text::read_json;
 pub use user_data::{LARGEST_USER_DATA, from_user_data};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The settings tree, without the outer `settings` layer. Unknown keys are refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
-    /// The message of the day, written to `/etc/motd`.
+    /// The message of the day, in `/etc/motd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = "A machine with a purpose", extend("x-default" = "`Welcome to Caisson!`"))]
     pub motd: Option<Motd>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// Containers by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Network {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<Hostname>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Container {
-    /// Image reference, such as `localhost/busybox:latest` (preloaded) or `registry.example:5000/app@sha256:…`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageReference>,
-    /// Replaces the image's entrypoint and command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Vec<Argument>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub env: Option<BTreeMap<EnvName, EnvValue>>,
-    /// Absent: `always`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart: Option<Restart>,
-    /// Memory limit, such as `64MiB`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Memory>,
-    /// Limit on processes and threads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids: Option<Pids>,
-    /// The node is healthy only while this container runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub essential: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    Always,
-    OnFailure,
-    No,
 }
 
 /// Containers that a node can have.
@@ -94,6 +68,11 @@ impl Settings {
         keys::merge(&mut merged, change.to_json());
         // Both are valid, and a merge makes no value that was in neither.
         serde_json::from_value(merged).unwrap_or_else(|_| self.clone())
+    }
+
+    /// What must hold for each part by itself, beyond each value.
+    fn part_mistakes(&self) -> Vec<Mistake> {
+        self.dns.iter().flat_map(Dns::mistakes).collect()
     }
 
     /// What must hold for the whole, beyond each value: checked before a commit.

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::clock::boottime_ms;
+use crate::container::access::Access;
 use crate::container::bundle::{self, ImageConfig};
 use crate::container::image::{self, Image};
 use crate::container::manager::Statuses;
@@ -66,6 +67,7 @@ pub(super) struct Keeper {
     places: Places,
     statuses: Statuses,
     stopped: watch::Receiver<bool>,
+    access: watch::Receiver<Access>,
     restarts: Restarts,
     exit: Option<Exit>,
 }
@@ -78,6 +80,7 @@ impl Keeper {
         settings: &Container,
         statuses: Statuses,
         stopped: watch::Receiver<bool>,
+        access: watch::Receiver<Access>,
     ) -> Self {
         let keeper = Self {
             number,
@@ -86,6 +89,7 @@ impl Keeper {
             places: Places::of(name),
             statuses,
             stopped,
+            access,
             restarts: Restarts::new(settings.restart.unwrap_or(Restart::Always)),
             exit: None,
         };
@@ -340,8 +344,9 @@ impl Keeper {
                 }
                 Ok(None) => {
                     self.set(|status| status.state = ContainerState::Pulling);
+                    let access = self.access.borrow_and_update().clone();
                     let pulled = tokio::select! {
-                        pulled = pull(&reference) => pulled,
+                        pulled = pull(&reference, &access) => pulled,
                         () = asked_to_stop(&mut self.stopped) => return None,
                     };
                     match pulled {
@@ -356,10 +361,16 @@ impl Keeper {
                 },
             };
             self.fail(ContainerState::Failed, &error);
-            if self.pause(if transient { delay } else { LONGEST_PULL_DELAY }).await {
-                return None;
+            let wait = if transient { delay } else { LONGEST_PULL_DELAY };
+            let mut access = self.access.clone();
+            tokio::select! {
+                stop = self.pause(wait) => {
+                    if stop { return None; }
+                    delay = (delay * 2).min(LONGEST_PULL_DELAY);
+                }
+                // Settings that were to mend it are not to wait for five minutes.
+                Ok(()) = access.changed() => delay = FIRST_PULL_DELAY,
             }
-            delay = (delay * 2).min(LONGEST_PULL_DELAY);
         }
     }
 
@@ -478,7 +489,9 @@ mod tests {
         let settings = containers.values().next().unwrap();
         let statuses = Statuses::default();
         let (_stop, stopped) = watch::channel(false);
-        let keeper = |number| Keeper::new(number, "web", settings, statuses.clone(), stopped.clone());
+        let (_access, access) = watch::channel(Access::default());
+        let keeper =
+            |number| Keeper::new(number, "web", settings, statuses.clone(), stopped.clone(), access.clone());
         let (ending, following) = (keeper(1), keeper(2));
         ending.set(|status| status.state = ContainerState::Stopping);
         assert!(!ending.speaks() && following.speaks());

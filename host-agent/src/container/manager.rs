@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::container::access::Access;
 use crate::container::image;
 use crate::container::keeper::Keeper;
 use crate::container::record::Places;
@@ -26,6 +27,7 @@ pub struct Manager {
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
     keepers: u64,
+    access: watch::Sender<Access>,
 }
 
 struct Task {
@@ -40,6 +42,11 @@ impl Manager {
 
     pub fn status(&self, name: &str) -> Option<ContainerStatus> {
         self.statuses.borrow().get(name).map(|(_, status)| status.clone())
+    }
+
+    /// From now on registries are reached this way; what could not be pulled is tried again at once.
+    pub fn set_access(&mut self, access: Access) {
+        self.access.send_replace(access);
     }
 
     /// Starts what is new, stops what is gone, replaces what has changed. Returns before any of that is over.
@@ -66,7 +73,14 @@ impl Manager {
     fn keep(&mut self, name: &str, settings: &Container) {
         let (stop, stopped) = watch::channel(false);
         self.keepers += 1;
-        let keeper = Keeper::new(self.keepers, name, settings, self.statuses.clone(), stopped);
+        let keeper = Keeper::new(
+            self.keepers,
+            name,
+            settings,
+            self.statuses.clone(),
+            stopped,
+            self.access.subscribe(),
+        );
         let turn = self.turns.entry(name.to_owned()).or_default().clone();
         spawn_local(async move {
             let _turn = turn.lock_owned().await;

@@ -1,7 +1,7 @@
 //! Pulling an image from an OCI registry into `/data/images`.
 
 use oci_client::Reference;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
+use oci_client::client::Client;
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
@@ -12,9 +12,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::io::AsyncWrite;
 
+use crate::container::access::Access;
 use crate::container::bundle::ImageConfig;
 use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
 use crate::container::layer::Layer;
@@ -39,19 +39,14 @@ pub struct PullError {
 /// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come.
 ///
 /// The manifest is as large as the registry makes it: the client library reads it whole, whatever its size.
-pub async fn pull(reference: &str) -> Result<(), PullError> {
+pub async fn pull(reference: &str, access: &Access) -> Result<(), PullError> {
     let parsed: Reference = reference.parse().map_err(|error| PullError {
         message: format!("{reference} is not an image reference: {error}"),
         transient: false,
     })?;
     let registry = parsed.resolve_registry().to_owned();
-    let client = Client::new(ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(insecure_registries()),
-        connect_timeout: Some(Duration::from_secs(20)),
-        read_timeout: Some(Duration::from_secs(60)),
-        user_agent: "caisson",
-        ..ClientConfig::default()
-    });
+    let client =
+        access.client(insecure_registries()).map_err(|message| PullError { message, transient: false })?;
     let manifest = client.pull_image_manifest(&parsed, &RegistryAuth::Anonymous).await;
     let (manifest, digest) = manifest.map_err(|error| explain(reference, &registry, &error))?;
     check(&manifest).map_err(|message| refused(reference, &message))?;
@@ -325,6 +320,7 @@ fn explain(reference: &str, registry: &str, error: &OciDistributionError) -> Pul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::io::AsyncWriteExt;
 
     fn manifest(config: i64, layers: &[i64]) -> OciImageManifest {
