@@ -19,16 +19,20 @@ enum Step {
     Hostname,
     Hosts,
     Dns,
+    Sysctl,
+    Lockdown,
     Registries,
     Containers,
 }
 
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 6] = [
+const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 8] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
     (Step::Dns, "dns", |old, new| old.dns != new.dns),
+    (Step::Sysctl, "sysctl", |old, new| sysctl(old) != sysctl(new)),
+    (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
     (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
     (Step::Containers, "containers", |old, new| old.containers != new.containers),
 ];
@@ -39,6 +43,14 @@ fn hostname(settings: &Settings) -> Option<&str> {
 
 fn hosts(settings: &Settings) -> Option<&[settings::HostEntry]> {
     settings.network.as_ref()?.hosts.as_deref()
+}
+
+fn sysctl(settings: &Settings) -> Option<&BTreeMap<settings::SysctlKey, settings::SysctlValue>> {
+    settings.kernel.as_ref()?.sysctl.as_ref()
+}
+
+fn lockdown(settings: &Settings) -> Option<settings::Lockdown> {
+    settings.kernel.as_ref()?.lockdown
 }
 
 /// What differs, and what failed before; everything when nothing was applied yet.
@@ -89,6 +101,8 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
         Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
+        Step::Sysctl => crate::sysctl::apply(new),
+        Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
             node.containers.set_access(Access::of(new));
             Ok(())
@@ -138,6 +152,8 @@ mod tests {
             (json!({"network": {"hostname": "m"}}), &[Step::Hostname, Step::Hosts]),
             (json!({"network": {"hosts": [["10.0.0.1", ["a"]]]}}), &[Step::Hosts]),
             (json!({"dns": {"name-servers": ["10.0.0.1"]}}), &[Step::Dns]),
+            (json!({"kernel": {"sysctl": {"vm.swappiness": "1"}}}), &[Step::Sysctl]),
+            (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
             (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),
             (json!({"network": {"no-proxy": ["a"]}}), &[Step::Registries]),
             (json!({"containers": {"web": {"image": "a"}}}), &[Step::Containers]),

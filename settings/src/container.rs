@@ -13,7 +13,7 @@ use crate::scalar::{Argument, EnvName, EnvValue, ImageReference, Memory, Pids};
 pub struct Container {
     /// What it is made of: a preloaded image (`localhost/busybox`), or one that is pulled. A container needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "registry.example.com/team/app:1.2")]
+    #[schemars(example = &"registry.example.com/team/app:1.2")]
     pub image: Option<ImageReference>,
     /// What it runs, instead of the image's entrypoint and command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,11 +26,11 @@ pub struct Container {
     pub env: Option<BTreeMap<EnvName, EnvValue>>,
     /// Whether it is started again when it ends: always, only after a failure, or never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "on-failure", extend("x-default" = "`always`"))]
+    #[schemars(example = &"on-failure", extend("x-default" = "`always`"))]
     pub restart: Option<Restart>,
     /// What it may have of the memory, swap included. Above that the kernel ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "64MiB", extend("x-default" = "no limit"))]
+    #[schemars(example = &"64MiB", extend("x-default" = "no limit"))]
     pub memory: Option<Memory>,
     /// How many processes and threads it may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]

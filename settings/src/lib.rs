@@ -6,6 +6,7 @@
 mod change;
 mod container;
 mod dns;
+mod kernel;
 mod keys;
 mod network;
 mod parse;
@@ -17,6 +18,7 @@ mod user_data;
 pub use change::Change;
 pub use container::{Container, Restart};
 pub use dns::Dns;
+pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, select, split_key};
 pub use network::{HostEntry, Network, NoProxy};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
@@ -38,12 +40,14 @@ use std::collections::BTreeMap;
 pub struct Settings {
     /// The message of the day, in `/etc/motd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "A machine with a purpose", extend("x-default" = "`Welcome to Caisson!`"))]
+    #[schemars(example = &"A machine with a purpose", extend("x-default" = "`Welcome to Caisson!`"))]
     pub motd: Option<Motd>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Kernel>,
     /// Containers by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
@@ -72,7 +76,8 @@ impl Settings {
 
     /// What must hold for each part by itself, beyond each value.
     fn part_mistakes(&self) -> Vec<Mistake> {
-        self.dns.iter().flat_map(Dns::mistakes).collect()
+        let dns = self.dns.iter().flat_map(Dns::mistakes);
+        dns.chain(self.kernel.iter().flat_map(Kernel::mistakes)).collect()
     }
 
     /// What must hold for the whole, beyond each value: checked before a commit.

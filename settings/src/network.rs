@@ -13,7 +13,7 @@ use crate::scalar::{Address, DomainName, Hostname, Origin, checked_string, is_do
 pub struct Network {
     /// The node's name: the kernel's host name, `/etc/hostname`, and a name of the loopback addresses in `/etc/hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "node-1.example.com", extend("x-default" = "`caisson-` and 8 digits of the machine's identity"))]
+    #[schemars(example = &"node-1.example.com", extend("x-default" = "`caisson-` and 8 digits of the machine's identity"))]
     pub hostname: Option<Hostname>,
     /// Further lines of `/etc/hosts`, of the node and of its containers. Entries of one address are put together, in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -22,7 +22,7 @@ pub struct Network {
     /// The proxy through which images are pulled from registries that speak HTTPS. Containers are not told of it: give it to
     /// those that need it by their `env`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = "http://proxy.example.com:3128")]
+    #[schemars(example = &"http://proxy.example.com:3128")]
     pub https_proxy: Option<Origin>,
     /// What is reached without the proxy, beside `localhost` and `127.0.0.1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -171,6 +171,7 @@ mod tests {
                 "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
+            "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
@@ -179,6 +180,7 @@ mod tests {
         // Fails to compile when a field is added, and then the shape and `full` need it too.
         let Settings {
             motd: Some(_),
+            kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
             dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
             network:
                 Some(crate::Network {

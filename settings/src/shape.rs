@@ -41,10 +41,16 @@ const NETWORK: Shape = Shape::Table(&[
 
 const DNS: Shape = Shape::Table(&[("name-servers", Shape::Texts), ("search-list", Shape::Texts)]);
 
+const KERNEL: Shape = Shape::Table(&[
+    ("sysctl", Shape::Map(&Shape::Text)),
+    ("lockdown", Shape::Choice(&["none", "integrity", "confidentiality"])),
+]);
+
 pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("motd", Shape::Text),
     ("network", NETWORK),
     ("dns", DNS),
+    ("kernel", KERNEL),
     ("containers", Shape::Map(&CONTAINER)),
 ]);
 
@@ -56,6 +62,11 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.bootstrap-commands", NOT_YET),
     ("settings.bootstrap-containers", NOT_YET),
     ("settings.host-containers", NOT_YET),
+    ("settings.kernel.hugepages", NOT_YET),
+    (
+        "settings.kernel.modules",
+        "this kernel has no modules: what it can do is built in, and nothing can be loaded or kept from loading",
+    ),
     ("settings.metrics", NOT_YET),
     ("settings.network.interfaces", NOT_YET),
     ("settings.ntp", NOT_YET),
