@@ -22,11 +22,12 @@ enum Step {
     Sysctl,
     Lockdown,
     Registries,
+    OciDefaults,
     Containers,
 }
 
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 8] = [
+const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 9] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
@@ -34,6 +35,7 @@ const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 8] = [
     (Step::Sysctl, "sysctl", |old, new| sysctl(old) != sysctl(new)),
     (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
     (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
+    (Step::OciDefaults, "oci-defaults", |old, new| old.oci_defaults != new.oci_defaults),
     (Step::Containers, "containers", |old, new| old.containers != new.containers),
 ];
 
@@ -107,6 +109,10 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
             node.containers.set_access(Access::of(new));
             Ok(())
         }
+        Step::OciDefaults => {
+            node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
+            Ok(())
+        }
         Step::Containers => {
             node.containers.apply(&containers(new));
             Ok(())
@@ -156,6 +162,7 @@ mod tests {
             (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
             (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),
             (json!({"network": {"no-proxy": ["a"]}}), &[Step::Registries]),
+            (json!({"oci-defaults": {"capabilities": {"kill": false}}}), &[Step::OciDefaults]),
             (json!({"containers": {"web": {"image": "a"}}}), &[Step::Containers]),
         ] {
             let base = settings::from_json(&base).unwrap();

@@ -9,6 +9,7 @@ mod dns;
 mod kernel;
 mod keys;
 mod network;
+mod oci;
 mod parse;
 mod scalar;
 mod shape;
@@ -21,6 +22,7 @@ pub use dns::Dns;
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, select, split_key};
 pub use network::{HostEntry, Network, NoProxy};
+pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
 pub use scalar::{
     Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
@@ -48,6 +50,8 @@ pub struct Settings {
     pub dns: Option<Dns>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci_defaults: Option<OciDefaults>,
     /// Containers by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
@@ -97,6 +101,7 @@ impl Settings {
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
             mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
         }
+        mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
         let size = self.to_json().to_string().len();
         if size > LARGEST_SETTINGS {
             let reason = format!(

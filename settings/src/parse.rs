@@ -128,6 +128,7 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         };
         *at = match shape {
             Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
+            Shape::Limit => json.read(text.as_bytes()).unwrap_or_else(|_| Value::from(text)),
             Shape::Number | Shape::Switch | Shape::Texts | Shape::List(..) | Shape::Pair(_) => {
                 read(&shape.expected())?
             }
@@ -172,6 +173,10 @@ mod tests {
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
             "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
+            "oci-defaults": {
+                "capabilities": {"kill": false},
+                "resource-limits": {"max-processes": {"hard-limit": -1, "soft-limit": 5}},
+            },
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
@@ -180,6 +185,8 @@ mod tests {
         // Fails to compile when a field is added, and then the shape and `full` need it too.
         let Settings {
             motd: Some(_),
+            oci_defaults:
+                Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
             kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
             dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
             network:
@@ -203,6 +210,11 @@ mod tests {
             pids: Some(_),
             essential: Some(_),
         } = &containers.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::ResourceLimit { hard_limit: Some(_), soft_limit: Some(_) } =
+            resource_limits.first_key_value().unwrap().1
         else {
             panic!()
         };

@@ -10,6 +10,8 @@ pub(crate) enum Shape {
     Text,
     Choice(&'static [&'static str]),
     Number,
+    /// A number, or a text that stands for one.
+    Limit,
     Switch,
     Texts,
     /// With an example for who wrote something else.
@@ -41,6 +43,13 @@ const NETWORK: Shape = Shape::Table(&[
 
 const DNS: Shape = Shape::Table(&[("name-servers", Shape::Texts), ("search-list", Shape::Texts)]);
 
+const OCI_DEFAULTS: Shape = Shape::Table(&[
+    ("capabilities", Shape::Map(&Shape::Switch)),
+    ("resource-limits", Shape::Map(&RESOURCE_LIMIT)),
+]);
+
+const RESOURCE_LIMIT: Shape = Shape::Table(&[("hard-limit", Shape::Limit), ("soft-limit", Shape::Limit)]);
+
 const KERNEL: Shape = Shape::Table(&[
     ("sysctl", Shape::Map(&Shape::Text)),
     ("lockdown", Shape::Choice(&["none", "integrity", "confidentiality"])),
@@ -51,6 +60,7 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("network", NETWORK),
     ("dns", DNS),
     ("kernel", KERNEL),
+    ("oci-defaults", OCI_DEFAULTS),
     ("containers", Shape::Map(&CONTAINER)),
 ]);
 
@@ -88,6 +98,7 @@ impl Shape {
         match self {
             Self::Text | Self::Choice(_) => "a string".to_owned(),
             Self::Number => "a number".to_owned(),
+            Self::Limit => "a number or \"unlimited\"".to_owned(),
             Self::Switch => "true or false".to_owned(),
             Self::Texts => "a list of strings, such as [\"sleep\", \"60\"]".to_owned(),
             Self::List(_, example) => format!("a list, such as {example}"),
@@ -108,7 +119,10 @@ pub(crate) fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mu
             }
         }
         (Shape::Number, Value::Number(number)) if number.is_u64() => {}
+        (Shape::Limit, Value::Number(number)) if number.is_i64() => {}
+        (Shape::Limit, Value::String(_)) => {}
         (Shape::Number, Value::Number(_)) => wrong("expected a whole number, not negative".to_owned()),
+        (Shape::Limit, Value::Number(_)) => wrong("expected a whole number".to_owned()),
         (Shape::Texts, Value::Array(items)) => {
             if let Some(item) = items.iter().find(|item| !item.is_string()) {
                 wrong(format!("expected a list of strings, found {} in it: put it in quotes", kind(item)));

@@ -2,7 +2,7 @@
 
 use apiserver::agent::{ContainerState, ContainerStatus};
 use serde_json::Value;
-use settings::{Container, Restart};
+use settings::{Container, OciDefaults, Restart};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
@@ -31,6 +31,14 @@ const QUICK_LOOKS: u32 = 600;
 /// Between tries to pull.
 const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
+
+/// What a container gets from settings that are not its own.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) access: watch::Receiver<Access>,
+    /// For the next time that it is started.
+    pub(super) defaults: watch::Receiver<OciDefaults>,
+}
 
 /// What is to be done next with a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +75,7 @@ pub(super) struct Keeper {
     places: Places,
     statuses: Statuses,
     stopped: watch::Receiver<bool>,
-    access: watch::Receiver<Access>,
+    surroundings: Surroundings,
     restarts: Restarts,
     exit: Option<Exit>,
 }
@@ -80,7 +88,7 @@ impl Keeper {
         settings: &Container,
         statuses: Statuses,
         stopped: watch::Receiver<bool>,
-        access: watch::Receiver<Access>,
+        surroundings: Surroundings,
     ) -> Self {
         let keeper = Self {
             number,
@@ -89,7 +97,7 @@ impl Keeper {
             places: Places::of(name),
             statuses,
             stopped,
-            access,
+            surroundings,
             restarts: Restarts::new(settings.restart.unwrap_or(Restart::Always)),
             exit: None,
         };
@@ -344,7 +352,7 @@ impl Keeper {
                 }
                 Ok(None) => {
                     self.set(|status| status.state = ContainerState::Pulling);
-                    let access = self.access.borrow_and_update().clone();
+                    let access = self.surroundings.access.borrow_and_update().clone();
                     let pulled = tokio::select! {
                         pulled = pull(&reference, &access) => pulled,
                         () = asked_to_stop(&mut self.stopped) => return None,
@@ -362,7 +370,7 @@ impl Keeper {
             };
             self.fail(ContainerState::Failed, &error);
             let wait = if transient { delay } else { LONGEST_PULL_DELAY };
-            let mut access = self.access.clone();
+            let mut access = self.surroundings.access.clone();
             tokio::select! {
                 stop = self.pause(wait) => {
                     if stop { return None; }
@@ -384,7 +392,8 @@ impl Keeper {
         let seccomp: Value =
             serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
         let user = user(&image.config, &image.rootfs)?;
-        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp)?;
+        let defaults = self.surroundings.defaults.borrow();
+        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp, &defaults)?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
@@ -490,8 +499,11 @@ mod tests {
         let statuses = Statuses::default();
         let (_stop, stopped) = watch::channel(false);
         let (_access, access) = watch::channel(Access::default());
-        let keeper =
-            |number| Keeper::new(number, "web", settings, statuses.clone(), stopped.clone(), access.clone());
+        let (_defaults, defaults) = watch::channel(OciDefaults::default());
+        let surroundings = Surroundings { access, defaults };
+        let keeper = |number| {
+            Keeper::new(number, "web", settings, statuses.clone(), stopped.clone(), surroundings.clone())
+        };
         let (ending, following) = (keeper(1), keeper(2));
         ending.set(|status| status.state = ContainerState::Stopping);
         assert!(!ending.speaks() && following.speaks());
