@@ -6,12 +6,15 @@
 mod change;
 mod container;
 mod dns;
+#[cfg(test)]
+mod docs;
 mod kernel;
 mod keys;
 mod network;
 mod oci;
 mod parse;
 mod scalar;
+mod schema;
 mod shape;
 mod text;
 mod user_data;
@@ -28,12 +31,13 @@ pub use scalar::{
     Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
     Origin, Pids,
 };
+pub use schema::schema;
 pub use text::read_json;
 pub use user_data::{LARGEST_USER_DATA, from_user_data};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The settings tree, without the outer `settings` layer. Unknown keys are refused.
@@ -52,8 +56,10 @@ pub struct Settings {
     pub kernel: Option<Kernel>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_defaults: Option<OciDefaults>,
-    /// Containers by name.
+    /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
+    /// are removed, and are made anew when they are changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
 }
 

@@ -154,6 +154,7 @@ impl LimitName {
 /// A whole number from 0 on, or `"unlimited"`, which is also -1 and shown as that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written", into = "i64")]
+#[schemars(extend("anyOf" = [{"type": "integer", "minimum": -1}, {"const": "unlimited"}]))]
 pub struct Limit(Option<u64>);
 
 /// As people may write a limit.

@@ -244,7 +244,7 @@ checked_string!(
     }
 );
 
-/// Value of an environment variable: at most 65536 bytes. It may be a secret: never shown by `Debug`, never in an error.
+/// Value of an environment variable: at most 65536 bytes. It may be a secret, and is in no error and no log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub struct EnvValue(String);
@@ -316,6 +316,7 @@ impl From<Memory> for String {
 /// A limit on processes and threads, 1 to 65536.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 65536))]
 pub struct Pids(u32);
 
 impl Pids {

@@ -65,21 +65,39 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
 ]);
 
 const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
+const NOT_HERE: &str = "Caisson has no part that would act on it, so it is refused: leave it out";
 
 /// Settings of Bottlerocket that there are not, and why. Whoever brings its user data is to learn more than "unknown key".
 const ABSENT: &[(&str, &str)] = &[
+    ("settings.autoscaling", NOT_HERE),
+    ("settings.aws", NOT_HERE),
     ("settings.boot", NOT_YET),
     ("settings.bootstrap-commands", NOT_YET),
     ("settings.bootstrap-containers", NOT_YET),
+    ("settings.cloudformation", NOT_HERE),
+    ("settings.container-registry", NOT_YET),
+    ("settings.container-runtime", NOT_HERE),
+    ("settings.container-runtime-plugins", NOT_HERE),
+    ("settings.ecs", NOT_HERE),
     ("settings.host-containers", NOT_YET),
+    ("settings.image-verifier-plugins", NOT_YET),
+    ("settings.kernel.drivers", NOT_HERE),
     ("settings.kernel.hugepages", NOT_YET),
     (
         "settings.kernel.modules",
         "this kernel has no modules: what it can do is built in, and nothing can be loaded or kept from loading",
     ),
+    ("settings.kubelet-device-plugins", NOT_HERE),
+    ("settings.kubelet-dra-drivers", NOT_HERE),
+    ("settings.kubernetes", NOT_HERE),
+    ("settings.measurement", NOT_YET),
     ("settings.metrics", NOT_YET),
+    ("settings.network.disable-ipv6", NOT_YET),
     ("settings.network.interfaces", NOT_YET),
     ("settings.ntp", NOT_YET),
+    ("settings.nvidia-container-runtime", NOT_HERE),
+    ("settings.oci-hooks", NOT_HERE),
+    ("settings.pki", NOT_YET),
     ("settings.updates", NOT_YET),
 ];
 
@@ -225,7 +243,7 @@ fn elsewhere(key: &str, name: &str) -> Option<String> {
     keys.into_iter().find(|known| known != key && known.rsplit('.').next() == Some(name))
 }
 
-fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
+pub(crate) fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
     match shape {
         Shape::Table(fields) => {
             for (name, shape) in *fields {
