@@ -106,8 +106,10 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
-            node.containers.set_access(Access::of(new));
-            Ok(())
+            let access = Access::of(new);
+            let checked = access.check();
+            node.containers.set_access(access);
+            checked
         }
         Step::OciDefaults => {
             node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
@@ -162,6 +164,7 @@ mod tests {
             (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
             (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),
             (json!({"network": {"no-proxy": ["a"]}}), &[Step::Registries]),
+            (json!({"container-registry": {"mirrors": {"*": ["a"]}}}), &[Step::Registries]),
             (json!({"oci-defaults": {"capabilities": {"kill": false}}}), &[Step::OciDefaults]),
             (json!({"containers": {"web": {"image": "a"}}}), &[Step::Containers]),
         ] {

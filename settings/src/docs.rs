@@ -159,6 +159,10 @@ fn tree(key: &str, value: Value) -> Value {
 fn each_key_has_an_effect_a_rule_and_an_example_that_is_taken() {
     for row in Writer::rows() {
         assert!(!row.effect.is_empty() && !row.rule.is_empty(), "{}", row.key);
+        // A key of a list's item stands beside others: the list's own example has it.
+        if row.key.contains("[]") {
+            continue;
+        }
         // Some name that is one everywhere.
         let parent = row.key.replace("resource-limits.<name>", "resource-limits.max-open-files");
         let tree = tree(&parent.replace("<name>", "web"), row.example);

@@ -88,7 +88,7 @@ pub fn changed(old: &Settings, new: &Settings) -> Vec<String> {
 }
 
 /// What differs, by name: the old value and the new one, none where it is not set. Values of environment variables may be
-/// secrets, and are not shown.
+/// secrets, as passwords of registries are, and are not shown.
 pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, Option<Value>)> {
     let (before, after) = (flatten(old), flatten(new));
     let shown = |key: &str, value: Option<&Value>| match value {
@@ -102,9 +102,12 @@ pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, 
     changed(old, new).into_iter().map(both).collect()
 }
 
-/// Whether its value is a [`crate::EnvValue`].
+/// Whether its value is a [`crate::EnvValue`], or has a [`crate::Secret`] in it.
 fn is_secret(key: &str) -> bool {
-    matches!(key.split('.').collect::<Vec<_>>().as_slice(), ["settings", "containers", _, "env", _])
+    matches!(
+        key.split('.').collect::<Vec<_>>().as_slice(),
+        ["settings", "containers", _, "env", _] | ["settings", "container-registry", "credentials"]
+    )
 }
 
 /// Removes a value or a table by its dotted name, and the tables that are empty without it. Says whether there was one.

@@ -13,6 +13,8 @@ mod keys;
 mod network;
 mod oci;
 mod parse;
+mod pki;
+mod registry;
 mod scalar;
 mod schema;
 mod shape;
@@ -27,6 +29,10 @@ pub use keys::{changed, diff, flatten, select, split_key};
 pub use network::{HostEntry, Network, NoProxy};
 pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
+pub use pki::{Certificates, Pki, PkiName};
+pub use registry::{
+    BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
+};
 pub use scalar::{
     Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
     Origin, Pids,
@@ -54,6 +60,12 @@ pub struct Settings {
     pub dns: Option<Dns>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
+    /// Certificates of authorities by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"ours": {"trusted": true}}))]
+    pub pki: Option<BTreeMap<PkiName, Pki>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_registry: Option<ContainerRegistry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_defaults: Option<OciDefaults>,
     /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
@@ -87,7 +99,9 @@ impl Settings {
     /// What must hold for each part by itself, beyond each value.
     fn part_mistakes(&self) -> Vec<Mistake> {
         let dns = self.dns.iter().flat_map(Dns::mistakes);
-        dns.chain(self.kernel.iter().flat_map(Kernel::mistakes)).collect()
+        let kernel = self.kernel.iter().flat_map(Kernel::mistakes);
+        let registry = self.container_registry.iter().flat_map(ContainerRegistry::mistakes);
+        dns.chain(kernel).chain(registry).collect()
     }
 
     /// What must hold for the whole, beyond each value: checked before a commit.
@@ -107,6 +121,8 @@ impl Settings {
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
             mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
         }
+        let pki = self.pki.iter().flatten();
+        mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
         mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
         let size = self.to_json().to_string().len();
         if size > LARGEST_SETTINGS {

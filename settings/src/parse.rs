@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::Settings;
 use crate::keys::{join, split_key};
+use crate::registry::with_older_forms;
 use crate::scalar::shortened;
 use crate::shape::{SETTINGS, Shape, check_shape, unknown};
 use crate::text::JsonReader;
@@ -69,6 +70,8 @@ fn key_of(path: &serde_path_to_error::Path) -> String {
 
 /// Reads a settings object, without the outer `settings` layer.
 pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
+    let value = with_older_forms(value);
+    let value = value.as_ref();
     let mut mistakes = Vec::new();
     check_shape("settings", value, &SETTINGS, &mut mistakes);
     if mistakes.len() > MOST_MISTAKES {
@@ -173,6 +176,13 @@ mod tests {
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
             "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
+            "pki": {"ours": {"data": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=", "trusted": true}},
+            "container-registry": {
+                "mirrors": [{"registry": "*", "endpoint": ["a"]}],
+                "credentials": [
+                    {"registry": "a", "username": "u", "password": "p"}, {"registry": "b", "auth": "dTpw"},
+                ],
+            },
             "oci-defaults": {
                 "capabilities": {"kill": false},
                 "resource-limits": {"max-processes": {"hard-limit": -1, "soft-limit": 5}},
@@ -185,6 +195,9 @@ mod tests {
         // Fails to compile when a field is added, and then the shape and `full` need it too.
         let Settings {
             motd: Some(_),
+            pki: Some(pki),
+            container_registry:
+                Some(crate::ContainerRegistry { mirrors: Some(_), credentials: Some(credentials) }),
             oci_defaults:
                 Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
             kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
@@ -211,6 +224,10 @@ mod tests {
             essential: Some(_),
         } = &containers.first_key_value().unwrap().1
         else {
+            panic!()
+        };
+        assert!(credentials.len() == 2);
+        let crate::Pki { data: Some(_), trusted: Some(_) } = pki.first_key_value().unwrap().1 else {
             panic!()
         };
         let crate::ResourceLimit { hard_limit: Some(_), soft_limit: Some(_) } =

@@ -43,6 +43,31 @@ const NETWORK: Shape = Shape::Table(&[
 
 const DNS: Shape = Shape::Table(&[("name-servers", Shape::Texts), ("search-list", Shape::Texts)]);
 
+const CONTAINER_REGISTRY: Shape = Shape::Table(&[
+    (
+        "mirrors",
+        Shape::List(&MIRROR, "[{registry = \"docker.io\", endpoint = [\"https://mirror.example.com\"]}]"),
+    ),
+    (
+        "credentials",
+        Shape::List(
+            &CREDENTIAL,
+            "[{registry = \"registry.example.com\", username = \"node\", password = \"...\"}]",
+        ),
+    ),
+]);
+
+const MIRROR: Shape = Shape::Table(&[("registry", Shape::Text), ("endpoint", Shape::Texts)]);
+
+const CREDENTIAL: Shape = Shape::Table(&[
+    ("registry", Shape::Text),
+    ("username", Shape::Text),
+    ("password", Shape::Text),
+    ("auth", Shape::Text),
+]);
+
+const PKI: Shape = Shape::Table(&[("data", Shape::Text), ("trusted", Shape::Switch)]);
+
 const OCI_DEFAULTS: Shape = Shape::Table(&[
     ("capabilities", Shape::Map(&Shape::Switch)),
     ("resource-limits", Shape::Map(&RESOURCE_LIMIT)),
@@ -60,6 +85,8 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("network", NETWORK),
     ("dns", DNS),
     ("kernel", KERNEL),
+    ("pki", Shape::Map(&PKI)),
+    ("container-registry", CONTAINER_REGISTRY),
     ("oci-defaults", OCI_DEFAULTS),
     ("containers", Shape::Map(&CONTAINER)),
 ]);
@@ -75,7 +102,11 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.bootstrap-commands", NOT_YET),
     ("settings.bootstrap-containers", NOT_YET),
     ("settings.cloudformation", NOT_HERE),
-    ("settings.container-registry", NOT_YET),
+    (
+        "settings.container-registry.credentials[].identitytoken",
+        "not yet in this version of Caisson: use username and password, or auth",
+    ),
+    ("settings.container-registry.mirrors[].capabilities", NOT_YET),
     ("settings.container-runtime", NOT_HERE),
     ("settings.container-runtime-plugins", NOT_HERE),
     ("settings.ecs", NOT_HERE),
@@ -97,7 +128,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.ntp", NOT_YET),
     ("settings.nvidia-container-runtime", NOT_HERE),
     ("settings.oci-hooks", NOT_HERE),
-    ("settings.pki", NOT_YET),
     ("settings.updates", NOT_YET),
 ];
 
@@ -204,6 +234,10 @@ fn kind(value: &Value) -> &'static str {
 
 /// Why there is no such setting, if that is known.
 fn absent(key: &str) -> Option<&'static str> {
+    // Which one of a list it is does not matter.
+    let key =
+        key.split('[').map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit())).collect::<Vec<_>>();
+    let key = key.join("[");
     ABSENT.iter().find(|(absent, _)| *absent == key).map(|(_, reason)| *reason)
 }
 
