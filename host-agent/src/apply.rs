@@ -26,8 +26,10 @@ enum Step {
     Containers,
 }
 
+type Differ = fn(&Settings, &Settings) -> bool;
+
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, fn(&Settings, &Settings) -> bool); 9] = [
+const STEPS: [(Step, &str, Differ); 9] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
@@ -57,9 +59,8 @@ fn lockdown(settings: &Settings) -> Option<settings::Lockdown> {
 
 /// What differs, and what failed before; everything when nothing was applied yet.
 fn plan(old: Option<&Settings>, failed: &[Step], new: &Settings) -> Vec<(Step, &'static str)> {
-    let needed = |step: &Step, differs: fn(&Settings, &Settings) -> bool| {
-        failed.contains(step) || old.is_none_or(|old| differs(old, new))
-    };
+    let needed =
+        |step: &Step, differs: Differ| failed.contains(step) || old.is_none_or(|old| differs(old, new));
     STEPS
         .iter()
         .filter(|(step, _, differs)| needed(step, *differs))

@@ -256,4 +256,44 @@ mod tests {
         let source = trusted(true).sources(&image("a.example/app:1")).remove(0);
         assert!(trusted(true).client(&source, &[]).is_ok());
     }
+
+    /// A server on 127.0.0.1 whose certificate comes from the authority beside it. It answers one handshake; the error is what
+    /// the client made of it.
+    fn tls_server() -> (String, std::thread::JoinHandle<Result<(), std::io::Error>>) {
+        let certificate = include_bytes!("testdata/server.der").to_vec().into();
+        let key =
+            rustls::pki_types::PrivatePkcs8KeyDer::from(include_bytes!("testdata/server-key.der").to_vec());
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![certificate], key.into()).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept()?;
+            let mut tls = rustls::ServerConnection::new(config.into()).map_err(std::io::Error::other)?;
+            while tls.is_handshaking() {
+                tls.complete_io(&mut stream)?;
+            }
+            Ok(())
+        });
+        (address, server)
+    }
+
+    #[tokio::test]
+    async fn a_registry_is_trusted_when_its_authority_is() {
+        use base64::Engine;
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let encode = |data: &[u8]| base64::engine::general_purpose::STANDARD.encode(data);
+        let authority = encode(include_bytes!("testdata/authority.der"));
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{authority}\n-----END CERTIFICATE-----\n");
+        for trusted in [true, false] {
+            let access =
+                access(json!({"pki": {"ours": {"data": encode(pem.as_bytes()), "trusted": trusted}}}));
+            assert_eq!(access.check(), Ok(()));
+            let (address, server) = tls_server();
+            let pulled = crate::container::pull::pull(&format!("{address}/app:1"), &access).await;
+            let error = pulled.unwrap_err().message;
+            let shaken = server.join().unwrap();
+            assert_eq!(shaken.is_ok(), trusted, "{shaken:?} {error}");
+        }
+    }
 }
