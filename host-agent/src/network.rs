@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::node::Node;
+use crate::resolver::LeasedDns;
 
-const RESOLV_CONF: &str = "/run/etc/resolv.conf";
 /// After so long without an answer people are told; it is asked on.
 const TELL_AFTER: Duration = Duration::from_secs(15);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
@@ -29,8 +29,7 @@ struct Wanted {
     /// Destination, its prefix, and the way there.
     routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
     mtu: Option<u16>,
-    nameservers: Vec<Ipv4Addr>,
-    search: Vec<String>,
+    dns: LeasedDns,
 }
 
 impl Wanted {
@@ -50,34 +49,15 @@ impl Wanted {
             routes: if classless.is_empty() { routers.collect() } else { classless },
             // Below the smallest that IPv4 allows it is a mistake or an attack (RFC 791).
             mtu: lease.mtu.filter(|mtu| *mtu >= 576),
-            nameservers: lease.dns_srvs.clone().unwrap_or_default(),
-            search: lease
-                .domain_search
-                .clone()
-                .unwrap_or_else(|| lease.domain_name.iter().cloned().collect()),
+            dns: LeasedDns {
+                servers: lease.dns_srvs.clone().unwrap_or_default(),
+                search: lease
+                    .domain_search
+                    .clone()
+                    .unwrap_or_else(|| lease.domain_name.iter().cloned().collect()),
+            },
         }
     }
-}
-
-/// resolv.conf(5) for all leases. Names come from the network: only what a domain may hold is taken.
-fn resolv_conf<'a>(leases: impl Iterator<Item = &'a Wanted> + Clone) -> String {
-    let plain = |name: &&String| {
-        name.len() <= 253
-            && !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
-    };
-    let search: BTreeSet<&String> = leases.clone().flat_map(|lease| &lease.search).filter(plain).collect();
-    let mut text = String::new();
-    if !search.is_empty() {
-        let names: Vec<&str> = search.into_iter().map(String::as_str).take(6).collect();
-        text.push_str(&format!("search {}\n", names.join(" ")));
-    }
-    let mut seen = BTreeSet::new();
-    // The resolver reads no more than three.
-    for server in leases.flat_map(|lease| &lease.nameservers).filter(|server| seen.insert(**server)).take(3) {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    text
 }
 
 /// By interface, with the time at which the lease is over; none for one that never is.
@@ -217,7 +197,7 @@ impl Interface {
         let address = format!("{}/{}", wanted.address, wanted.prefix);
         self.leases.borrow_mut().insert(self.name.clone(), (wanted.clone(), until));
         if before.as_ref() != Some(&wanted) {
-            self.write_resolv_conf()?;
+            self.node.borrow_mut().resolver.set_lease(&self.name, Some(wanted.dns.clone()))?;
         }
         let mut node = self.node.borrow_mut();
         node.addresses.insert(self.name.clone(), vec![address]);
@@ -232,16 +212,10 @@ impl Interface {
         let address = wanted.address;
         let removed = remove_address(&self.handle, index, address).await;
         self.node.borrow_mut().addresses.remove(&self.name);
-        let written = self.write_resolv_conf();
+        let written = self.node.borrow_mut().resolver.set_lease(&self.name, None);
         let more = removed.err().map(|error| error.to_string()).or(written.err());
         let more = more.map(|error| format!("; {error}")).unwrap_or_default();
         self.tell(format!("the lease of {address} is over, and no DHCP server has renewed it{more}"));
-    }
-
-    fn write_resolv_conf(&self) -> Result<(), String> {
-        let text = resolv_conf(self.leases.borrow().values().map(|(wanted, _)| wanted));
-        // In place: containers have this file mounted.
-        fs::write(RESOLV_CONF, text).map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))
     }
 }
 
@@ -299,33 +273,9 @@ async fn remove_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Resul
 mod tests {
     use super::*;
 
-    fn wanted(nameservers: &[Ipv4Addr], search: &[&str]) -> Wanted {
-        Wanted {
-            address: Ipv4Addr::new(10, 0, 2, 15),
-            prefix: 24,
-            routes: vec![],
-            mtu: None,
-            nameservers: nameservers.to_vec(),
-            search: search.iter().map(|name| (*name).to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn a_hostile_domain_adds_no_line() {
-        let lease = wanted(&[Ipv4Addr::new(10, 0, 2, 3)], &["example.com", "evil\nnameserver 6.6.6.6", ""]);
-        assert_eq!(resolv_conf([&lease].into_iter()), "search example.com\nnameserver 10.0.2.3\n");
-    }
-
     #[test]
     fn a_lease_is_over_unless_it_is_for_ever() {
         assert_eq!(lease_time(3600), Some(Duration::from_secs(3600)));
         assert_eq!(lease_time(u32::MAX), None);
-    }
-
-    #[test]
-    fn servers_of_two_leases_are_named_once() {
-        let (a, b) = (Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(2, 2, 2, 2));
-        let leases = [wanted(&[a, b], &[]), wanted(&[b], &[])];
-        assert_eq!(resolv_conf(leases.iter()), "nameserver 1.1.1.1\nnameserver 2.2.2.2\n");
     }
 }

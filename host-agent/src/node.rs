@@ -7,11 +7,13 @@ use std::fs;
 
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
+use crate::resolver::Resolver;
 
 #[derive(Default)]
 pub struct Node {
     pub containers: Manager,
     pub addresses: BTreeMap<String, Vec<String>>,
+    pub resolver: Resolver,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,

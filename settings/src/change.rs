@@ -92,7 +92,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Patch(Settings),
+        Patch(Box<Settings>),
         Remove(Vec<String>),
         Commit,
     }
@@ -104,7 +104,7 @@ mod tests {
             "settings\\.containers\\.[a-c](\\.(image|command|env|pids|env\\.[A-C]))?",
         ];
         prop_oneof![
-            any_settings().prop_map(Step::Patch),
+            any_settings().prop_map(|settings| Step::Patch(Box::new(settings))),
             proptest::collection::vec(key, 1..3).prop_map(Step::Remove),
             Just(Step::Commit),
         ]

@@ -40,20 +40,39 @@ pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
     Ok(parts)
 }
 
+/// The dotted name of what is `name` below `key`; a name with dots in it stands in quotes (`settings.kernel.sysctl."vm.swappiness"`).
+pub(crate) fn join(key: &str, name: &str) -> String {
+    match (key.is_empty(), name.contains('.')) {
+        (true, _) => name.to_owned(),
+        (false, false) => format!("{key}.{name}"),
+        (false, true) => format!("{key}.\"{name}\""),
+    }
+}
+
+/// The parts of a name that [`join`] made, below `settings`.
+fn parts(key: &str) -> Vec<&str> {
+    let mut in_quotes = false;
+    let parts = key.split(|c| {
+        in_quotes ^= c == '"';
+        c == '.' && !in_quotes
+    });
+    parts.skip(1).map(|part| part.trim_matches('"')).collect()
+}
+
 /// Every value by its dotted name: `settings.network.hostname`. Lists are values.
 pub fn flatten(settings: &Settings) -> BTreeMap<String, Value> {
     let mut flat = BTreeMap::new();
-    flatten_into("settings", &settings.to_json(), &mut flat);
+    flatten_into("settings", settings.to_json(), &mut flat);
     flat
 }
 
-fn flatten_into(key: &str, value: &Value, flat: &mut BTreeMap<String, Value>) {
+fn flatten_into(key: &str, value: Value, flat: &mut BTreeMap<String, Value>) {
     match value {
         Value::Object(table) => {
-            table.iter().for_each(|(name, value)| flatten_into(&format!("{key}.{name}"), value, flat))
+            table.into_iter().for_each(|(name, value)| flatten_into(&join(key, &name), value, flat))
         }
-        _ => {
-            flat.insert(key.to_owned(), value.clone());
+        value => {
+            flat.insert(key.to_owned(), value);
         }
     }
 }
@@ -69,7 +88,7 @@ pub fn changed(old: &Settings, new: &Settings) -> Vec<String> {
 }
 
 /// What differs, by name: the old value and the new one, none where it is not set. Values of environment variables may be
-/// secrets, and are not shown.
+/// secrets, as passwords of registries are, and are not shown.
 pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, Option<Value>)> {
     let (before, after) = (flatten(old), flatten(new));
     let shown = |key: &str, value: Option<&Value>| match value {
@@ -83,15 +102,17 @@ pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, 
     changed(old, new).into_iter().map(both).collect()
 }
 
-/// Whether its value is a [`crate::EnvValue`].
+/// Whether its value is a [`crate::EnvValue`], or has a [`crate::Secret`] in it.
 fn is_secret(key: &str) -> bool {
-    matches!(key.split('.').collect::<Vec<_>>().as_slice(), ["settings", "containers", _, "env", _])
+    matches!(
+        key.split('.').collect::<Vec<_>>().as_slice(),
+        ["settings", "containers", _, "env", _] | ["settings", "container-registry", "credentials"]
+    )
 }
 
 /// Removes a value or a table by its dotted name, and the tables that are empty without it. Says whether there was one.
 pub(crate) fn remove(tree: &mut Value, key: &str) -> bool {
-    let parts: Vec<&str> = key.split('.').skip(1).collect();
-    remove_parts(tree, &parts)
+    remove_parts(tree, &parts(key))
 }
 
 fn remove_parts(tree: &mut Value, parts: &[&str]) -> bool {
@@ -115,7 +136,7 @@ pub fn select(settings: &Settings, wanted: impl Fn(&str) -> bool) -> Value {
             continue;
         }
         let mut at = &mut tree;
-        for part in key.split('.').skip(1) {
+        for part in parts(&key) {
             // Every part but the last is a table: names of settings are never a value and a table at once.
             at = match at {
                 Value::Object(table) => table.entry(part).or_insert_with(|| Value::Object(Map::new())),

@@ -4,75 +4,75 @@
 //! Every field is optional: a `Settings` is also the shape of a partial change.
 
 mod change;
+mod container;
+mod dns;
+#[cfg(test)]
+mod docs;
+mod kernel;
 mod keys;
+mod network;
+mod oci;
 mod parse;
+mod pki;
+mod registry;
 mod scalar;
+mod schema;
+mod shape;
 mod text;
 mod user_data;
 
 pub use change::Change;
+pub use container::{Container, Restart};
+pub use dns::Dns;
+pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, select, split_key};
+pub use network::{HostEntry, Network, NoProxy};
+pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
 pub use parse::{Mistake, Mistakes, from_json, from_key_values};
-pub use scalar::{Argument, ContainerName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd, Pids};
+pub use pki::{Certificates, Pki, PkiName};
+pub use registry::{
+    BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
+};
+pub use scalar::{
+    Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
+    Origin, Pids,
+};
+pub use schema::schema;
 pub use text::read_json;
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The settings tree, without the outer `settings` layer. Unknown keys are refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
-    /// The message of the day, written to `/etc/motd`.
+    /// The message of the day, in `/etc/motd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"A machine with a purpose", extend("x-default" = "`Welcome to Caisson!`"))]
     pub motd: Option<Motd>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// Containers by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Kernel>,
+    /// Certificates of authorities by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"ours": {"trusted": true}}))]
+    pub pki: Option<BTreeMap<PkiName, Pki>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_registry: Option<ContainerRegistry>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci_defaults: Option<OciDefaults>,
+    /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
+    /// are removed, and are made anew when they are changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Network {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<Hostname>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Container {
-    /// Image reference, such as `localhost/busybox:latest` (preloaded) or `registry.example:5000/app@sha256:…`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageReference>,
-    /// Replaces the image's entrypoint and command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Vec<Argument>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub env: Option<BTreeMap<EnvName, EnvValue>>,
-    /// Absent: `always`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart: Option<Restart>,
-    /// Memory limit, such as `64MiB`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Memory>,
-    /// Limit on processes and threads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids: Option<Pids>,
-    /// The node is healthy only while this container runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub essential: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    Always,
-    OnFailure,
-    No,
 }
 
 /// Containers that a node can have.
@@ -96,6 +96,14 @@ impl Settings {
         serde_json::from_value(merged).unwrap_or_else(|_| self.clone())
     }
 
+    /// What must hold for each part by itself, beyond each value.
+    fn part_mistakes(&self) -> Vec<Mistake> {
+        let dns = self.dns.iter().flat_map(Dns::mistakes);
+        let kernel = self.kernel.iter().flat_map(Kernel::mistakes);
+        let registry = self.container_registry.iter().flat_map(ContainerRegistry::mistakes);
+        dns.chain(kernel).chain(registry).collect()
+    }
+
     /// What must hold for the whole, beyond each value: checked before a commit.
     pub fn check(&self) -> Result<(), Mistakes> {
         let containers = self.containers.iter().flatten();
@@ -113,6 +121,9 @@ impl Settings {
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
             mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
         }
+        let pki = self.pki.iter().flatten();
+        mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
+        mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
         let size = self.to_json().to_string().len();
         if size > LARGEST_SETTINGS {
             let reason = format!(

@@ -2,15 +2,18 @@
 
 use serde::de::IntoDeserializer;
 use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
 use std::fmt;
 
 use crate::Settings;
-use crate::keys::split_key;
-use crate::scalar::{shortened, shown};
+use crate::keys::{join, split_key};
+use crate::registry::with_older_forms;
+use crate::scalar::shortened;
+use crate::shape::{SETTINGS, Shape, check_shape, unknown};
 use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
-const MOST_MISTAKES: usize = 16;
+pub(crate) const MOST_MISTAKES: usize = 16;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,45 +55,23 @@ impl Mistake {
     }
 }
 
-/// What may stand where. A test holds it against the types.
-enum Shape {
-    Text,
-    Choice(&'static [&'static str]),
-    Number,
-    Switch,
-    Texts,
-    Table(&'static [(&'static str, Shape)]),
-    Map(&'static Shape),
-}
-
-const CONTAINER: Shape = Shape::Table(&[
-    ("image", Shape::Text),
-    ("command", Shape::Texts),
-    ("env", Shape::Map(&Shape::Text)),
-    ("restart", Shape::Choice(&["always", "on-failure", "no"])),
-    ("memory", Shape::Text),
-    ("pids", Shape::Number),
-    ("essential", Shape::Switch),
-]);
-
-const SETTINGS: Shape = Shape::Table(&[
-    ("motd", Shape::Text),
-    ("network", Shape::Table(&[("hostname", Shape::Text)])),
-    ("containers", Shape::Map(&CONTAINER)),
-]);
-
-/// Whether there is a setting or table of this name, directly under `settings`.
-pub(crate) fn is_top_level(name: &str) -> bool {
-    matches!(SETTINGS, Shape::Table(fields) if fields.iter().any(|(known, _)| *known == name))
-}
-
 /// The name of what is `name` below `key`. A name that is longer than any setting's is cut: it may be megabytes.
 pub(crate) fn below(key: &str, name: &str) -> String {
-    if key.is_empty() { shortened(name) } else { format!("{key}.{}", shortened(name)) }
+    join(key, &shortened(name))
+}
+
+fn key_of(path: &serde_path_to_error::Path) -> String {
+    path.iter().fold("settings".to_owned(), |key, segment| match segment {
+        Segment::Map { key: name } => below(&key, name),
+        Segment::Seq { index } => format!("{key}[{index}]"),
+        Segment::Enum { .. } | Segment::Unknown => key,
+    })
 }
 
 /// Reads a settings object, without the outer `settings` layer.
 pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
+    let value = with_older_forms(value);
+    let value = value.as_ref();
     let mut mistakes = Vec::new();
     check_shape("settings", value, &SETTINGS, &mut mistakes);
     if mistakes.len() > MOST_MISTAKES {
@@ -100,138 +81,35 @@ pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    serde_path_to_error::deserialize(value.into_deserializer()).map_err(|error| {
-        let path = error.path().to_string();
-        let key = if path == "." { "settings".to_owned() } else { format!("settings.{}", shortened(&path)) };
-        Mistakes::one(&key, error.inner().to_string())
-    })
-}
-
-fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mut Vec<Mistake>) {
-    let mut wrong = |reason: String| mistakes.push(Mistake::new(key, reason));
-    match (shape, value) {
-        (Shape::Text, Value::String(_)) | (Shape::Switch, Value::Bool(_)) => {}
-        (Shape::Choice(known), Value::String(text)) => {
-            if !known.contains(&text.as_str()) {
-                wrong(format!("{} is not one of {}", shown(text), known.join(", ")));
+    let mut value = value.clone();
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, Settings>((&value).into_deserializer()) {
+            Ok(settings) => {
+                mistakes.extend(settings.part_mistakes());
+                return if mistakes.is_empty() { Ok(settings) } else { Err(Mistakes(mistakes)) };
             }
-        }
-        (Shape::Number, Value::Number(number)) if number.is_u64() => {}
-        (Shape::Number, Value::Number(_)) => wrong("expected a whole number, not negative".to_owned()),
-        (Shape::Texts, Value::Array(items)) => {
-            if let Some(item) = items.iter().find(|item| !item.is_string()) {
-                wrong(format!("expected a list of strings, found {} in it: put it in quotes", kind(item)));
-            } else if items.is_empty() || items.len() > 256 {
-                wrong(format!("expected 1 to 256 items, found {}", items.len()));
-            }
-        }
-        (Shape::Table(fields), Value::Object(table)) => {
-            for (name, value) in table {
-                if mistakes.len() > MOST_MISTAKES {
-                    return;
-                }
-                let below = below(key, name);
-                match fields.iter().find(|(known, _)| known == name) {
-                    Some((_, shape)) => check_shape(&below, value, shape, mistakes),
-                    None => mistakes.push(unknown(&below, name, fields.iter().map(|(known, _)| *known))),
-                }
-            }
-        }
-        (Shape::Map(_), Value::Object(table)) if table.len() > 256 => {
-            wrong(format!("{} entries are more than the 256 that are allowed", table.len()));
-        }
-        (Shape::Map(inner), Value::Object(table)) => {
-            for (name, value) in table {
-                if mistakes.len() > MOST_MISTAKES {
-                    return;
-                }
-                check_shape(&below(key, name), value, inner, mistakes);
-            }
-        }
-        (shape, value) => {
-            let expected = match shape {
-                Shape::Text | Shape::Choice(_) => "a string",
-                Shape::Number => "a number",
-                Shape::Switch => "true or false",
-                Shape::Texts => "a list of strings, such as [\"sleep\", \"60\"]",
-                Shape::Table(_) | Shape::Map(_) => "a table",
-            };
-            wrong(format!("expected {expected}, found {}", kind(value)));
+            Err(error) => error,
+        };
+        mistakes.push(Mistake::new(&key_of(error.path()), error.inner().to_string()));
+        // Without that value the next mistake shows: a person wants to mend all of them at once.
+        if mistakes.len() > MOST_MISTAKES || !remove(&mut value, error.path()) {
+            return Err(Mistakes(mistakes));
         }
     }
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a table",
-    }
-}
-
-pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Mistake {
-    let guess =
-        nearest(name, known.clone()).map(|known| format!("\"{known}\"")).or_else(|| elsewhere(key, name));
-    let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
-    let known: Vec<&str> = known.collect();
-    Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
-}
-
-/// The known name that was probably meant: misspelt in at most half of its letters, or shortened.
-fn nearest(name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
-    let name = name.to_lowercase();
-    let misspelt = known.clone().map(|known| (distance(&name, known), known)).min();
-    let near =
-        |&(distance, known): &(usize, &str)| distance <= 3 && distance * 2 <= known.len().max(name.len());
-    let shortened = |known: &&str| abbreviates(&name, known) || abbreviates(known, &name);
-    misspelt.filter(near).map(|(_, known)| known).or_else(|| known.clone().find(shortened))
-}
-
-/// Whether `short` has some of the letters of `long`, in order and from the first: `cmd` and `command`.
-fn abbreviates(short: &str, long: &str) -> bool {
-    let mut letters = long.chars();
-    short.chars().count() > 1
-        && short.chars().next() == long.chars().next()
-        && short.chars().all(|letter| letters.any(|other| other == letter))
-}
-
-/// The whole key of a name that is known in another place only.
-fn elsewhere(key: &str, name: &str) -> Option<String> {
-    let mut keys = Vec::new();
-    keys_in(&SETTINGS, "settings", &mut keys);
-    keys.into_iter().find(|known| known != key && known.rsplit('.').next() == Some(name))
-}
-
-fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
-    match shape {
-        Shape::Table(fields) => {
-            for (name, shape) in *fields {
-                keys_in(shape, &format!("{key}.{name}"), keys);
-            }
-        }
-        Shape::Map(inner) => keys_in(inner, &format!("{key}.NAME"), keys),
-        _ => {}
-    }
-    keys.push(key.to_owned());
-}
-
-/// Levenshtein's distance; long words are not compared.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.iter().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, right) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+/// Takes out the value at a path, or the list that it is an item of. False when there is none.
+fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
+    let mut names = Vec::new();
+    for segment in path.iter() {
+        match segment {
+            Segment::Map { key } => names.push(key.as_str()),
+            _ => break,
         }
     }
-    row[b.len()]
+    let Some((last, tables)) = names.split_last() else { return false };
+    let table = tables.iter().try_fold(value, |value, name| value.get_mut(*name));
+    table.and_then(Value::as_object_mut).is_some_and(|table| table.remove(*last).is_some())
 }
 
 /// Reads `key=value` pairs. What the key holds decides how the value is read, so `motd=42` is a text.
@@ -278,9 +156,10 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         };
         *at = match shape {
             Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
-            Shape::Number => read("a number")?,
-            Shape::Switch => read("true or false")?,
-            Shape::Texts => read("a list of strings, such as [\"sleep\", \"60\"]")?,
+            Shape::Limit => json.read(text.as_bytes()).unwrap_or_else(|_| Value::from(text)),
+            Shape::Number | Shape::Switch | Shape::Texts | Shape::List(..) | Shape::Pair(_) => {
+                read(&shape.expected())?
+            }
             Shape::Table(fields) => {
                 let known: Vec<&str> = fields.iter().map(|(known, _)| *known).collect();
                 read(&format!("a key below it ({}), or a table as JSON", known.join(", ")))?
@@ -314,10 +193,36 @@ mod tests {
     }
 
     #[test]
+    fn all_wrong_values_are_told_at_once() {
+        let tree = json!({"network": {"hostname": "a_b"}, "containers": {"web": {"image": "UPPER:case:x", "memory": "lots"}}});
+        let keys: Vec<String> =
+            from_json(&tree).unwrap_err().0.into_iter().map(|mistake| mistake.key).collect();
+        for key in ["network.hostname", "containers.web.image", "containers.web.memory"] {
+            assert!(keys.contains(&format!("settings.{key}")), "{key} is not among {keys:?}");
+        }
+        assert_eq!(keys.len(), 3);
+    }
+
+    #[test]
     fn the_shape_has_every_key_of_the_types_and_no_other() {
         let full = json!({
             "motd": "m",
-            "network": {"hostname": "n"},
+            "network": {
+                "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
+            },
+            "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
+            "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
+            "pki": {"ours": {"data": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=", "trusted": true}},
+            "container-registry": {
+                "mirrors": [{"registry": "*", "endpoint": ["a"]}],
+                "credentials": [
+                    {"registry": "a", "username": "u", "password": "p"}, {"registry": "b", "auth": "dTpw"},
+                ],
+            },
+            "oci-defaults": {
+                "capabilities": {"kill": false},
+                "resource-limits": {"max-processes": {"hard-limit": -1, "soft-limit": 5}},
+            },
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
@@ -326,7 +231,20 @@ mod tests {
         // Fails to compile when a field is added, and then the shape and `full` need it too.
         let Settings {
             motd: Some(_),
-            network: Some(crate::Network { hostname: Some(_) }),
+            pki: Some(pki),
+            container_registry:
+                Some(crate::ContainerRegistry { mirrors: Some(_), credentials: Some(credentials) }),
+            oci_defaults:
+                Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
+            kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
+            dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
+            network:
+                Some(crate::Network {
+                    hostname: Some(_),
+                    hosts: Some(_),
+                    https_proxy: Some(_),
+                    no_proxy: Some(_),
+                }),
             containers: Some(containers),
         } = &settings
         else {
@@ -344,6 +262,15 @@ mod tests {
         else {
             panic!()
         };
+        assert!(credentials.len() == 2);
+        let crate::Pki { data: Some(_), trusted: Some(_) } = pki.first_key_value().unwrap().1 else {
+            panic!()
+        };
+        let crate::ResourceLimit { hard_limit: Some(_), soft_limit: Some(_) } =
+            resource_limits.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
         assert_eq!(settings.to_json(), full);
         let error = mistake(json!({"containers": {"web": {"zzzzzzzz": 1}}}));
         assert!(
@@ -357,7 +284,7 @@ mod tests {
         for (value, expected) in [
             (
                 json!({"network": {"hostnme": "a"}}),
-                "settings.network.hostnme: unknown key; did you mean \"hostname\"? known here: hostname",
+                "settings.network.hostnme: unknown key; did you mean \"hostname\"? known here: hostname, hosts",
             ),
             (
                 json!({"network": {"hostname": "a_b"}}),
@@ -415,11 +342,11 @@ mod tests {
             ),
             ("image=a", "did you mean settings.containers.NAME.image?"),
             ("MOTD=x", "did you mean \"motd\"?"),
-            ("message=x", "settings.message: unknown key; known here: motd, network, containers"),
-            ("network.host=n", "did you mean \"hostname\"?"),
+            ("message=x", "settings.message: unknown key; known here: motd, "),
+            ("network.host=n", "did you mean \"hosts\"?"),
             ("containers.web.cmd=a", "did you mean \"command\"?"),
             ("containers.web.environment=a", "did you mean \"env\"?"),
-            ("network=n", "settings.network: expected a key below it (hostname), or a table as JSON"),
+            ("network=n", "settings.network: expected a key below it (hostname, hosts"),
             ("containers.web=a", "settings.containers.web: expected a key below it (image, command"),
             ("containers=a", "such as settings.containers.NAME.image=..., or a table as JSON"),
             ("containers.web.env=A", "such as settings.containers.web.env.NAME=..., or a table as JSON"),

@@ -1,14 +1,15 @@
 //! One type for each kind of value: what exists is valid.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::Deref;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// Declares a string that is checked when it is made.
 macro_rules! checked_string {
     ($(#[$doc:meta])* $name:ident, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "String")]
         pub struct $name(String);
 
@@ -35,7 +36,7 @@ macro_rules! checked_string {
             }
         }
 
-        impl Deref for $name {
+        impl std::ops::Deref for $name {
             type Target = str;
 
             fn deref(&self) -> &str {
@@ -49,8 +50,8 @@ macro_rules! checked_string {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
@@ -62,6 +63,8 @@ macro_rules! checked_string {
         }
     };
 }
+
+pub(crate) use checked_string;
 
 /// A value in an error: short, whatever it was.
 pub(crate) fn shown(text: &str) -> String {
@@ -90,25 +93,104 @@ checked_string!(
 );
 
 checked_string!(
-    /// A host name (RFC 1123, section 2.1).
+    /// A host name: at most 64 characters, parts of a-z, 0-9 and `-` joined by `.` (RFC 1123).
     Hostname,
     |text| {
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        };
         // The kernel's limit is shorter than that of names in the DNS.
-        if (1..=64).contains(&text.len()) && text.split('.').all(label) {
+        if text.len() <= 64 && is_domain(text) {
             return Ok(());
         }
         Err(format!("{} is not a host name: at most 64 characters, parts of a-z, 0-9 and '-' joined by '.' (RFC 1123)", shown(text)))
     }
 );
 
+/// Whether it is a name in the DNS, of letters, digits and '-' (RFC 1123, section 2.1).
+pub(crate) fn is_domain(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(plain)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    (1..=253).contains(&text.len()) && text.split('.').all(label)
+}
+
 checked_string!(
-    /// The name of a container.
+    /// A name in the DNS: at most 253 characters, parts of a-z, 0-9 and `-` joined by `.` (RFC 1123).
+    DomainName,
+    |text| {
+        if is_domain(text) {
+            return Ok(());
+        }
+        Err(format!("{} is not a name of a host or domain: at most 253 characters, parts of a-z, 0-9 and '-' joined by '.' (RFC 1123)", shown(text)))
+    }
+);
+
+/// An IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+pub struct Address(IpAddr);
+
+impl Address {
+    pub fn get(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{} is not an IP address, such as 10.0.0.1 or fd00::1", shown(&text));
+        text.parse().map(Self).map_err(|_| wrong())
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.0.to_string()
+    }
+}
+
+checked_string!(
+    /// A server: a host or address, with `http://` or `https://` before it and a port after it where they are needed. No path,
+    /// no user, no password.
+    Origin,
+    |text| {
+        let (scheme, authority) = text.split_once("://").map_or((None, text), |(scheme, rest)| (Some(scheme), rest));
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(rest) => rest.split_once(']').map_or(("", authority), |(host, port)| (host, port)),
+            None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+        };
+        let host_is_fine = match authority.starts_with('[') {
+            true => host.parse::<Ipv6Addr>().is_ok(),
+            false => is_domain(host),
+        };
+        let port_is_fine = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+        if matches!(scheme, None | Some("http" | "https")) && host_is_fine && port_is_fine {
+            return Ok(());
+        }
+        Err(format!("{} is not a server, such as https://proxy.example.com:3128: it may have http:// or https://, a host and a port, and no path, user or password", shown(text)))
+    }
+);
+
+impl Origin {
+    /// `http` or `https`, if it says.
+    pub fn scheme(&self) -> Option<&str> {
+        self.split_once("://").map(|(scheme, _)| scheme)
+    }
+
+    /// Its host, and its port if it says.
+    pub fn authority(&self) -> &str {
+        let rest = self.split_once("://").map_or(self.as_str(), |(_, rest)| rest);
+        rest.strip_suffix('/').unwrap_or(rest)
+    }
+}
+
+checked_string!(
+    /// The name of a container: at most 63 of a-z, 0-9 and `-`, not `-` at an end.
     ContainerName,
     |text| {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -121,7 +203,7 @@ checked_string!(
 );
 
 checked_string!(
-    /// Reference of an image, as in `docker pull`: `[registry[:port]/]repository[:tag][@digest]`.
+    /// Reference of an image, as in `docker pull`: `[registry[:port]/]repository[:tag][@digest]`; a digest is a SHA-256.
     ImageReference,
     |text| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
@@ -141,7 +223,7 @@ checked_string!(
 );
 
 checked_string!(
-    /// One item of a command.
+    /// One item of a command: at most 65536 bytes.
     Argument,
     |text| match () {
         () if text.contains('\0') => Err("an item of a command cannot hold a zero byte".to_owned()),
@@ -151,7 +233,7 @@ checked_string!(
 );
 
 checked_string!(
-    /// Name of an environment variable.
+    /// Name of an environment variable: letters, digits and `_`, not a digit first.
     EnvName,
     |text| {
         let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
@@ -162,8 +244,8 @@ checked_string!(
     }
 );
 
-/// Value of an environment variable. It may be a secret: never shown by `Debug`, never in an error.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Value of an environment variable: at most 65536 bytes. It may be a secret, and is in no error and no log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub struct EnvValue(String);
 
@@ -192,8 +274,8 @@ impl fmt::Debug for EnvValue {
     }
 }
 
-/// A limit on memory; written as `64MiB`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A size of memory: a whole number with KiB, MiB or GiB, from 1MiB to 16384GiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Memory {
     text: String,
@@ -232,8 +314,9 @@ impl From<Memory> for String {
 }
 
 /// A limit on processes and threads, 1 to 65536.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 65536))]
 pub struct Pids(u32);
 
 impl Pids {
@@ -278,6 +361,35 @@ mod tests {
         }
         for wrong in ["", "a_b", "-a", "a-", "a..b", ".a", "a b", &"a".repeat(65)] {
             assert!(wrong.parse::<Hostname>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn servers() {
+        for (text, scheme, authority) in [
+            ("proxy", None, "proxy"),
+            ("10.0.0.1:3128", None, "10.0.0.1:3128"),
+            ("https://[fd00::1]:443", Some("https"), "[fd00::1]:443"),
+            ("http://a.example/", Some("http"), "a.example"),
+        ] {
+            let origin: Origin = text.parse().unwrap();
+            assert_eq!((origin.scheme(), origin.authority()), (scheme, authority));
+        }
+        for wrong in [
+            "",
+            "http://",
+            "ftp://a",
+            "http://a/b",
+            "http://u:p@a",
+            "a:0",
+            "a:65536",
+            "a:",
+            "[::1",
+            "[a]",
+            "a b",
+            "a\n",
+        ] {
+            assert!(wrong.parse::<Origin>().is_err(), "{wrong}");
         }
     }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use crate::Settings;
-use crate::parse::{Mistake, Mistakes, below, from_json, is_top_level, unknown};
+use crate::parse::{Mistake, Mistakes, below, from_json};
+use crate::shape::{is_top_level, unknown};
 
 /// User data larger than this is refused.
 pub const LARGEST_USER_DATA: usize = 64 << 10;

@@ -57,7 +57,7 @@ fn mistakes_made_by_hand_are_told_with_the_key_and_a_way_out() {
         (&["set", "motd=hello", "world"], 2, "a value with spaces is put in quotes"),
         (&["set", "mtod=hello"], 1, "settings.mtod: unknown key; did you mean \"motd\"?"),
         (&["set", "hostname=node-1"], 1, "did you mean settings.network.hostname?"),
-        (&["set", "network=node-1"], 1, "settings.network: expected a key below it (hostname)"),
+        (&["set", "network=node-1"], 1, "settings.network: expected a key below it (hostname, hosts"),
         (
             &["set", "network.hostname=my_node"],
             1,

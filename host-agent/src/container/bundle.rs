@@ -3,8 +3,8 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use settings::Container;
-use std::collections::BTreeMap;
+use settings::{Container, OciDefaults};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -73,6 +73,7 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const DEFAULT_PIDS: u32 = 1024;
+const DEFAULT_OPEN_FILES: u64 = 65_536;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The command that is run: the settings' one, or the image's.
@@ -140,6 +141,33 @@ fn environment(container: &Container, image: &ImageConfig) -> Vec<String> {
     variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
+/// What processes of a container may do, by the kernel's names.
+fn capabilities(defaults: &OciDefaults) -> Vec<String> {
+    let mut all: BTreeSet<String> = CAPABILITIES.map(str::to_owned).into();
+    for (capability, has) in defaults.capabilities.iter().flatten() {
+        match has {
+            true => all.insert(capability.kernel_name()),
+            false => all.remove(&capability.kernel_name()),
+        };
+    }
+    all.into_iter().collect()
+}
+
+/// RLIM_INFINITY, as the runtime passes it to the kernel.
+const NO_LIMIT: u64 = u64::MAX;
+
+fn resource_limits(defaults: &OciDefaults) -> Vec<Value> {
+    let mut all = BTreeMap::from([("RLIMIT_NOFILE", (DEFAULT_OPEN_FILES, DEFAULT_OPEN_FILES))]);
+    for (name, limit) in defaults.resource_limits.iter().flatten() {
+        // Both are there: a commit without one is refused.
+        if let (Some(soft), Some(hard)) = (limit.soft_limit, limit.hard_limit) {
+            let values = (soft.get().unwrap_or(NO_LIMIT), hard.get().unwrap_or(NO_LIMIT));
+            all.insert(name.kernel_name(), values);
+        }
+    }
+    all.into_iter().map(|(name, (soft, hard))| json!({"type": name, "soft": soft, "hard": hard})).collect()
+}
+
 /// The whole `config.json`. `seccomp` is the profile, an object of `linux.seccomp`.
 pub fn config(
     name: &str,
@@ -147,6 +175,7 @@ pub fn config(
     image: &ImageConfig,
     user: User,
     seccomp: &Value,
+    defaults: &OciDefaults,
 ) -> Result<Value, String> {
     let arguments = command(container, image)?;
     let working_dir =
@@ -159,6 +188,7 @@ pub fn config(
     if let Some(memory) = &container.memory {
         resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
     }
+    let capabilities = capabilities(defaults);
     let mount = |kind: &str, to: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
     let bind = |file: &str| json!({"destination": file, "type": "bind", "source": file, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
     Ok(json!({
@@ -171,10 +201,10 @@ pub fn config(
             "args": arguments,
             "env": environment(container, image),
             "cwd": working_dir,
-            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
             "noNewPrivileges": true,
             "oomScoreAdj": 500,
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 65_536}],
+            "rlimits": resource_limits(defaults),
         },
         "mounts": [
             mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
@@ -232,6 +262,30 @@ mod tests {
         serde_json::from_value(json!({"config": value})).unwrap()
     }
 
+    fn defaults(value: Value) -> OciDefaults {
+        settings::from_json(&json!({"oci-defaults": value})).unwrap().oci_defaults.unwrap()
+    }
+
+    #[test]
+    fn defaults_of_the_settings_lie_over_ours() {
+        let ours = capabilities(&defaults(json!({})));
+        assert_eq!(ours, CAPABILITIES);
+        let changed = capabilities(&defaults(json!({"capabilities": {"net-raw": true, "mknod": false}})));
+        assert!(changed.contains(&"CAP_NET_RAW".to_owned()) && !changed.contains(&"CAP_MKNOD".to_owned()));
+        assert_eq!(changed.len(), ours.len());
+        let limits = json!({
+            "max-open-files": {"soft-limit": 100, "hard-limit": 200},
+            "max-core-file-size": {"soft-limit": 0, "hard-limit": "unlimited"},
+        });
+        assert_eq!(
+            resource_limits(&defaults(json!({"resource-limits": limits}))),
+            [
+                json!({"type": "RLIMIT_CORE", "soft": 0, "hard": u64::MAX}),
+                json!({"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}),
+            ]
+        );
+    }
+
     #[test]
     fn the_settings_command_replaces_the_images() {
         let image = image(json!({"Entrypoint": ["/app"], "Cmd": ["-v"]}));
@@ -267,7 +321,15 @@ mod tests {
             json!({"image": "a", "command": ["x"], "memory": "64MiB", "pids": 20, "env": {"A": "settings"}}),
         );
         let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
-        let config = config("web", &container, &image, User { uid: 0, gid: 0 }, &json!({"x": 1})).unwrap();
+        let config = config(
+            "web",
+            &container,
+            &image,
+            User { uid: 0, gid: 0 },
+            &json!({"x": 1}),
+            &defaults(json!({})),
+        )
+        .unwrap();
         assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);
         assert_eq!(config["linux"]["resources"]["pids"]["limit"], 20);
         assert_eq!(config["linux"]["resources"]["devices"][0], json!({"allow": false, "access": "rwm"}));

@@ -2,7 +2,7 @@
 
 use apiserver::agent::{ContainerState, ContainerStatus};
 use serde_json::Value;
-use settings::{Container, Restart};
+use settings::{Container, OciDefaults, Restart};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::clock::boottime_ms;
+use crate::container::access::Access;
 use crate::container::bundle::{self, ImageConfig};
 use crate::container::image::{self, Image};
 use crate::container::manager::Statuses;
@@ -30,6 +31,14 @@ const QUICK_LOOKS: u32 = 600;
 /// Between tries to pull.
 const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
+
+/// What a container gets from settings that are not its own.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) access: watch::Receiver<Access>,
+    /// For the next time that it is started.
+    pub(super) defaults: watch::Receiver<OciDefaults>,
+}
 
 /// What is to be done next with a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +75,7 @@ pub(super) struct Keeper {
     places: Places,
     statuses: Statuses,
     stopped: watch::Receiver<bool>,
+    surroundings: Surroundings,
     restarts: Restarts,
     exit: Option<Exit>,
 }
@@ -78,6 +88,7 @@ impl Keeper {
         settings: &Container,
         statuses: Statuses,
         stopped: watch::Receiver<bool>,
+        surroundings: Surroundings,
     ) -> Self {
         let keeper = Self {
             number,
@@ -86,6 +97,7 @@ impl Keeper {
             places: Places::of(name),
             statuses,
             stopped,
+            surroundings,
             restarts: Restarts::new(settings.restart.unwrap_or(Restart::Always)),
             exit: None,
         };
@@ -340,8 +352,9 @@ impl Keeper {
                 }
                 Ok(None) => {
                     self.set(|status| status.state = ContainerState::Pulling);
+                    let access = self.surroundings.access.borrow_and_update().clone();
                     let pulled = tokio::select! {
-                        pulled = pull(&reference) => pulled,
+                        pulled = pull(&reference, &access) => pulled,
                         () = asked_to_stop(&mut self.stopped) => return None,
                     };
                     match pulled {
@@ -356,10 +369,16 @@ impl Keeper {
                 },
             };
             self.fail(ContainerState::Failed, &error);
-            if self.pause(if transient { delay } else { LONGEST_PULL_DELAY }).await {
-                return None;
+            let wait = if transient { delay } else { LONGEST_PULL_DELAY };
+            let mut access = self.surroundings.access.clone();
+            tokio::select! {
+                stop = self.pause(wait) => {
+                    if stop { return None; }
+                    delay = (delay * 2).min(LONGEST_PULL_DELAY);
+                }
+                // Settings that were to mend it are not to wait for five minutes.
+                Ok(()) = access.changed() => delay = FIRST_PULL_DELAY,
             }
-            delay = (delay * 2).min(LONGEST_PULL_DELAY);
         }
     }
 
@@ -373,7 +392,8 @@ impl Keeper {
         let seccomp: Value =
             serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
         let user = user(&image.config, &image.rootfs)?;
-        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp)?;
+        let defaults = self.surroundings.defaults.borrow();
+        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp, &defaults)?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
@@ -478,7 +498,12 @@ mod tests {
         let settings = containers.values().next().unwrap();
         let statuses = Statuses::default();
         let (_stop, stopped) = watch::channel(false);
-        let keeper = |number| Keeper::new(number, "web", settings, statuses.clone(), stopped.clone());
+        let (_access, access) = watch::channel(Access::default());
+        let (_defaults, defaults) = watch::channel(OciDefaults::default());
+        let surroundings = Surroundings { access, defaults };
+        let keeper = |number| {
+            Keeper::new(number, "web", settings, statuses.clone(), stopped.clone(), surroundings.clone())
+        };
         let (ending, following) = (keeper(1), keeper(2));
         ending.set(|status| status.state = ContainerState::Stopping);
         assert!(!ending.speaks() && following.speaks());

@@ -1,7 +1,7 @@
 //! The containers that the settings name: one [`Keeper`] for each.
 
 use apiserver::agent::ContainerStatus;
-use settings::Container;
+use settings::{Container, OciDefaults};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,8 +10,9 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::container::access::Access;
 use crate::container::image;
-use crate::container::keeper::Keeper;
+use crate::container::keeper::{Keeper, Surroundings};
 use crate::container::record::Places;
 use crate::container::{runtime, shim};
 
@@ -26,6 +27,8 @@ pub struct Manager {
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
     keepers: u64,
+    access: watch::Sender<Access>,
+    defaults: watch::Sender<OciDefaults>,
 }
 
 struct Task {
@@ -40,6 +43,16 @@ impl Manager {
 
     pub fn status(&self, name: &str) -> Option<ContainerStatus> {
         self.statuses.borrow().get(name).map(|(_, status)| status.clone())
+    }
+
+    /// From now on registries are reached this way; what could not be pulled is tried again at once.
+    pub fn set_access(&mut self, access: Access) {
+        self.access.send_replace(access);
+    }
+
+    /// Containers that are started from now on may do this.
+    pub fn set_defaults(&mut self, defaults: OciDefaults) {
+        self.defaults.send_replace(defaults);
     }
 
     /// Starts what is new, stops what is gone, replaces what has changed. Returns before any of that is over.
@@ -66,7 +79,9 @@ impl Manager {
     fn keep(&mut self, name: &str, settings: &Container) {
         let (stop, stopped) = watch::channel(false);
         self.keepers += 1;
-        let keeper = Keeper::new(self.keepers, name, settings, self.statuses.clone(), stopped);
+        let surroundings =
+            Surroundings { access: self.access.subscribe(), defaults: self.defaults.subscribe() };
+        let keeper = Keeper::new(self.keepers, name, settings, self.statuses.clone(), stopped, surroundings);
         let turn = self.turns.entry(name.to_owned()).or_default().clone();
         spawn_local(async move {
             let _turn = turn.lock_owned().await;

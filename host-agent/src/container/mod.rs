@@ -1,5 +1,6 @@
 //! Containers: images, what the OCI runtime is told, when they are started, and the shims that watch them.
 
+pub mod access;
 pub mod bundle;
 pub mod image;
 mod keeper;

@@ -1,10 +1,9 @@
 //! Pulling an image from an OCI registry into `/data/images`.
 
 use oci_client::Reference;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
+use oci_client::client::Client;
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
-use oci_client::secrets::RegistryAuth;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::io::AsyncWrite;
 
+use crate::container::access::{Access, Source};
 use crate::container::bundle::ImageConfig;
 use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
 use crate::container::layer::Layer;
@@ -36,24 +35,54 @@ pub struct PullError {
     pub transient: bool,
 }
 
-/// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come.
+/// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come. The servers
+/// that may have it are asked one after the other.
 ///
 /// The manifest is as large as the registry makes it: the client library reads it whole, whatever its size.
-pub async fn pull(reference: &str) -> Result<(), PullError> {
+pub async fn pull(reference: &str, access: &Access) -> Result<(), PullError> {
     let parsed: Reference = reference.parse().map_err(|error| PullError {
         message: format!("{reference} is not an image reference: {error}"),
         transient: false,
     })?;
-    let registry = parsed.resolve_registry().to_owned();
-    let client = Client::new(ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(insecure_registries()),
-        connect_timeout: Some(Duration::from_secs(20)),
-        read_timeout: Some(Duration::from_secs(60)),
-        user_agent: "caisson",
-        ..ClientConfig::default()
-    });
-    let manifest = client.pull_image_manifest(&parsed, &RegistryAuth::Anonymous).await;
-    let (manifest, digest) = manifest.map_err(|error| explain(reference, &registry, &error))?;
+    let mut errors = Vec::new();
+    for source in access.sources(&parsed) {
+        match pull_from(reference, access, source).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind == Kind::Node => return Err(error.error),
+            Err(error) => errors.push(error.error),
+        }
+    }
+    Err(PullError {
+        transient: errors.iter().any(|error| error.transient),
+        message: errors.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; "),
+    })
+}
+
+/// Whose fault it is that an image cannot be pulled: another server may do better, and this node will not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Server,
+    Node,
+}
+
+struct Failure {
+    kind: Kind,
+    error: PullError,
+}
+
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
+        Self { kind: Kind::Server, error }
+    }
+}
+
+async fn pull_from(reference: &str, access: &Access, source: Source) -> Result<(), Failure> {
+    let client = access
+        .client(&source, &insecure_registries())
+        .map_err(|message| Failure { kind: Kind::Node, error: PullError { message, transient: false } })?;
+    let login = access.login(&source.server);
+    let manifest = client.pull_image_manifest(&source.reference, &login).await;
+    let (manifest, digest) = manifest.map_err(|error| explain(reference, &source.server, &error))?;
     check(&manifest).map_err(|message| refused(reference, &message))?;
     let mut turn = image::turn(&digest).await;
     // Another container's pull may have brought it meanwhile.
@@ -63,13 +92,17 @@ pub async fn pull(reference: &str) -> Result<(), PullError> {
                 "<4>the image {reference} on the data partition cannot be used, it is pulled again: {error}"
             );
         }
+        let Source { reference: parsed, server: registry, .. } = source;
         turn = Pull { reference, registry, parsed, client, manifest }.download(&digest, turn).await?;
     }
     let remembered = image::remember(reference, &digest);
     drop(turn);
-    remembered.map_err(|error| PullError {
-        message: format!("cannot remember the image {reference}: {error}"),
-        transient: true,
+    remembered.map_err(|error| Failure {
+        kind: Kind::Node,
+        error: PullError {
+            message: format!("cannot remember the image {reference}: {error}"),
+            transient: true,
+        },
     })
 }
 
@@ -102,7 +135,7 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    async fn download(&self, digest: &str, turn: Turn) -> Result<Turn, PullError> {
+    async fn download(&self, digest: &str, turn: Turn) -> Result<Turn, Failure> {
         let mut text = Vec::new();
         self.fetch(&self.manifest.config, &mut text).await?;
         let config: ImageConfig = serde_json::from_slice(&text)
@@ -113,7 +146,7 @@ impl Pull<'_> {
         let layers: Vec<String> = self.manifest.layers.iter().map(|layer| layer.media_type.clone()).collect();
         if diff_ids.len() != layers.len() {
             let message = format!("its configuration names {} of {} layers", diff_ids.len(), layers.len());
-            return Err(refused(self.reference, &message));
+            return Err(refused(self.reference, &message).into());
         }
         let digest = digest.to_owned();
         let work = self.blocking(move || Work::new(&digest, turn)).await?;
@@ -135,16 +168,17 @@ impl Pull<'_> {
     async fn blocking<T: Send + 'static>(
         &self,
         task: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> Result<T, PullError> {
+    ) -> Result<T, Failure> {
         let done = tokio::task::spawn_blocking(task).await;
         done.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| self.not_stored(&error))
     }
 
-    fn not_stored(&self, error: &io::Error) -> PullError {
-        PullError {
-            message: format!("the image {} cannot be stored: {error}", self.reference),
-            transient: error.kind() != io::ErrorKind::InvalidData,
-        }
+    fn not_stored(&self, error: &io::Error) -> Failure {
+        // Layers that cannot be unpacked are their server's, or may be.
+        let transient = error.kind() != io::ErrorKind::InvalidData;
+        let message = format!("the image {} cannot be stored: {error}", self.reference);
+        let kind = if transient { Kind::Node } else { Kind::Server };
+        Failure { kind, error: PullError { message, transient } }
     }
 
     async fn fetch(&self, what: &OciDescriptor, to: impl AsyncWrite + Unpin) -> Result<(), PullError> {
@@ -325,6 +359,7 @@ fn explain(reference: &str, registry: &str, error: &OciDistributionError) -> Pul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::io::AsyncWriteExt;
 
     fn manifest(config: i64, layers: &[i64]) -> OciImageManifest {

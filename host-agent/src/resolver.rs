@@ -1,0 +1,123 @@
+//! `/etc/resolv.conf`: who is asked for names. What settings say goes before what the leases give.
+
+use settings::Dns;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+
+const RESOLV_CONF: &str = "/run/etc/resolv.conf";
+/// The resolver reads no more (resolv.conf(5)).
+const MOST_SERVERS: usize = 3;
+const MOST_SEARCHED: usize = 6;
+
+/// What one lease says of names. Its domains come from the network, and may be anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeasedDns {
+    pub servers: Vec<Ipv4Addr>,
+    pub search: Vec<String>,
+}
+
+#[derive(Default)]
+pub struct Resolver {
+    /// By interface.
+    leases: BTreeMap<String, LeasedDns>,
+    settings: Dns,
+}
+
+impl Resolver {
+    /// Notes what a lease says, or that it is over.
+    pub fn set_lease(&mut self, interface: &str, lease: Option<LeasedDns>) -> Result<(), String> {
+        match lease {
+            Some(lease) => self.leases.insert(interface.to_owned(), lease),
+            None => self.leases.remove(interface),
+        };
+        self.write()
+    }
+
+    pub fn set_settings(&mut self, settings: Option<&Dns>) -> Result<(), String> {
+        let settings = settings.cloned().unwrap_or_default();
+        let nothing_known = self.leases.is_empty() && settings == Dns::default();
+        let nothing_new = self.settings == settings;
+        self.settings = settings;
+        // An agent that has just started knows no lease: the file of the one before it is better than none.
+        if nothing_known && nothing_new { Ok(()) } else { self.write() }
+    }
+
+    fn servers(&self) -> Vec<IpAddr> {
+        if let Some(servers) = &self.settings.name_servers {
+            return servers.iter().map(|server| server.get()).collect();
+        }
+        let mut seen = BTreeSet::new();
+        let leased = self.leases.values().flat_map(|lease| &lease.servers);
+        leased
+            .filter(|server| seen.insert(**server))
+            .take(MOST_SERVERS)
+            .map(|server| (*server).into())
+            .collect()
+    }
+
+    fn search(&self) -> Vec<&str> {
+        if let Some(search) = &self.settings.search_list {
+            return search.iter().map(|domain| domain.as_str()).collect();
+        }
+        let plain = |name: &&str| {
+            (1..=253).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        };
+        let leased = self.leases.values().flat_map(|lease| lease.search.iter().map(String::as_str));
+        leased.filter(plain).collect::<BTreeSet<&str>>().into_iter().take(MOST_SEARCHED).collect()
+    }
+
+    fn text(&self) -> String {
+        let search = Some(self.search().join(" ")).filter(|search| !search.is_empty());
+        let search = search.map(|search| format!("search {search}\n"));
+        let servers = self.servers().into_iter().map(|server| format!("nameserver {server}\n"));
+        search.into_iter().chain(servers).collect()
+    }
+
+    fn write(&self) -> Result<(), String> {
+        // In place: containers have this file mounted.
+        fs::write(RESOLV_CONF, self.text()).map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn resolver(leases: &[(&[Ipv4Addr], &[&str])], dns: serde_json::Value) -> Resolver {
+        let lease = |(number, (servers, search)): (usize, &(&[Ipv4Addr], &[&str]))| {
+            let search = search.iter().map(|name| (*name).to_owned()).collect();
+            (format!("eth{number}"), LeasedDns { servers: servers.to_vec(), search })
+        };
+        let settings = settings::from_json(&json!({"dns": dns})).unwrap().dns.unwrap();
+        Resolver { leases: leases.iter().enumerate().map(lease).collect(), settings }
+    }
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+    const B: Ipv4Addr = Ipv4Addr::new(2, 2, 2, 2);
+
+    #[test]
+    fn a_hostile_domain_adds_no_line() {
+        let lease = resolver(&[(&[A], &["example.com", "evil\nnameserver 6.6.6.6", ""])], json!({}));
+        assert_eq!(lease.text(), "search example.com\nnameserver 10.0.2.3\n");
+    }
+
+    #[test]
+    fn servers_of_two_leases_are_named_once() {
+        let leases = resolver(&[(&[A, B], &[]), (&[B], &[])], json!({}));
+        assert_eq!(leases.text(), "nameserver 10.0.2.3\nnameserver 2.2.2.2\n");
+    }
+
+    #[test]
+    fn settings_go_before_leases_each_by_itself() {
+        let leases: &[(&[Ipv4Addr], &[&str])] = &[(&[A], &["leased.example"])];
+        let servers = resolver(leases, json!({"name-servers": ["fd00::53"]}));
+        assert_eq!(servers.text(), "search leased.example\nnameserver fd00::53\n");
+        let search = resolver(leases, json!({"search-list": ["b.example", "a.example"]}));
+        assert_eq!(search.text(), "search b.example a.example\nnameserver 10.0.2.3\n");
+        assert_eq!(resolver(leases, json!({})).text(), "search leased.example\nnameserver 10.0.2.3\n");
+        assert_eq!(resolver(&[], json!({})).text(), "");
+    }
+}

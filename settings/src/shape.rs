@@ -1,0 +1,308 @@
+//! What may stand where: known before the types are asked, so that all mistakes are told at once, each with its key.
+
+use serde_json::Value;
+
+use crate::parse::{MOST_MISTAKES, Mistake, below};
+use crate::scalar::shown;
+
+/// What may stand in one place. A test holds it against the schema of the types.
+pub(crate) enum Shape {
+    Text,
+    Choice(&'static [&'static str]),
+    Number,
+    /// A number, or a text that stands for one.
+    Limit,
+    Switch,
+    Texts,
+    /// With an example for who wrote something else.
+    List(&'static Shape, &'static str),
+    Pair(&'static [Shape; 2]),
+    Table(&'static [(&'static str, Shape)]),
+    Map(&'static Shape),
+}
+
+const CONTAINER: Shape = Shape::Table(&[
+    ("image", Shape::Text),
+    ("command", Shape::Texts),
+    ("env", Shape::Map(&Shape::Text)),
+    ("restart", Shape::Choice(&["always", "on-failure", "no"])),
+    ("memory", Shape::Text),
+    ("pids", Shape::Number),
+    ("essential", Shape::Switch),
+]);
+
+const HOSTS: Shape =
+    Shape::List(&Shape::Pair(&[Shape::Text, Shape::Texts]), "[[\"10.0.0.1\", [\"db.example.com\", \"db\"]]]");
+
+const NETWORK: Shape = Shape::Table(&[
+    ("hostname", Shape::Text),
+    ("hosts", HOSTS),
+    ("https-proxy", Shape::Text),
+    ("no-proxy", Shape::Texts),
+]);
+
+const DNS: Shape = Shape::Table(&[("name-servers", Shape::Texts), ("search-list", Shape::Texts)]);
+
+const CONTAINER_REGISTRY: Shape = Shape::Table(&[
+    (
+        "mirrors",
+        Shape::List(&MIRROR, "[{registry = \"docker.io\", endpoint = [\"https://mirror.example.com\"]}]"),
+    ),
+    (
+        "credentials",
+        Shape::List(
+            &CREDENTIAL,
+            "[{registry = \"registry.example.com\", username = \"node\", password = \"...\"}]",
+        ),
+    ),
+]);
+
+const MIRROR: Shape = Shape::Table(&[("registry", Shape::Text), ("endpoint", Shape::Texts)]);
+
+const CREDENTIAL: Shape = Shape::Table(&[
+    ("registry", Shape::Text),
+    ("username", Shape::Text),
+    ("password", Shape::Text),
+    ("auth", Shape::Text),
+]);
+
+const PKI: Shape = Shape::Table(&[("data", Shape::Text), ("trusted", Shape::Switch)]);
+
+const OCI_DEFAULTS: Shape = Shape::Table(&[
+    ("capabilities", Shape::Map(&Shape::Switch)),
+    ("resource-limits", Shape::Map(&RESOURCE_LIMIT)),
+]);
+
+const RESOURCE_LIMIT: Shape = Shape::Table(&[("hard-limit", Shape::Limit), ("soft-limit", Shape::Limit)]);
+
+const KERNEL: Shape = Shape::Table(&[
+    ("sysctl", Shape::Map(&Shape::Text)),
+    ("lockdown", Shape::Choice(&["none", "integrity", "confidentiality"])),
+]);
+
+pub(crate) const SETTINGS: Shape = Shape::Table(&[
+    ("motd", Shape::Text),
+    ("network", NETWORK),
+    ("dns", DNS),
+    ("kernel", KERNEL),
+    ("pki", Shape::Map(&PKI)),
+    ("container-registry", CONTAINER_REGISTRY),
+    ("oci-defaults", OCI_DEFAULTS),
+    ("containers", Shape::Map(&CONTAINER)),
+]);
+
+const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
+const NOT_HERE: &str = "Caisson has no part that would act on it, so it is refused: leave it out";
+
+/// Settings of Bottlerocket that there are not, and why. Whoever brings its user data is to learn more than "unknown key".
+const ABSENT: &[(&str, &str)] = &[
+    ("settings.autoscaling", NOT_HERE),
+    ("settings.aws", NOT_HERE),
+    ("settings.boot", NOT_YET),
+    ("settings.bootstrap-commands", NOT_YET),
+    ("settings.bootstrap-containers", NOT_YET),
+    ("settings.cloudformation", NOT_HERE),
+    (
+        "settings.container-registry.credentials[].identitytoken",
+        "not yet in this version of Caisson: use username and password, or auth",
+    ),
+    ("settings.container-registry.mirrors[].capabilities", NOT_YET),
+    ("settings.container-runtime", NOT_HERE),
+    ("settings.container-runtime-plugins", NOT_HERE),
+    ("settings.ecs", NOT_HERE),
+    ("settings.host-containers", NOT_YET),
+    ("settings.image-verifier-plugins", NOT_YET),
+    ("settings.kernel.drivers", NOT_HERE),
+    ("settings.kernel.hugepages", NOT_YET),
+    (
+        "settings.kernel.modules",
+        "this kernel has no modules: what it can do is built in, and nothing can be loaded or kept from loading",
+    ),
+    ("settings.kubelet-device-plugins", NOT_HERE),
+    ("settings.kubelet-dra-drivers", NOT_HERE),
+    ("settings.kubernetes", NOT_HERE),
+    ("settings.measurement", NOT_YET),
+    ("settings.metrics", NOT_YET),
+    ("settings.network.disable-ipv6", NOT_YET),
+    ("settings.network.interfaces", NOT_YET),
+    ("settings.ntp", NOT_YET),
+    ("settings.nvidia-container-runtime", NOT_HERE),
+    ("settings.oci-hooks", NOT_HERE),
+    ("settings.updates", NOT_YET),
+];
+
+/// Whether there is a setting or table of this name, directly under `settings`.
+pub(crate) fn is_top_level(name: &str) -> bool {
+    matches!(SETTINGS, Shape::Table(fields) if fields.iter().any(|(known, _)| *known == name))
+        || ABSENT.iter().any(|(key, _)| key.strip_prefix("settings.") == Some(name))
+}
+
+/// Entries of one list or table.
+const MOST_ENTRIES: usize = 256;
+
+impl Shape {
+    /// For a person who wrote something else.
+    pub(crate) fn expected(&self) -> String {
+        match self {
+            Self::Text | Self::Choice(_) => "a string".to_owned(),
+            Self::Number => "a number".to_owned(),
+            Self::Limit => "a number or \"unlimited\"".to_owned(),
+            Self::Switch => "true or false".to_owned(),
+            Self::Texts => "a list of strings, such as [\"sleep\", \"60\"]".to_owned(),
+            Self::List(_, example) => format!("a list, such as {example}"),
+            Self::Pair(_) => "a list of two, such as [\"10.0.0.1\", [\"db\"]]".to_owned(),
+            Self::Table(_) | Self::Map(_) => "a table".to_owned(),
+        }
+    }
+}
+
+/// Adds what is wrong with `value` to the mistakes.
+pub(crate) fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mut Vec<Mistake>) {
+    let mut wrong = |reason: String| mistakes.push(Mistake::new(key, reason));
+    match (shape, value) {
+        (Shape::Text, Value::String(_)) | (Shape::Switch, Value::Bool(_)) => {}
+        (Shape::Choice(known), Value::String(text)) => {
+            if !known.contains(&text.as_str()) {
+                wrong(format!("{} is not one of {}", shown(text), known.join(", ")));
+            }
+        }
+        (Shape::Number, Value::Number(number)) if number.is_u64() => {}
+        (Shape::Limit, Value::Number(number)) if number.is_i64() => {}
+        (Shape::Limit, Value::String(_)) => {}
+        (Shape::Number, Value::Number(_)) => wrong("expected a whole number, not negative".to_owned()),
+        (Shape::Limit, Value::Number(_)) => wrong("expected a whole number".to_owned()),
+        (Shape::Texts, Value::Array(items)) => {
+            if let Some(item) = items.iter().find(|item| !item.is_string()) {
+                wrong(format!("expected a list of strings, found {} in it: put it in quotes", kind(item)));
+            } else if items.is_empty() || items.len() > MOST_ENTRIES {
+                wrong(format!("expected 1 to {MOST_ENTRIES} items, found {}", items.len()));
+            }
+        }
+        (Shape::List(..), Value::Array(items)) if items.is_empty() || items.len() > MOST_ENTRIES => {
+            wrong(format!("expected 1 to {MOST_ENTRIES} items, found {}", items.len()));
+        }
+        (Shape::List(inner, _), Value::Array(items)) => {
+            for (number, item) in items.iter().enumerate() {
+                if mistakes.len() > MOST_MISTAKES {
+                    return;
+                }
+                check_shape(&format!("{key}[{number}]"), item, inner, mistakes);
+            }
+        }
+        (Shape::Pair([first, second]), Value::Array(items)) if items.len() == 2 => {
+            check_shape(&format!("{key}[0]"), &items[0], first, mistakes);
+            check_shape(&format!("{key}[1]"), &items[1], second, mistakes);
+        }
+        (Shape::Table(fields), Value::Object(table)) => {
+            for (name, value) in table {
+                if mistakes.len() > MOST_MISTAKES {
+                    return;
+                }
+                let below = below(key, name);
+                match fields.iter().find(|(known, _)| known == name) {
+                    Some((_, shape)) => check_shape(&below, value, shape, mistakes),
+                    None => mistakes.push(unknown(&below, name, fields.iter().map(|(known, _)| *known))),
+                }
+            }
+        }
+        (Shape::Map(_), Value::Object(table)) if table.len() > MOST_ENTRIES => {
+            let count = table.len();
+            wrong(format!("{count} entries are more than the {MOST_ENTRIES} that are allowed"));
+        }
+        (Shape::Map(inner), Value::Object(table)) => {
+            for (name, value) in table {
+                if mistakes.len() > MOST_MISTAKES {
+                    return;
+                }
+                check_shape(&below(key, name), value, inner, mistakes);
+            }
+        }
+        (shape, value) => wrong(format!("expected {}, found {}", shape.expected(), kind(value))),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a table",
+    }
+}
+
+/// Why there is no such setting, if that is known.
+fn absent(key: &str) -> Option<&'static str> {
+    // Which one of a list it is does not matter.
+    let key =
+        key.split('[').map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit())).collect::<Vec<_>>();
+    let key = key.join("[");
+    ABSENT.iter().find(|(absent, _)| *absent == key).map(|(_, reason)| *reason)
+}
+
+pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Mistake {
+    if let Some(reason) = absent(key) {
+        return Mistake::new(key, reason);
+    }
+    let guess =
+        nearest(name, known.clone()).map(|known| format!("\"{known}\"")).or_else(|| elsewhere(key, name));
+    let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
+    let known: Vec<&str> = known.collect();
+    Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
+}
+
+/// The known name that was probably meant: misspelt in at most half of its letters, or shortened.
+fn nearest(name: &str, known: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    let misspelt = known.clone().map(|known| (distance(&name, known), known)).min();
+    let near =
+        |&(distance, known): &(usize, &str)| distance <= 3 && distance * 2 <= known.len().max(name.len());
+    let shortened = |known: &&str| abbreviates(&name, known) || abbreviates(known, &name);
+    misspelt.filter(near).map(|(_, known)| known).or_else(|| known.clone().find(shortened))
+}
+
+/// Whether `short` has some of the letters of `long`, in order and from the first: `cmd` and `command`.
+fn abbreviates(short: &str, long: &str) -> bool {
+    let mut letters = long.chars();
+    short.chars().count() > 1
+        && short.chars().next() == long.chars().next()
+        && short.chars().all(|letter| letters.any(|other| other == letter))
+}
+
+/// The whole key of a name that is known in another place only.
+fn elsewhere(key: &str, name: &str) -> Option<String> {
+    let mut keys = Vec::new();
+    keys_in(&SETTINGS, "settings", &mut keys);
+    keys.into_iter().find(|known| known != key && known.rsplit('.').next() == Some(name))
+}
+
+pub(crate) fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
+    match shape {
+        Shape::Table(fields) => {
+            for (name, shape) in *fields {
+                keys_in(shape, &format!("{key}.{name}"), keys);
+            }
+        }
+        Shape::Map(inner) => keys_in(inner, &format!("{key}.NAME"), keys),
+        Shape::List(inner, _) => keys_in(inner, &format!("{key}[]"), keys),
+        _ => {}
+    }
+    keys.push(key.to_owned());
+}
+
+/// Levenshtein's distance; long words are not compared.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.iter().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, right) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(left != right);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
