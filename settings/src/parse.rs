@@ -272,6 +272,9 @@ mod tests {
             panic!()
         };
         assert_eq!(settings.to_json(), full);
+        // The store writes TOML.
+        let stored = toml::to_string(&settings).unwrap();
+        assert_eq!(toml::from_str::<Settings>(&stored).unwrap(), settings);
         let error = mistake(json!({"containers": {"web": {"zzzzzzzz": 1}}}));
         assert!(
             error.ends_with("known here: image, command, env, restart, memory, pids, essential"),
