@@ -249,6 +249,7 @@ mod tests {
 
     #[test]
     fn what_is_no_authority_is_told_and_stops_nothing() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let data = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
         let trusted = |trusted: bool| access(json!({"pki": {"ours": {"data": data, "trusted": trusted}}}));
         assert!(trusted(true).check().unwrap_err().starts_with("settings.pki.ours: "));
