@@ -98,7 +98,7 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         };
         text.push_str(&format!(
             "{:>6}  {:<30} {:<36} {applied}\n",
-            generation.number, generation.time, generation.transaction
+            generation.head.number, generation.head.time, generation.head.transaction
         ));
     }
     text
