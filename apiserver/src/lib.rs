@@ -5,6 +5,8 @@ mod apply;
 mod body;
 mod budget;
 pub mod cli;
+mod cli_diff;
+mod cli_trial;
 pub mod client;
 mod commit;
 mod generations;

@@ -121,7 +121,7 @@ impl Life {
         };
         assert!(found == *acknowledged || found == *next, "found {found:?}\n{}", told());
         assert!(problems.is_empty(), "{problems:?}\n{}", told());
-        if self.points % 16 > 0 {
+        if !self.points.is_multiple_of(16) {
             return;
         }
         let number = match store.on_trial() {
