@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
+use apiserver::agent::{ApplyOutcome, ApplyStep, ErrorKind, Request, Response};
 
 use crate::agent::{agent, answer};
 use crate::apply::applier;
@@ -70,7 +70,6 @@ fn what_is_confirmed_stays() {
     let _requests = applier(&server, Duration::ZERO, None);
     commit(&server, "one", "&try=2");
     assert_eq!(trial(&server)["before"], 0);
-    assert!(problems(&server).contains("generation 1 is on trial"), "{}", problems(&server));
     let other = server.send(Method::POST, "/actions/confirm?generation=7", "");
     assert!(other.status == 409 && other.text().contains("but generation 1 is"), "{}", other.text());
     assert_eq!(server.send(Method::POST, "/actions/confirm", "").status, 204);
@@ -133,7 +132,9 @@ fn what_cannot_be_applied_on_trial_is_taken_back_at_once_and_both_are_told() {
     let failing = Arc::new(AtomicBool::new(false));
     let fails = failing.clone();
     agent(&server, move |request| {
-        let Request::Apply { generation, settings, .. } = request else { panic!() };
+        let Request::Apply { generation, settings, .. } = request else {
+            return answer(&Response::Error { kind: ErrorKind::Failed, message: "not asked".to_owned() });
+        };
         let broken = settings.to_json()["motd"] == "two" || fails.load(Ordering::SeqCst);
         let error = broken.then(|| "no room".to_owned());
         let steps = vec![ApplyStep { name: "motd".to_owned(), error }];
@@ -162,6 +163,9 @@ fn a_trial_is_taken_back_now_when_somebody_says_so() {
     let _requests = applier(&server, Duration::ZERO, None);
     commit(&server, "one", "");
     commit(&server, "two", "&try=60");
+    std::fs::remove_file(server.dir.path().join("agent.sock")).unwrap();
+    assert!(problems(&server).contains("generation 2 is on trial"), "{}", problems(&server));
+    let _requests = applier(&server, Duration::ZERO, None);
     let reverted = server.send(Method::DELETE, "/actions/trial", "");
     assert_eq!((reverted.status, reverted.text().as_str()), (200, r#"["settings.motd"]"#));
     assert_eq!((motd(&server), trial(&server)), (json!("one"), Value::Null));
