@@ -1,6 +1,7 @@
 //! Commits on trial: the clock, and what clients ask about them. What is decided when is in `trial.rs`.
 
 use hyper::StatusCode;
+use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -46,7 +47,9 @@ pub(crate) struct Trials {
 
 impl Default for Trials {
     fn default() -> Self {
-        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+        // Where it cannot be read, each start counts as another boot: a deadline of another boot's clock would be no deadline.
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_else(|_| format!("unknown, {}", Timestamp::now()));
+        let boot = boot.trim().to_owned();
         Self { boot, changed: Rc::default(), not_applied: None, stuck: None }
     }
 }
