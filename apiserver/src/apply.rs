@@ -10,6 +10,8 @@ use tokio::sync::{Mutex, watch};
 use crate::agent::{ApplyOutcome, Response};
 use crate::reply::Refusal;
 use crate::state::{State, ask_agent, unexpected};
+use crate::store::Peer;
+use crate::trial::Event;
 
 /// Requests that wait for the same run.
 const MOST_WAITING: usize = 256;
@@ -81,7 +83,32 @@ fn join(state: &Rc<RefCell<State>>, keys: Vec<String>) -> Result<watch::Receiver
     Ok(outcome)
 }
 
+/// What fails on trial is taken back at once, whoever waits for it or went away.
 async fn run(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
+    let number = state.borrow().store.number();
+    let Err(refusal) = once(state, keys).await else { return Ok(()) };
+    let reverted = state.borrow_mut().revert(&Event::ApplyFailed(number), Peer::default());
+    let what_then = match reverted {
+        Ok(None) => return Err(refusal),
+        // Everything: what of the failed one was done is not known.
+        Ok(Some(back)) => match once(state, Vec::new()).await {
+            Ok(()) => format!(
+                "it was on trial, and is taken back: what was before it is applied, as generation {back}"
+            ),
+            Err(again) => {
+                state.borrow_mut().trials.not_applied(back);
+                format!(
+                    "it was on trial, and is taken back; but that failed too, and is tried again:\n{}",
+                    again.message
+                )
+            }
+        },
+        Err(error) => format!("it is on trial, and could not be taken back, which is tried again: {error}"),
+    };
+    Err(Refusal { message: format!("{}\n{what_then}", refusal.message), ..refusal })
+}
+
+async fn once(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
     let request = state.borrow().apply_request(keys);
     let number = state.borrow().store.number();
     let outcome = match ask_agent(state, &request).await {

@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent::{ContainerStatus, Status};
+use crate::cli_diff;
+use crate::cli_trial::{self, How};
 use crate::client::{Answer, ClientError, Endpoint, request_blocking};
 use crate::store::Listed;
-use crate::tables::{PartialStatus, compare, describe, describe_partial, history, list};
+use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, history, list};
 
 /// Talks to the API of a Caisson node.
 #[derive(Parser)]
@@ -23,7 +25,8 @@ use crate::tables::{PartialStatus, compare, describe, describe_partial, history,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
     apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
-    apiclient history\n  apiclient diff 3\n  apiclient restore 3\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    apiclient history\n  apiclient diff 3\n  apiclient restore 3\n  \
+    apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -49,11 +52,18 @@ enum Command {
         prefixes: Vec<String>,
     },
     /// Change settings, durably, and apply them
-    Set(Set),
+    Set {
+        #[command(flatten)]
+        what: Set,
+        #[command(flatten)]
+        how: How,
+    },
     /// Apply files of settings in TOML or JSON, with everything under `settings`; - is the standard input
     Apply {
         #[arg(default_value = "-")]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        how: How,
     },
     /// Restart the node
     Reboot,
@@ -69,6 +79,8 @@ enum Command {
         /// Values (motd) or tables with all in them (containers.web)
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
+        #[command(flatten)]
+        how: How,
     },
     /// The commits that are kept, and what became of applying them
     #[command(visible_alias = "generations")]
@@ -76,7 +88,24 @@ enum Command {
     /// What differs between two generations; with one: between it and the newest
     Diff { from: u64, to: Option<u64> },
     /// Commit the settings of an older generation again, and apply them
-    Restore { generation: u64 },
+    Restore {
+        generation: u64,
+        /// Take it back after so long (30s, 5m, 1h) unless `apiclient confirm` says that it works
+        #[arg(long = "try", value_name = "TIME", value_parser = cli_trial::seconds)]
+        trial: Option<u32>,
+    },
+    /// Keep what was committed with --try
+    Confirm {
+        /// Only if this is the one that is on trial; else whichever is
+        #[arg(short, long)]
+        generation: Option<u64>,
+    },
+    /// What was committed with --try and is not confirmed yet
+    Trial {
+        /// Take it back now
+        #[arg(long)]
+        revert: bool,
+    },
 }
 
 #[derive(Args)]
@@ -92,7 +121,7 @@ struct Raw {
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "what", required = true, multiple = false)]
 struct Set {
     /// KEY=VALUE, such as motd=hello; or one KEY VALUE
     #[arg(value_name = "KEY=VALUE")]
@@ -117,7 +146,7 @@ enum Container {
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
-enum Failure {
+pub(crate) enum Failure {
     Usage(String),
     Failed(String),
     /// By the node, which says why.
@@ -147,11 +176,13 @@ impl Command {
     fn names_settings(&self) -> bool {
         matches!(
             self,
-            Self::Set(_)
+            Self::Set { .. }
                 | Self::Apply { .. }
                 | Self::Delete { .. }
                 | Self::Diff { .. }
                 | Self::Restore { .. }
+                | Self::Confirm { .. }
+                | Self::Trial { .. }
         )
     }
 }
@@ -195,14 +226,14 @@ fn print(text: &str) {
     let _ = write!(std::io::stdout(), "{text}{newline}");
 }
 
-struct Api {
+pub(crate) struct Api {
     endpoint: Endpoint,
     timeout: Duration,
     verbose: bool,
 }
 
 impl Api {
-    fn send(&self, method: Method, uri: &str, body: Option<String>) -> Result<Answer, Failure> {
+    pub(crate) fn send(&self, method: Method, uri: &str, body: Option<String>) -> Result<Answer, Failure> {
         if self.verbose {
             eprintln!("> {method} {uri}");
         }
@@ -222,19 +253,24 @@ impl Api {
         Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: answer.text() })
     }
 
-    fn get(&self, uri: &str) -> Result<Value, Failure> {
+    pub(crate) fn get(&self, uri: &str) -> Result<Value, Failure> {
         let answer = self.send(Method::GET, uri, None)?;
         serde_json::from_slice(&answer.body)
             .map_err(|error| Failure::Failed(format!("the answer to {uri} is not JSON: {error}")))
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
+    pub(crate) fn read<T: serde::de::DeserializeOwned>(&self, value: Value) -> Result<T, Failure> {
         serde_json::from_value(value)
             .map_err(|error| Failure::Failed(format!("the node speaks another version of the API: {error}")))
     }
 
     /// Stages changes and commits them in one transaction of our own.
-    fn commit(&self, kind: &str, changes: &[(Method, &str, Option<Value>)]) -> Result<String, Failure> {
+    fn commit(
+        &self,
+        kind: &str,
+        changes: &[(Method, &str, Option<Value>)],
+        how: &How,
+    ) -> Result<String, Failure> {
         let transaction = format!("apiclient-{kind}-{}-{}", std::process::id(), nanos());
         for (method, uri, body) in changes {
             let and = if uri.contains('?') { '&' } else { '?' };
@@ -246,11 +282,19 @@ impl Api {
             }
             staged?;
         }
-        let committed = self.send(Method::POST, &format!("/tx/commit_and_apply?tx={transaction}"), None);
-        if committed.is_err() {
+        let trial = how.trial.map(|seconds| format!("&try={seconds}")).unwrap_or_default();
+        let dry = if how.dry_run { "&dry-run=true" } else { "" };
+        let uri = format!("/tx/commit_and_apply?tx={transaction}{trial}{dry}");
+        let committed = self.send(Method::POST, &uri, None);
+        if committed.is_err() || how.dry_run {
             let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
         }
-        committed.map(|_| String::new())
+        let answer = committed?;
+        if how.dry_run {
+            let differences: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            return Ok(cli_diff::show(&self.read(differences)?));
+        }
+        how.trial.map_or(Ok(String::new()), |_| cli_trial::begun(self))
     }
 }
 
@@ -266,26 +310,26 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             Ok(api.send(method, &raw.uri, raw.data.clone())?.text())
         }
         Command::Get { prefixes } => get(api, prefixes),
-        Command::Set(set) => match &set.json {
+        Command::Set { what, how } => match &what.json {
             Some(text) => {
                 let value: Value = serde_json::from_str(text)
                     .map_err(|error| Failure::Usage(format!("--json: this is not JSON: {error}")))?;
                 let settings =
                     inner_settings(value).map_err(|reason| Failure::Usage(format!("--json: {reason}")))?;
-                api.commit("set", &[(Method::PATCH, "/settings", Some(settings))])
+                api.commit("set", &[(Method::PATCH, "/settings", Some(settings))], how)
             }
             None => {
-                let pairs = key_values(&set.pairs)?;
+                let pairs = key_values(&what.pairs)?;
                 let body = json!({"request_payload": pairs});
-                api.commit("set", &[(Method::PATCH, "/settings/keypair", Some(body))])
+                api.commit("set", &[(Method::PATCH, "/settings/keypair", Some(body))], how)
             }
         },
-        Command::Apply { files } => {
+        Command::Apply { files, how } => {
             let changes = files
                 .iter()
                 .map(|file| Ok((Method::PATCH, "/settings", Some(read_settings(file)?))))
                 .collect::<Result<Vec<_>, Failure>>()?;
-            api.commit("apply", &changes)
+            api.commit("apply", &changes, how)
         }
         Command::PowerOff => {
             api.send(Method::POST, "/actions/power-off", None)?;
@@ -297,14 +341,15 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         }
         Command::Status => {
             let value = api.get("/?prefix=status")?;
-            match api.read::<Status>(value["status"].clone()) {
-                Ok(status) => Ok(describe(&status)),
+            let told = match api.read::<Status>(value["status"].clone()) {
+                Ok(status) => describe(&status),
                 // The agent is not there: the server says what it knows.
                 Err(_) => {
                     let part: PartialStatus = api.read(value["status"].clone())?;
-                    Ok(describe_partial(&part))
+                    describe_partial(&part)
                 }
-            }
+            };
+            Ok(told + &describe_notes(&api.read(value["status"].clone())?))
         }
         Command::Container(Container::List) => {
             let containers = api.get("/containers")?;
@@ -314,17 +359,20 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
             Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
         }
-        Command::Delete { keys } => {
+        Command::Delete { keys, how } => {
             let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();
             let uri = format!("/settings?keys={}", keys.join(","));
-            api.commit("delete", &[(Method::DELETE, &uri, None)])
+            api.commit("delete", &[(Method::DELETE, &uri, None)], how)
         }
         Command::Diff { from, to } => {
             let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
             let differences = api.get(&format!("/generations/diff?from={from}{to}"))?;
-            Ok(compare(&api.read(differences)?))
+            Ok(cli_diff::show(&api.read(differences)?))
         }
-        Command::Restore { generation } => restore(api, *generation),
+        Command::Restore { generation, trial } => restore(api, *generation, *trial),
+        Command::Confirm { generation } => cli_trial::confirm(api, *generation),
+        Command::Trial { revert: false } => cli_trial::show(api),
+        Command::Trial { revert: true } => cli_trial::revert(api),
         Command::History => {
             let generations = api.get("/generations")?;
             Ok(history(&api.read::<Vec<Listed>>(generations)?))
@@ -332,13 +380,15 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
     }
 }
 
-fn restore(api: &Api, generation: u64) -> Result<String, Failure> {
-    let restored = api.send(Method::POST, &format!("/generations/{generation}/restore"), None)?;
+fn restore(api: &Api, generation: u64, trial: Option<u32>) -> Result<String, Failure> {
+    let query = trial.map(|seconds| format!("?try={seconds}")).unwrap_or_default();
+    let restored = api.send(Method::POST, &format!("/generations/{generation}/restore{query}"), None)?;
     let keys: Vec<String> = api.read(serde_json::from_slice(&restored.body).unwrap_or_default())?;
     if keys.is_empty() {
         return Ok(format!("the settings are those of generation {generation} already"));
     }
-    Ok(format!("restored from generation {generation}: {}", keys.join(", ")))
+    let begun = trial.map(|_| cli_trial::begun(api)).transpose()?.map(|begun| format!("\n{begun}"));
+    Ok(format!("restored from generation {generation}: {}{}", keys.join(", "), begun.unwrap_or_default()))
 }
 
 /// What stands for `KEY=VALUE`: just that, or one key and its value as two arguments.

@@ -1,10 +1,8 @@
-//! Generations that are kept: listed, shown, compared, and committed again.
+//! Generations that are kept: listed, shown and compared.
 
 use serde_json::{Value, json};
-use std::cell::RefCell;
-use std::rc::Rc;
+use settings::Settings;
 
-use crate::apply::apply;
 use crate::reply::{self, Refusal, Reply};
 use crate::state::State;
 
@@ -15,9 +13,18 @@ pub(crate) fn list(state: &State) -> Result<Reply, Refusal> {
 
 pub(crate) fn one(state: &State, number: &str) -> Result<Reply, Refusal> {
     let number = parse(number)?;
-    let mut generation = json!(state.generation(number)?);
-    generation["outcome"] = json!(state.store.outcome(number));
-    Ok(reply::json(&generation))
+    let generation = state.generation(number)?;
+    let mut shown = json!(generation.head);
+    shown["settings"] = generation.content.settings.to_json();
+    shown["outcome"] = json!(state.store.outcome(number));
+    if let Some(confirmed) = state.store.confirmed(number) {
+        shown["confirmed"] = json!(confirmed);
+    }
+    let foreign = generation.foreign_keys();
+    if !foreign.is_empty() {
+        shown["not-known"] = json!(foreign);
+    }
+    Ok(reply::json(&shown))
 }
 
 /// Without `to`: compares with what is committed now.
@@ -26,29 +33,20 @@ pub(crate) fn diff(state: &State, from: Option<&str>, to: Option<&str>) -> Resul
         let reason = "name two generations: GET /generations/diff?from=1&to=2; without \"to\": to the newest";
         return Err(Refusal::bad_request(reason));
     };
-    let old = state.generation(parse(from)?)?.settings;
+    let old = state.generation(parse(from)?)?.content.settings;
     let new = match to {
-        Some(to) => state.generation(parse(to)?)?.settings,
+        Some(to) => state.generation(parse(to)?)?.content.settings,
         None => state.store.settings(),
     };
-    let differences = settings::diff(&old, &new).into_iter();
+    Ok(differences(&old, &new))
+}
+
+pub(crate) fn differences(old: &Settings, new: &Settings) -> Reply {
+    let differences = settings::diff(old, new).into_iter();
     let differences = differences.map(|(key, (old, new))| (key, json!({"old": old, "new": new})));
-    Ok(reply::json(&Value::Object(differences.collect())))
+    reply::json(&Value::Object(differences.collect()))
 }
 
-pub(crate) async fn restore(
-    state: &Rc<RefCell<State>>,
-    number: &str,
-    uid: Option<u32>,
-) -> Result<Reply, Refusal> {
-    let keys = state.borrow_mut().restore(parse(number)?, uid)?;
-    // No keys would mean everything.
-    if !keys.is_empty() {
-        apply(state, keys.clone()).await?;
-    }
-    Ok(reply::json(&keys))
-}
-
-fn parse(number: &str) -> Result<u64, Refusal> {
+pub(crate) fn parse(number: &str) -> Result<u64, Refusal> {
     number.parse().map_err(|_| Refusal::bad_request(format!("{number:?} is not the number of a generation")))
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::time::Duration;
 
-use crate::agent::init_status::{Problem, ServiceStatus};
+use crate::agent::init_status::ServiceStatus;
 use crate::agent::{Health, Request, Response};
 use crate::prefix::Selection;
 use crate::reply::{self, Refusal, Reply};
@@ -47,14 +47,18 @@ async fn status(state: &RefCell<State>) -> Value {
             (health_without_agent(&state.borrow()), vec![problem], json!({}))
         }
     };
-    let own: Vec<Problem> = state.borrow().problems.clone();
-    if !own.is_empty() {
+    let (own, degraded) = state.borrow().all_problems();
+    if degraded {
         // The agent does not know of them.
         health = Health::Degraded;
     }
     problems.extend(own);
     status["health"] = json!(health);
     status["problems"] = json!(problems);
+    let notes = state.borrow().notes();
+    if !notes.is_empty() {
+        status["notes"] = json!(notes);
+    }
     status
 }
 

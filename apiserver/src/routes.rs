@@ -17,6 +17,11 @@
 //! | `GET /generations/N` | *one of them, with its settings* |
 //! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
 //! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
+//! | either with `try=SECONDS` (1 to 86400) | *takes it back by a commit `revert-N` unless it is confirmed so soon, or when it cannot be applied; see `trial.rs`* |
+//! | commits with `dry-run=true` | *commit nothing: what would change, as `/generations/diff` has it, or the refusal* |
+//! | `GET /actions/trial` | *what is on trial: `{"generation", "before", "seconds", "seconds-left"}`, or null* |
+//! | `POST /actions/confirm?generation=N` | *it stays; 409 when nothing or another generation is on trial* |
+//! | `DELETE /actions/trial` | *takes it back now, and applies that* |
 //! | `POST /actions/reboot` | restarts the node |
 //! | `POST /actions/power-off` | *switches the node off, in order* |
 //!
@@ -31,39 +36,34 @@ use std::rc::Rc;
 use crate::agent;
 use crate::apply::apply;
 use crate::body::read_json;
+use crate::commit;
 use crate::generations;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
 use crate::state::{State, ask_agent, unexpected};
+use crate::store::Peer;
 use crate::transactions::DEFAULT;
+use crate::trials;
 
 /// Bytes of path and query.
 const LONGEST_URI: usize = 8 << 10;
 
-/// Answers one request. `uid` is who asks, where the connection tells it.
-pub(crate) async fn handle(
-    state: &Rc<RefCell<State>>,
-    uid: Option<u32>,
-    request: Request<Incoming>,
-) -> Reply {
+/// Answers one request of `peer`.
+pub(crate) async fn handle(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming>) -> Reply {
     let accept = request
         .headers()
         .get(hyper::header::ACCEPT)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let as_json = accept.contains("application/json");
-    let reply = route(state, uid, request).await;
+    let reply = route(state, peer, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
     held.unwrap_or_else(|refusal| refusal.reply(as_json))
 }
 
-async fn route(
-    state: &Rc<RefCell<State>>,
-    uid: Option<u32>,
-    request: Request<Incoming>,
-) -> Result<Reply, Refusal> {
+async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let (parts, body) = request.into_parts();
     let budget = state.borrow().bodies.clone();
     if parts.uri.path_and_query().is_some_and(|uri| uri.as_str().len() > LONGEST_URI) {
@@ -115,15 +115,13 @@ async fn route(
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
             Ok(reply::json(&deleted.keys(&state.borrow().store.settings())))
         }
-        (&Method::POST, ["tx", "commit"]) => Ok(reply::json(&state.borrow_mut().commit(transaction, uid)?)),
+        (&Method::POST, ["tx", "commit"]) => commit::commit(state, &query, transaction, peer),
         (&Method::POST, ["tx", "apply"]) => {
             apply(state, keys(&query)?.unwrap_or_default()).await?;
             Ok(reply::nothing())
         }
         (&Method::POST, ["tx", "commit_and_apply"]) => {
-            let keys = state.borrow_mut().commit(transaction, uid)?;
-            apply(state, keys.clone()).await?;
-            Ok(reply::json(&keys))
+            commit::commit_and_apply(state, &query, transaction, peer).await
         }
         (&Method::GET, ["os"]) => Ok(reply::json(&model::os(state, query.get("prefix")?))),
         (&Method::GET, ["services"]) => {
@@ -143,7 +141,12 @@ async fn route(
             generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
         }
         (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number),
-        (&Method::POST, ["generations", number, "restore"]) => generations::restore(state, number, uid).await,
+        (&Method::POST, ["generations", number, "restore"]) => {
+            commit::restore(state, &query, number, peer).await
+        }
+        (&Method::GET, ["actions", "trial"]) => Ok(trials::show(&state.borrow())),
+        (&Method::DELETE, ["actions", "trial"]) => trials::revert(state, peer).await,
+        (&Method::POST, ["actions", "confirm"]) => trials::confirm(state, query.get("generation")?, peer),
         (&Method::POST, ["actions", "power-off"]) => {
             ask_agent(state, &agent::Request::PowerOff).await?;
             Ok(reply::nothing())
@@ -174,6 +177,8 @@ fn no_such(method: &Method, path: &[&str]) -> Refusal {
         "generations/NUMBER",
         "generations/NUMBER/restore",
         "generations/diff",
+        "actions/trial",
+        "actions/confirm",
         "actions/reboot",
         "actions/power-off",
     ];

@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use crate::reply::Refusal;
 use crate::routes;
 use crate::state::State;
+use crate::store::Peer;
+use crate::trials;
 use crate::vsock::VsockListener;
 
 /// Connections at once.
@@ -52,12 +54,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Within a `LocalSet`.
     pub fn new(state: State) -> Self {
-        Self {
-            state: Rc::new(RefCell::new(state)),
-            active: Rc::default(),
-            stopping: watch::Sender::new(false),
-        }
+        let state = Rc::new(RefCell::new(state));
+        tokio::task::spawn_local(trials::watch(state.clone()));
+        Self { state, active: Rc::default(), stopping: watch::Sender::new(false) }
     }
 
     /// Closes idle connections, and lets requests that are under way finish for 8 seconds.
@@ -76,9 +77,11 @@ impl Server {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                    let peer = stream.peer_cred().ok();
+                    let peer =
+                        Peer { uid: peer.map(|peer| peer.uid()), pid: peer.and_then(|peer| peer.pid()) };
                     let _ = setsockopt(&stream, SndBuf, &SEND_BUFFER);
-                    self.admit(stream, uid);
+                    self.admit(stream, peer);
                 }
                 Err(error) => self.pause(&error).await,
             }
@@ -89,7 +92,7 @@ impl Server {
     pub async fn serve_vsock(self, listener: VsockListener) {
         loop {
             match listener.accept().await {
-                Ok(Some(stream)) => self.admit(stream, None),
+                Ok(Some(stream)) => self.admit(stream, Peer::default()),
                 Ok(None) => {}
                 Err(error) => self.pause(&error).await,
             }
@@ -101,7 +104,7 @@ impl Server {
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, uid: Option<u32>) {
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
         // Too many even to be told so.
         if self.active.get() > MOST_CONNECTIONS + MOST_REFUSED {
             return;
@@ -112,17 +115,17 @@ impl Server {
             if server.active.get() > MOST_CONNECTIONS {
                 refuse(stream).await;
             } else {
-                server.serve(stream, uid).await;
+                server.serve(stream, peer).await;
             }
             server.active.set(server.active.get() - 1);
         });
     }
 
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, uid: Option<u32>) {
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
         let state = self.state.clone();
         let service = service_fn(move |request| {
             let state = state.clone();
-            async move { Ok::<_, Infallible>(routes::handle(&state, uid, request).await.map(Full::new)) }
+            async move { Ok::<_, Infallible>(routes::handle(&state, peer, request).await.map(Full::new)) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

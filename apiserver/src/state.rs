@@ -17,8 +17,10 @@ use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
 use crate::reply::Refusal;
-use crate::store::{Generation, Origin, Store};
+use crate::store::{Content, Generation, Origin, Peer, Store, StoreError, Trial};
 use crate::transactions::Transactions;
+use crate::trial::{Action, Event, Moment, decide};
+use crate::trials::{self, Trials};
 
 /// Where things are; tests put them elsewhere.
 #[derive(Debug, Clone)]
@@ -39,6 +41,7 @@ pub struct State {
     /// Held while a log is on its way from the host agent: it takes the most of all answers.
     pub(crate) log: Rc<Mutex<()>>,
     pub(crate) applies: Applies,
+    pub(crate) trials: Trials,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
@@ -79,6 +82,7 @@ impl State {
             answers: Budget::default(),
             log: Rc::default(),
             applies: Applies::default(),
+            trials: Trials::default(),
             store,
             problems,
             agent_has_answered: false,
@@ -102,52 +106,135 @@ impl State {
         &self.agent
     }
 
-    /// Commits a transaction. Acknowledged means durable; a refused one stays pending. Returns the keys that it set, as Bottlerocket
-    /// does also those of a value that was the same before, and that it removed.
-    pub(crate) fn commit(&mut self, transaction: &str, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
-        let nothing =
-            || Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "Tried to commit with no pending changes");
-        let change = self.transactions.take(transaction).ok_or_else(nothing)?;
-        let base = self.store.settings();
-        let keys = change.keys(&base);
-        if keys.is_empty() {
-            return Err(nothing());
-        }
-        if let Err(refusal) = self.commit_settings(change.over(&base), transaction, uid) {
-            // Put back, so that it can be mended and committed again.
-            let _ = self.transactions.put(transaction, change);
-            return Err(refusal);
-        }
+    /// Commits a transaction, for so many seconds on trial. Acknowledged means durable; a refused one stays pending. Returns the keys
+    /// that it set, as Bottlerocket does also those of a value that was the same before, and that it removed.
+    pub(crate) fn commit(
+        &mut self,
+        transaction: &str,
+        peer: Peer,
+        trial: Option<u32>,
+    ) -> Result<Vec<String>, Refusal> {
+        let (content, keys) = self.prepare(transaction)?;
+        self.commit_content(content, transaction, peer, trial)?;
+        self.transactions.take(transaction);
         Ok(keys)
+    }
+
+    /// What a commit of a transaction would make the settings, or why it would be refused.
+    pub(crate) fn dry_run(&self, transaction: &str) -> Result<Settings, Refusal> {
+        let (content, _) = self.prepare(transaction)?;
+        self.may_commit(&content)?;
+        Ok(content.settings)
+    }
+
+    /// What a transaction makes of what is committed, and the keys that it sets or removes.
+    fn prepare(&self, transaction: &str) -> Result<(Content, Vec<String>), Refusal> {
+        let change = self.transactions.pending(transaction);
+        let base = self.store.content();
+        let mut keys = change.keys(&base.settings);
+        let next = base.followed_by(change.over(&base.settings), change.removed());
+        if next.foreign != base.foreign {
+            keys.extend(
+                change.removed().map(str::to_owned).filter(|key| !keys.contains(key)).collect::<Vec<_>>(),
+            );
+        }
+        if keys.is_empty() {
+            return Err(Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Tried to commit with no pending changes",
+            ));
+        }
+        Ok((next, keys))
     }
 
     /// Makes the settings of a generation that is kept the newest ones. Returns the keys that differ.
-    pub(crate) fn restore(&mut self, number: u64, uid: Option<u32>) -> Result<Vec<String>, Refusal> {
-        let settings = self.generation(number)?.settings;
-        let keys = settings::changed(&self.store.settings(), &settings);
-        self.commit_settings(settings, &format!("restore-{number}"), uid)?;
+    pub(crate) fn restore(
+        &mut self,
+        number: u64,
+        peer: Peer,
+        trial: Option<u32>,
+    ) -> Result<Vec<String>, Refusal> {
+        let content = self.generation(number)?.content;
+        let keys = settings::changed(&self.store.settings(), &content.settings);
+        self.commit_content(content, &format!("restore-{number}"), peer, trial)?;
         Ok(keys)
     }
 
-    fn commit_settings(
+    fn may_commit(&self, content: &Content) -> Result<(), Refusal> {
+        if let Action::Refuse(reason) = decide(self.store.on_trial(), &Event::Commit, &self.now()) {
+            return Err(Refusal::new(StatusCode::CONFLICT, reason));
+        }
+        let mistakes = self.defaults.with(&content.settings).check();
+        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))
+    }
+
+    fn commit_content(
         &mut self,
-        next: Settings,
+        next: Content,
         transaction: &str,
-        uid: Option<u32>,
+        peer: Peer,
+        trial: Option<u32>,
     ) -> Result<(), Refusal> {
-        let mistakes = self.defaults.with(&next).check();
-        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        self.may_commit(&next)?;
         // The same again is no new generation, but it is acknowledged all the same.
-        if self.store.usable().is_ok() && settings::changed(&self.store.settings(), &next).is_empty() {
+        if self.store.usable().is_ok() && self.store.content() == next {
             return Ok(());
         }
-        let os_version = self.os["version_id"].as_str().unwrap_or_default().to_owned();
-        let origin = Origin { transaction: transaction.to_owned(), uid, os_version };
-        let number = self.store.commit(next, origin).map_err(|error| {
+        let origin = Origin { transaction: transaction.to_owned(), peer, os_version: self.os_version() };
+        let terms = trial.map(|seconds| Trial::new(seconds, &self.now()));
+        let number = self.store.commit(next, origin, terms).map_err(|error| {
             Refusal::internal(format!("the settings were not committed: {error}; nothing was changed"))
         })?;
-        eprintln!("<6>generation {number} committed from {transaction}");
+        let on_trial = trial.map(|seconds| format!(", on trial for {seconds} s")).unwrap_or_default();
+        eprintln!("<6>generation {number} committed from {transaction}{on_trial}");
+        self.trials.changed();
         Ok(())
+    }
+
+    /// Takes back what is on trial, if [`decide`] says so of an event: the number of the generation that it is taken back with.
+    pub(crate) fn revert(&mut self, event: &Event, peer: Peer) -> Result<Option<u64>, StoreError> {
+        if decide(self.store.on_trial(), event, &self.now()) != Action::Revert {
+            return Ok(None);
+        }
+        let number = self.store.revert(peer, self.os_version())?;
+        eprintln!("<5>generation {number} takes back what was on trial");
+        self.trials.changed();
+        Ok(Some(number))
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.trials.now()
+    }
+
+    fn os_version(&self) -> String {
+        self.os["version_id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Everything that is wrong as far as this server knows, and whether the node is worse for it.
+    pub(crate) fn all_problems(&self) -> (Vec<Problem>, bool) {
+        let mut problems = self.problems.clone();
+        problems.extend(self.trials.problem());
+        let degraded = !problems.is_empty();
+        problems.extend(trials::pending_problem(self));
+        (problems, degraded)
+    }
+
+    /// What a person may want to know, though nothing is wrong.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let keys = self.store.foreign_keys();
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let shown: Vec<String> = keys.iter().take(16).cloned().collect();
+        let more = if keys.len() > shown.len() {
+            format!(" and {} more", keys.len() - shown.len())
+        } else {
+            String::new()
+        };
+        vec![format!(
+            "a newer version of Caisson set what this one does not know, and does not use; it is kept for the newer one: {}{more}",
+            shown.join(", ")
+        )]
     }
 
     /// A generation that is kept.
@@ -164,14 +251,16 @@ impl State {
     /// Stages the removal of keys that are set, with or without the outer `settings`.
     pub(crate) fn remove(&mut self, transaction: &str, keys: &[String]) -> Result<(), Refusal> {
         let pending = self.transactions.pending(transaction);
-        let set = settings::flatten(&pending.over(&self.store.settings()));
+        let content = self.store.content();
+        let set = settings::flatten(&pending.over(&content.settings));
+        let foreign = self.store.foreign_keys().into_iter().map(|key| (key, Value::Null)).collect();
         let defaults = settings::flatten(&self.defaults);
         let keys: Vec<String> = keys.iter().map(|key| full_key(key)).collect();
         for key in &keys {
             if key == "settings" {
                 return Err(Refusal::bad_request("settings is everything: name the keys to delete"));
             }
-            if !has(&set, key) {
+            if !has(&set, key) && !has(&foreign, key) {
                 let why = if has(&defaults, key) {
                     ": its value is a default of the image, which stays"
                 } else {

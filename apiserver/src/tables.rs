@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 use crate::agent::init_status::Problem;
 use crate::agent::{ContainerState, ContainerStatus, Health, Status};
@@ -21,6 +20,17 @@ fn word(value: &Value) -> String {
 
 pub(crate) fn describe_partial(status: &PartialStatus) -> String {
     format!("health      {}\n{}", word(&json!(status.health)), describe_problems(&status.problems))
+}
+
+/// What is beside health and problems, on a node of a newer version.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Notes {
+    #[serde(default)]
+    notes: Vec<String>,
+}
+
+pub(crate) fn describe_notes(Notes { notes }: &Notes) -> String {
+    notes.iter().map(|note| format!("\nNOTE     {note}\n")).collect()
 }
 
 fn describe_problems(problems: &[Problem]) -> String {
@@ -96,28 +106,15 @@ pub(crate) fn history(generations: &[Listed]) -> String {
                 if failed.is_empty() { "yes".to_owned() } else { failed.join("; ") }
             }
         };
+        let trial = match (&generation.head.trial, &generation.confirmed) {
+            (None, _) => "",
+            (Some(_), Some(_)) => ", confirmed",
+            (Some(_), None) => ", not confirmed",
+        };
         text.push_str(&format!(
-            "{:>6}  {:<30} {:<36} {applied}\n",
-            generation.number, generation.time, generation.transaction
+            "{:>6}  {:<30} {:<36} {applied}{trial}\n",
+            generation.head.number, generation.head.time, generation.head.transaction
         ));
     }
     text
-}
-
-/// A setting before and after.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Difference {
-    old: Value,
-    new: Value,
-}
-
-pub(crate) fn compare(differences: &BTreeMap<String, Difference>) -> String {
-    if differences.is_empty() {
-        return "no setting differs".to_owned();
-    }
-    let shown = |value: &Value| if value.is_null() { "(not set)".to_owned() } else { value.to_string() };
-    let lines = differences
-        .iter()
-        .map(|(key, Difference { old, new })| format!("{key}\n  - {}\n  + {}\n", shown(old), shown(new)));
-    lines.collect()
 }

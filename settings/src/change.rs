@@ -45,6 +45,11 @@ impl Change {
         &self.set
     }
 
+    /// Dotted names of what it removes before that.
+    pub fn removed(&self) -> impl Iterator<Item = &str> {
+        self.removed.iter().map(String::as_str)
+    }
+
     /// Bytes that it takes, as JSON.
     pub fn size(&self) -> usize {
         let removed: usize = self.removed.iter().map(|key| key.len() + 3).sum();

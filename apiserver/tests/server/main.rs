@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod model;
 mod stop;
+mod trial;
 
 use harness::Server;
 use hyper::Method;
