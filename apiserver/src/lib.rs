@@ -12,6 +12,7 @@ mod prefix;
 mod query;
 mod reply;
 mod routes;
+pub mod sandbox;
 pub mod server;
 pub mod sockets;
 pub mod state;

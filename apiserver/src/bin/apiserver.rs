@@ -1,12 +1,13 @@
 //! The API server: owns the settings and answers `/run/api.sock`.
 
+use apiserver::sandbox;
 use apiserver::server::Server;
 use apiserver::sockets;
 use apiserver::state::{Paths, State};
 use apiserver::vsock::VsockListener;
 use clap::Parser;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,7 +52,11 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         os_release: options.os_release,
         agent: options.agent_socket,
     };
-    let state = State::open(&paths)?;
+    // While files may still be made: a socket is one.
+    let own = options.listen.as_deref().map(bind).transpose()?;
+    let unconfined = sandbox::confine(&paths);
+    let mut state = State::open(&paths)?;
+    state.problems.extend(unconfined);
     for problem in &state.problems {
         eprintln!("<3>{}; {}", problem.message, problem.hint);
     }
@@ -62,12 +67,7 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     LocalSet::new().block_on(&runtime, async {
         let server = Server::new(state);
         let mut listeners = Vec::new();
-        if let Some(path) = &options.listen {
-            let listener = UnixListener::bind(path)
-                .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-            listeners.push(tokio::task::spawn_local(server.clone().serve_unix(listener)));
-        }
-        for (name, fd) in passed {
+        for (name, fd) in own.into_iter().chain(passed) {
             let listener = listen(&server, fd)
                 .map_err(|error| format!("cannot use the socket {name:?} that was passed: {error}"))?;
             listeners.push(listener);
@@ -84,6 +84,12 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         server.stop().await;
         Ok(())
     })
+}
+
+fn bind(path: &Path) -> Result<(String, OwnedFd), String> {
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+    Ok(("--listen".to_owned(), listener.into()))
 }
 
 fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {

@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod model;
 mod stop;
+mod taken_over;
 
 use harness::Server;
 use hyper::Method;
