@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use crate::access::Access;
 use crate::apply::apply;
 use crate::reply::{self, Refusal, Reply};
 use crate::state::State;
@@ -13,9 +14,11 @@ pub(crate) fn list(state: &State) -> Result<Reply, Refusal> {
     Ok(reply::json(&state.store.list()))
 }
 
-pub(crate) fn one(state: &State, number: &str) -> Result<Reply, Refusal> {
+pub(crate) fn one(state: &State, number: &str, access: Access) -> Result<Reply, Refusal> {
     let number = parse(number)?;
-    let mut generation = json!(state.generation(number)?);
+    let kept = state.generation(number)?;
+    let mut generation = json!(kept);
+    generation["settings"] = access.shown(generation["settings"].take(), &kept.settings);
     generation["outcome"] = json!(state.store.outcome(number));
     Ok(reply::json(&generation))
 }
@@ -50,5 +53,9 @@ pub(crate) async fn restore(
 }
 
 fn parse(number: &str) -> Result<u64, Refusal> {
-    number.parse().map_err(|_| Refusal::bad_request(format!("{number:?} is not the number of a generation")))
+    number.parse().map_err(|_| {
+        Refusal::bad_request(format!(
+            "{number:?} is not the number of a generation: GET /generations lists those that are kept"
+        ))
+    })
 }

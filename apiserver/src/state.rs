@@ -16,6 +16,7 @@ use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
+use crate::events::Events;
 use crate::reply::Refusal;
 use crate::store::{Generation, Origin, Store};
 use crate::transactions::Transactions;
@@ -39,6 +40,7 @@ pub struct State {
     /// Held while a log is on its way from the host agent: it takes the most of all answers.
     pub(crate) log: Rc<Mutex<()>>,
     pub(crate) applies: Applies,
+    pub(crate) events: Events,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
@@ -79,6 +81,7 @@ impl State {
             answers: Budget::default(),
             log: Rc::default(),
             applies: Applies::default(),
+            events: Events::default(),
             store,
             problems,
             agent_has_answered: false,
@@ -136,9 +139,10 @@ impl State {
         uid: Option<u32>,
     ) -> Result<(), Refusal> {
         let mistakes = self.defaults.with(&next).check();
-        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        mistakes.map_err(Refusal::mistakes)?;
         // The same again is no new generation, but it is acknowledged all the same.
-        if self.store.usable().is_ok() && settings::changed(&self.store.settings(), &next).is_empty() {
+        let keys = settings::changed(&self.store.settings(), &next);
+        if self.store.usable().is_ok() && keys.is_empty() {
             return Ok(());
         }
         let os_version = self.os["version_id"].as_str().unwrap_or_default().to_owned();
@@ -146,6 +150,7 @@ impl State {
         let number = self.store.commit(next, origin).map_err(|error| {
             Refusal::internal(format!("the settings were not committed: {error}; nothing was changed"))
         })?;
+        self.events.committed(number, transaction, &keys);
         eprintln!("<6>generation {number} committed from {transaction}");
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The API server: owns the settings and answers `/run/api.sock`.
 
+use apiserver::access::Access;
 use apiserver::sandbox;
 use apiserver::server::Server;
 use apiserver::sockets;
@@ -30,6 +31,9 @@ struct Options {
     /// Listen here, instead of on the sockets that PID 1 passes
     #[arg(long)]
     listen: Option<PathBuf>,
+    /// Likewise, for those who only read
+    #[arg(long)]
+    listen_read: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -53,7 +57,12 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         agent: options.agent_socket,
     };
     // While files may still be made: a socket is one.
-    let own = options.listen.as_deref().map(bind).transpose()?;
+    let mut own = Vec::new();
+    for (name, path) in [("api", &options.listen), ("api-read", &options.listen_read)] {
+        if let Some(path) = path {
+            own.push((name.to_owned(), bind(path)?));
+        }
+    }
     let unconfined = sandbox::confine(&paths);
     let mut state = State::open(&paths)?;
     state.problems.extend(unconfined);
@@ -68,7 +77,7 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         let server = Server::new(state);
         let mut listeners = Vec::new();
         for (name, fd) in own.into_iter().chain(passed) {
-            let listener = listen(&server, fd)
+            let listener = listen(&server, &name, fd)
                 .map_err(|error| format!("cannot use the socket {name:?} that was passed: {error}"))?;
             listeners.push(listener);
         }
@@ -86,13 +95,14 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     })
 }
 
-fn bind(path: &Path) -> Result<(String, OwnedFd), String> {
+fn bind(path: &Path) -> Result<OwnedFd, String> {
     let listener = std::os::unix::net::UnixListener::bind(path)
         .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-    Ok(("--listen".to_owned(), listener.into()))
+    Ok(listener.into())
 }
 
-fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
+fn listen(server: &Server, name: &str, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
+    let access = Access::of_socket(name).map_err(std::io::Error::other)?;
     // A listener that waits would stop the whole server.
     let listener = std::os::unix::net::UnixListener::from(fd);
     listener.set_nonblocking(true)?;
@@ -102,5 +112,5 @@ fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
         return Ok(tokio::task::spawn_local(server.serve_vsock(listener)));
     }
     let listener = UnixListener::from_std(listener)?;
-    Ok(tokio::task::spawn_local(server.serve_unix(listener)))
+    Ok(tokio::task::spawn_local(server.serve_unix(listener, access)))
 }

@@ -31,7 +31,9 @@ impl Server {
 
     fn spawn(dir: &tempfile::TempDir) -> Child {
         let at = |name: &str| dir.path().join(name);
-        let _ = std::fs::remove_file(at("api.sock"));
+        for socket in ["api.sock", "api-read.sock"] {
+            let _ = std::fs::remove_file(at(socket));
+        }
         let process = Command::new(env!("CARGO_BIN_EXE_apiserver"))
             .arg("--settings-dir")
             .arg(at("settings"))
@@ -43,6 +45,8 @@ impl Server {
             .arg(at("agent.sock"))
             .arg("--listen")
             .arg(at("api.sock"))
+            .arg("--listen-read")
+            .arg(at("api-read.sock"))
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -60,6 +64,16 @@ impl Server {
     pub(crate) fn send(&self, method: Method, uri: &str, body: &str) -> Answer {
         let endpoint = Endpoint::Unix(self.socket());
         request_blocking(&endpoint, method, uri, body.as_bytes().to_vec(), Duration::from_secs(20)).unwrap()
+    }
+
+    /// As a service of the node that only reads.
+    pub(crate) fn send_as_reader(&self, method: Method, uri: &str, body: &str) -> Answer {
+        let endpoint = Endpoint::Unix(self.read_socket());
+        request_blocking(&endpoint, method, uri, body.as_bytes().to_vec(), Duration::from_secs(20)).unwrap()
+    }
+
+    pub(crate) fn read_socket(&self) -> PathBuf {
+        self.dir.path().join("api-read.sock")
     }
 
     pub(crate) fn get(&self, uri: &str) -> Value {
