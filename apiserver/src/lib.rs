@@ -23,3 +23,4 @@ pub mod store;
 mod tables;
 mod transactions;
 pub mod vsock;
+mod whole;

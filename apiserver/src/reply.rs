@@ -96,7 +96,11 @@ fn begin_of_words(reason: &str) -> usize {
 }
 
 pub(crate) fn json(value: &impl Serialize) -> Reply {
-    typed(StatusCode::OK, "application/json", serde_json::to_vec(value).unwrap_or_default().into())
+    json_text(serde_json::to_vec(value).unwrap_or_default().into())
+}
+
+pub(crate) fn json_text(text: Bytes) -> Reply {
+    typed(StatusCode::OK, "application/json", text)
 }
 
 pub(crate) fn text(text: String) -> Reply {

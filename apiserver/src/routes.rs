@@ -33,7 +33,7 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::access::Client;
+use crate::access::{Access, Client};
 use crate::agent;
 use crate::apply::apply;
 use crate::body::read_json;
@@ -92,6 +92,9 @@ async fn route(
     let transaction = query.get("tx")?.unwrap_or(DEFAULT);
     match (&parts.method, path.as_slice()) {
         (&Method::GET, [""]) => model::everything(state, access, query.get("prefix")?).await,
+        (&Method::GET, ["settings"]) if parts.uri.query().is_none() && access == Access::Full => {
+            Ok(whole_settings(&mut state.borrow_mut()))
+        }
         (&Method::GET, ["settings"]) => {
             let (keys, prefix) = (keys(&query)?, Selection::of_area(query.get("prefix")?, "settings"));
             let wanted = |key: &str| match &keys {
@@ -254,6 +257,16 @@ fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
         Err(reason) => Err(Refusal::bad_request(format!("the query parameter \"keys\": {reason}"))),
     });
     checked.collect::<Result<_, _>>().map(Some)
+}
+
+fn whole_settings(state: &mut State) -> Reply {
+    let committed = state.store.settings();
+    if let Some(answer) = state.whole.kept(&committed) {
+        return reply::json_text(answer);
+    }
+    let reply = reply::json(&settings::select(&state.effective(), |_| true));
+    state.whole.keep(committed, reply.body().clone());
+    reply
 }
 
 /// One log at a time, as they are the largest of all answers.

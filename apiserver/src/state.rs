@@ -20,6 +20,7 @@ use crate::events::Events;
 use crate::reply::Refusal;
 use crate::store::{Generation, Origin, Store};
 use crate::transactions::Transactions;
+use crate::whole::WholeSettings;
 
 /// Where things are; tests put them elsewhere.
 #[derive(Debug, Clone)]
@@ -41,6 +42,7 @@ pub struct State {
     pub(crate) log: Rc<Mutex<()>>,
     pub(crate) applies: Applies,
     pub(crate) events: Events,
+    pub(crate) whole: WholeSettings,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
@@ -82,6 +84,7 @@ impl State {
             log: Rc::default(),
             applies: Applies::default(),
             events: Events::default(),
+            whole: WholeSettings::default(),
             store,
             problems,
             agent_has_answered: false,
