@@ -79,6 +79,19 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn every_socket_of_the_service_has_its_access() {
+        let service: toml::Table = include_str!("../../os/services/apiserver.toml").parse().unwrap();
+        let sockets = service["socket"].as_array().unwrap();
+        let access = |socket: &toml::Value| Access::of_socket(socket["name"].as_str().unwrap()).unwrap();
+        for socket in sockets {
+            // What anybody may open only reads.
+            let is_open = socket.get("mode").is_some_and(|mode| mode.as_str().unwrap().ends_with('6'));
+            assert_eq!(access(socket) == Access::ReadOnly, is_open, "{socket}");
+        }
+        assert!(sockets.len() == 3 && Access::of_socket("").is_err());
+    }
+
+    #[test]
     fn a_reader_sees_everything_but_secrets() {
         let tree = json!({"motd": "m", "containers": {"web": {"image": "a", "command": ["x"], "env": {"TOKEN": "hunter2"}}}});
         let all = settings::from_json(&tree).unwrap();
