@@ -117,9 +117,11 @@ async fn once(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
         Err(refusal) => {
             let message =
                 format!("generation {number} is committed, but not applied yet: {}", refusal.message);
+            state.borrow().events.not_applied(number, &message);
             return Err(Refusal { message, ..refusal });
         }
     };
+    state.borrow().events.applied(&outcome);
     if let Err(error) = state.borrow().store.record_outcome(&outcome) {
         eprintln!("<4>the outcome of generation {number} is not kept: {error}");
     }

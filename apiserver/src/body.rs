@@ -41,7 +41,11 @@ pub(crate) async fn read_json(budget: &Budget, mut body: Incoming) -> Result<Val
     if read.is_err() && told <= LARGEST_DISCARDED as u64 {
         discard(&mut body).await;
     }
-    settings::read_json(&read?)
+    let read = read?;
+    if read.is_empty() {
+        return Err(Refusal::bad_request("the body is empty: send JSON, such as {\"motd\": \"hello\"}"));
+    }
+    settings::read_json(&read)
         .map_err(|error| Refusal::bad_request(format!("the body is not JSON that can be read: {error}")))
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use settings::Settings;
 
+use crate::access::Access;
 use crate::reply::{self, Refusal, Reply};
 use crate::state::State;
 
@@ -11,11 +12,11 @@ pub(crate) fn list(state: &State) -> Result<Reply, Refusal> {
     Ok(reply::json(&state.store.list()))
 }
 
-pub(crate) fn one(state: &State, number: &str) -> Result<Reply, Refusal> {
+pub(crate) fn one(state: &State, number: &str, access: Access) -> Result<Reply, Refusal> {
     let number = parse(number)?;
     let generation = state.generation(number)?;
     let mut shown = json!(generation.head);
-    shown["settings"] = generation.content.settings.to_json();
+    shown["settings"] = access.shown(generation.content.settings.to_json(), &generation.content.settings);
     shown["outcome"] = json!(state.store.outcome(number));
     if let Some(confirmed) = state.store.confirmed(number) {
         shown["confirmed"] = json!(confirmed);
@@ -48,5 +49,9 @@ pub(crate) fn differences(old: &Settings, new: &Settings) -> Reply {
 }
 
 pub(crate) fn parse(number: &str) -> Result<u64, Refusal> {
-    number.parse().map_err(|_| Refusal::bad_request(format!("{number:?} is not the number of a generation")))
+    number.parse().map_err(|_| {
+        Refusal::bad_request(format!(
+            "{number:?} is not the number of a generation: GET /generations lists those that are kept"
+        ))
+    })
 }

@@ -1,5 +1,6 @@
 //! The API of Caisson: server, client, and the protocol between the server and the host agent.
 
+pub mod access;
 pub mod agent;
 mod apply;
 mod body;
@@ -9,12 +10,15 @@ mod cli_diff;
 mod cli_trial;
 pub mod client;
 mod commit;
+mod events;
 mod generations;
+mod metadata;
 mod model;
 mod prefix;
 mod query;
 mod reply;
 mod routes;
+pub mod sandbox;
 pub mod server;
 pub mod sockets;
 pub mod state;
@@ -24,3 +28,4 @@ mod transactions;
 mod trial;
 mod trials;
 pub mod vsock;
+mod whole;

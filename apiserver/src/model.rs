@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::time::Duration;
 
+use crate::access::Access;
 use crate::agent::init_status::ServiceStatus;
 use crate::agent::{Health, Request, Response};
 use crate::prefix::Selection;
@@ -16,13 +17,19 @@ use crate::state::{State, ask_agent, problem, unexpected};
 const AGENT_STARTS_WITHIN: Duration = Duration::from_secs(90);
 
 /// Answers also while the agent does not: without `services` then, and with the reason in `status`.
-pub(crate) async fn everything(state: &RefCell<State>, prefix: Option<&str>) -> Result<Reply, Refusal> {
+pub(crate) async fn everything(
+    state: &RefCell<State>,
+    access: Access,
+    prefix: Option<&str>,
+) -> Result<Reply, Refusal> {
     let area = |name: &str| Selection::of_root(prefix, name);
     let (services, status) = tokio::join!(
         if_selected(area("services"), async { services_by_name(state, None).await.ok() }),
         if_selected(area("status"), async { Some(status(state).await) }),
     );
-    let settings = settings::select(&state.borrow().effective(), |key| area("settings").has(key));
+    let effective = state.borrow().effective();
+    let settings = settings::select(&effective, |key| area("settings").has(key));
+    let settings = access.shown(settings, &effective);
     // What was set to nothing is there; what was not asked for is not.
     let settings = Some(settings).filter(|tree| area("settings") == Selection::Whole || *tree != json!({}));
     let os = state.borrow().os().clone();

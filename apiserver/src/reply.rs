@@ -4,6 +4,8 @@ use bytes::Bytes;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use serde_json::json;
+use settings::{Mistake, Mistakes};
 
 pub(crate) type Reply = Response<Bytes>;
 
@@ -12,24 +14,40 @@ pub(crate) type Reply = Response<Bytes>;
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
+    /// What is wrong with settings, one by one: the message is all of it.
+    pub(crate) mistakes: Vec<Mistake>,
 }
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), mistakes: Vec::new() }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    pub(crate) fn mistakes(mistakes: Mistakes) -> Self {
+        Self { mistakes: mistakes.0.clone(), ..Self::bad_request(mistakes.to_string()) }
+    }
+
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// `{"error": text, "mistakes": [{"key", "reason", "hint", "line"}]}`; without `mistakes` where it is not about settings,
+    /// without `hint` and `line` where there is none, with an empty key for what is about the whole.
+    fn json(&self) -> serde_json::Value {
+        let mut body = json!({"error": self.message});
+        if !self.mistakes.is_empty() {
+            body["mistakes"] = self.mistakes.iter().map(mistake).collect();
+        }
+        body
+    }
+
     pub(crate) fn reply(self, as_json: bool) -> Reply {
         let (kind, body) = if as_json {
-            ("application/json", serde_json::json!({"error": self.message}).to_string())
+            ("application/json", self.json().to_string())
         } else {
             ("text/plain; charset=utf-8", self.message)
         };
@@ -42,8 +60,47 @@ impl Refusal {
     }
 }
 
+fn mistake(mistake: &Mistake) -> serde_json::Value {
+    let (reason, hint) = reason_and_hint(&mistake.reason);
+    let mut told = json!({"key": mistake.key, "reason": reason});
+    if let Some(hint) = hint {
+        told["hint"] = hint.into();
+    }
+    if let Some(line) = mistake.line {
+        told["line"] = line.into();
+    }
+    told
+}
+
+/// A reason says what is wrong and then, behind "; " or ": ", what to do.
+fn reason_and_hint(reason: &str) -> (&str, Option<&str>) {
+    let from = begin_of_words(reason);
+    let rest = reason.get(from..).unwrap_or_default();
+    match ["; ", ": "].iter().filter_map(|separator| rest.find(separator)).min() {
+        Some(at) => (&reason[..from + at], reason.get(from + at + 2..)),
+        None => (reason, None),
+    }
+}
+
+/// Behind what a reason may begin with: `item 1: `, and what it shows of the input, which may hold anything.
+fn begin_of_words(reason: &str) -> usize {
+    let item = reason.starts_with("item ").then(|| reason.find(": ").map(|at| at + 2)).flatten().unwrap_or(0);
+    let Some(shown) = reason.get(item..).and_then(|rest| rest.strip_prefix('"')) else { return item };
+    let mut escaped = false;
+    let end = shown.find(|letter| {
+        let is_end = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        is_end
+    });
+    end.map_or(item, |end| item + 1 + end + 1)
+}
+
 pub(crate) fn json(value: &impl Serialize) -> Reply {
-    typed(StatusCode::OK, "application/json", serde_json::to_vec(value).unwrap_or_default().into())
+    json_text(serde_json::to_vec(value).unwrap_or_default().into())
+}
+
+pub(crate) fn json_text(text: Bytes) -> Reply {
+    typed(StatusCode::OK, "application/json", text)
 }
 
 pub(crate) fn text(text: String) -> Reply {
@@ -61,4 +118,32 @@ fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Reply {
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_is_what_follows_what_is_wrong() {
+        for (reason, expected) in [
+            ("expected a string, found a number", ("expected a string, found a number", None)),
+            ("unknown key; did you mean \"motd\"?", ("unknown key", Some("did you mean \"motd\"?"))),
+            (
+                "\"a: b; \\\"c\" is not a size: try \"1MiB\"",
+                ("\"a: b; \\\"c\" is not a size", Some("try \"1MiB\"")),
+            ),
+            (
+                "item 2: \"a..b\" is not a key: a part is empty",
+                ("item 2: \"a..b\" is not a key", Some("a part is empty")),
+            ),
+            (
+                "item 1 is not KEY=VALUE, such as motd=hello",
+                ("item 1 is not KEY=VALUE, such as motd=hello", None),
+            ),
+            ("\"", ("\"", None)),
+        ] {
+            assert_eq!(reason_and_hint(reason), expected, "{reason}");
+        }
+    }
 }

@@ -12,6 +12,9 @@
 //! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
 //! | `POST /tx/commit_and_apply?tx=T` | both |
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
+//! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
+//! | `GET /updates/status`, `POST /actions/refresh-updates`, `/actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: there is no updater |
+//! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
@@ -27,43 +30,61 @@
 //!
 //! What is in italics is beyond Bottlerocket's API.
 
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{ACCEPT, HeaderName};
+use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use crate::access::{Access, Client};
 use crate::agent;
 use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
+use crate::events::{self, AnyBody};
 use crate::generations;
+use crate::metadata;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
 use crate::state::{State, ask_agent, unexpected};
-use crate::store::Peer;
 use crate::transactions::DEFAULT;
 use crate::trials;
 
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Bytes of path and query.
 const LONGEST_URI: usize = 8 << 10;
 
-/// Answers one request of `peer`.
-pub(crate) async fn handle(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming>) -> Reply {
-    let accept = request
-        .headers()
-        .get(hyper::header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let as_json = accept.contains("application/json");
-    let reply = route(state, peer, request).await;
+/// Answers one request.
+pub(crate) async fn handle(
+    state: &Rc<RefCell<State>>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Response<AnyBody> {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let as_json = header(ACCEPT).unwrap_or_default().contains("application/json");
+    if request.method() == Method::GET && request.uri().path() == "/events" {
+        let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
+        return listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json)));
+    }
+    let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
-    held.unwrap_or_else(|refusal| refusal.reply(as_json))
+    whole(held.unwrap_or_else(|refusal| refusal.reply(as_json)))
 }
 
-async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Refusal> {
+fn whole(reply: Reply) -> Response<AnyBody> {
+    reply.map(|body| AnyBody::Whole(Full::new(body)))
+}
+
+async fn route(
+    state: &Rc<RefCell<State>>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let Client { access, peer } = client;
     let (parts, body) = request.into_parts();
     let budget = state.borrow().bodies.clone();
     if parts.uri.path_and_query().is_some_and(|uri| uri.as_str().len() > LONGEST_URI) {
@@ -74,21 +95,25 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
     let path: Vec<String> =
         parts.uri.path().trim_matches('/').split('/').map(decode).collect::<Result<_, _>>()?;
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    access.check(&parts.method, &path)?;
     let transaction = query.get("tx")?.unwrap_or(DEFAULT);
     match (&parts.method, path.as_slice()) {
-        (&Method::GET, [""]) => model::everything(state, query.get("prefix")?).await,
+        (&Method::GET, [""]) => model::everything(state, access, query.get("prefix")?).await,
+        (&Method::GET, ["settings"]) if parts.uri.query().is_none() && access == Access::Full => {
+            Ok(whole_settings(&mut state.borrow_mut()))
+        }
         (&Method::GET, ["settings"]) => {
             let (keys, prefix) = (keys(&query)?, Selection::of_area(query.get("prefix")?, "settings"));
             let wanted = |key: &str| match &keys {
                 Some(keys) => keys.iter().any(|wanted| wanted == key),
                 None => prefix.has(key),
             };
-            Ok(reply::json(&settings::select(&state.borrow().effective(), wanted)))
+            let effective = state.borrow().effective();
+            Ok(reply::json(&access.shown(settings::select(&effective, wanted), &effective)))
         }
         (&Method::PATCH, ["settings"]) => {
             let value = read_json(&budget, body).await?;
-            let change =
-                settings::from_json(&value).map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+            let change = settings::from_json(&value).map_err(Refusal::mistakes)?;
             stage(state, transaction, &change)
         }
         (&Method::PATCH, ["settings", "keypair"]) => {
@@ -96,10 +121,9 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
             let pairs = value.get("request_payload").and_then(Value::as_array);
             let pairs: Option<Vec<&str>> = pairs.and_then(|pairs| pairs.iter().map(Value::as_str).collect());
             let pairs = pairs.ok_or_else(|| {
-                Refusal::bad_request("expected {\"request_payload\": [\"key=value\", ...]}")
+                Refusal::bad_request("the body has to be {\"request_payload\": [\"key=value\", ...]}, such as {\"request_payload\": [\"motd=hello\"]}")
             })?;
-            let change = settings::from_key_values(pairs)
-                .map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+            let change = settings::from_key_values(pairs).map_err(Refusal::mistakes)?;
             stage(state, transaction, &change)
         }
         (&Method::DELETE, ["settings"]) => {
@@ -109,7 +133,10 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
             state.borrow_mut().remove(transaction, &keys)?;
             Ok(reply::nothing())
         }
-        (&Method::GET, ["tx"]) => Ok(reply::json(state.borrow().transactions.pending(transaction).set())),
+        (&Method::GET, ["tx"]) => {
+            let pending = state.borrow().transactions.pending(transaction);
+            Ok(reply::json(&access.shown(pending.set().to_json(), pending.set())))
+        }
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
@@ -127,12 +154,30 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
         (&Method::GET, ["services"]) => {
             model::services(state, query.list("names")?, query.get("prefix")?).await
         }
+        (&Method::GET, ["metadata", "affected-services"]) => {
+            metadata::affected_services(&state.borrow(), keys(&query)?)
+        }
+        (&Method::GET, ["metadata", "setting-generators"]) => Ok(metadata::none()),
+        (&Method::GET, ["metadata", "templates"]) => metadata::templates(keys(&query)?),
+        (&Method::GET, ["configuration-files"]) => metadata::configuration_files(&query),
+        (&Method::GET, ["updates", "status"]) => Err(metadata::update_status()),
+        (
+            &Method::POST,
+            [
+                "actions",
+                action @ ("refresh-updates" | "prepare-update" | "activate-update" | "deactivate-update"),
+            ],
+        ) => Err(metadata::no_updater(action)),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
         },
         (&Method::GET, ["containers", name, "logs"]) => {
-            let wrong = |_| Refusal::bad_request("the query parameter \"lines\" is not a whole number");
+            let wrong = |_| {
+                Refusal::bad_request(
+                    "the query parameter \"lines\" is not a whole number, such as ?lines=100",
+                )
+            };
             let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
             log(state, (*name).to_owned(), lines).await
         }
@@ -140,7 +185,7 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
         (&Method::GET, ["generations", "diff"]) => {
             generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
         }
-        (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number),
+        (&Method::GET, ["generations", number]) => generations::one(&state.borrow(), number, access),
         (&Method::POST, ["generations", number, "restore"]) => {
             commit::restore(state, &query, number, peer).await
         }
@@ -159,43 +204,59 @@ async fn route(state: &Rc<RefCell<State>>, peer: Peer, request: Request<Incoming
     }
 }
 
+/// What there is, and by which methods.
+const KNOWN: &[(&str, &str)] = &[
+    ("", "GET"),
+    ("settings", "GET, PATCH, DELETE"),
+    ("settings/keypair", "PATCH"),
+    ("tx", "GET, DELETE"),
+    ("tx/list", "GET"),
+    ("tx/commit", "POST"),
+    ("tx/apply", "POST"),
+    ("tx/commit_and_apply", "POST"),
+    ("os", "GET"),
+    ("services", "GET"),
+    ("configuration-files", "GET"),
+    ("metadata/affected-services", "GET"),
+    ("metadata/setting-generators", "GET"),
+    ("metadata/templates", "GET"),
+    ("updates/status", "GET"),
+    ("events", "GET"),
+    ("containers", "GET"),
+    ("containers/NAME/logs", "GET"),
+    ("generations", "GET"),
+    ("generations/NUMBER", "GET"),
+    ("generations/NUMBER/restore", "POST"),
+    ("generations/diff", "GET"),
+    ("actions/trial", "GET, DELETE"),
+    ("actions/confirm", "POST"),
+    ("actions/reboot", "POST"),
+    ("actions/power-off", "POST"),
+    ("actions/refresh-updates", "POST"),
+    ("actions/prepare-update", "POST"),
+    ("actions/activate-update", "POST"),
+    ("actions/deactivate-update", "POST"),
+];
+
 fn no_such(method: &Method, path: &[&str]) -> Refusal {
-    let known = [
-        "",
-        "settings",
-        "settings/keypair",
-        "tx",
-        "tx/list",
-        "tx/commit",
-        "tx/apply",
-        "tx/commit_and_apply",
-        "os",
-        "services",
-        "containers",
-        "containers/NAME/logs",
-        "generations",
-        "generations/NUMBER",
-        "generations/NUMBER/restore",
-        "generations/diff",
-        "actions/trial",
-        "actions/confirm",
-        "actions/reboot",
-        "actions/power-off",
-    ];
-    let is_like = |pattern: &&str| {
+    let is_like = |pattern: &str| {
         let parts: Vec<&str> = pattern.split('/').collect();
         let fits = |(part, given): (&&str, &&str)| part == given || ["NAME", "NUMBER"].contains(part);
         parts.len() == path.len() && parts.iter().zip(path).all(fits)
     };
-    let is_known = known.iter().any(is_like);
+    let known = KNOWN.iter().find(|(pattern, _)| is_like(pattern));
     let path = path.join("/");
-    if is_known {
-        return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not a method of /{path}"));
+    match known {
+        Some((_, methods)) => {
+            let reason = format!("{method} is not a method of /{path}: it has {methods}");
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason)
+        }
+        None => {
+            let known: Vec<&str> = KNOWN.iter().map(|(pattern, _)| *pattern).collect();
+            let reason = format!("there is nothing at /{path}: there are /{}", known.join(", /"));
+            Refusal::new(StatusCode::NOT_FOUND, reason)
+        }
     }
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        format!("there is nothing at /{path}: there are /{}", known.join(", /")),
-    )
 }
 
 /// Whole names of settings, which must be ones; that nothing has such a name is no mistake.
@@ -208,6 +269,16 @@ fn keys(query: &Query) -> Result<Option<Vec<String>>, Refusal> {
         Err(reason) => Err(Refusal::bad_request(format!("the query parameter \"keys\": {reason}"))),
     });
     checked.collect::<Result<_, _>>().map(Some)
+}
+
+fn whole_settings(state: &mut State) -> Reply {
+    let committed = state.store.settings();
+    if let Some(answer) = state.whole.kept(&committed) {
+        return reply::json_text(answer);
+    }
+    let reply = reply::json(&settings::select(&state.effective(), |_| true));
+    state.whole.keep(committed, reply.body().clone());
+    reply
 }
 
 /// One log at a time, as they are the largest of all answers.
@@ -226,7 +297,7 @@ fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings)
     if settings::flatten(change).is_empty() {
         let state = state.borrow();
         let whole = state.transactions.pending(transaction).over(&state.effective()).with(change);
-        whole.check().map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))?;
+        whole.check().map_err(Refusal::mistakes)?;
         return Ok(reply::nothing());
     }
     state.borrow_mut().transactions.patch(transaction, change).map_err(Refusal::bad_request)?;

@@ -10,12 +10,14 @@ use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use crate::access::{Access, Client};
+use crate::events::AnyBody;
 use crate::reply::Refusal;
 use crate::routes;
 use crate::state::State;
@@ -25,6 +27,8 @@ use crate::vsock::VsockListener;
 
 /// Connections at once.
 const MOST_CONNECTIONS: usize = 1024;
+/// Of them on the socket that only reads, so that whoever reads keeps nobody out who acts.
+const MOST_READERS: usize = 128;
 /// Connections beyond that which are told to come again; further ones are closed.
 const MOST_REFUSED: usize = 256;
 /// Bytes that the kernel keeps for a client that does not read; it takes twice as many. They count as this service's memory
@@ -50,6 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Server {
     state: Rc<RefCell<State>>,
     active: Rc<Cell<usize>>,
+    readers: Rc<Cell<usize>>,
     stopping: watch::Sender<bool>,
 }
 
@@ -58,12 +63,13 @@ impl Server {
     pub fn new(state: State) -> Self {
         let state = Rc::new(RefCell::new(state));
         tokio::task::spawn_local(trials::watch(state.clone()));
-        Self { state, active: Rc::default(), stopping: watch::Sender::new(false) }
+        Self { state, active: Rc::default(), readers: Rc::default(), stopping: watch::Sender::new(false) }
     }
 
     /// Closes idle connections, and lets requests that are under way finish for 8 seconds.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
+        self.state.borrow().events.close();
         for _ in 0..STOPPING.as_millis() / 20 {
             if self.active.get() == 0 {
                 return;
@@ -73,7 +79,7 @@ impl Server {
     }
 
     /// Serves a Unix socket until the task is aborted. Within a `LocalSet`.
-    pub async fn serve_unix(self, listener: UnixListener) {
+    pub async fn serve_unix(self, listener: UnixListener, access: Access) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -81,7 +87,7 @@ impl Server {
                     let peer =
                         Peer { uid: peer.map(|peer| peer.uid()), pid: peer.and_then(|peer| peer.pid()) };
                     let _ = setsockopt(&stream, SndBuf, &SEND_BUFFER);
-                    self.admit(stream, peer);
+                    self.admit(stream, Client { access, peer });
                 }
                 Err(error) => self.pause(&error).await,
             }
@@ -92,7 +98,9 @@ impl Server {
     pub async fn serve_vsock(self, listener: VsockListener) {
         loop {
             match listener.accept().await {
-                Ok(Some(stream)) => self.admit(stream, Peer::default()),
+                Ok(Some(stream)) => {
+                    self.admit(stream, Client { access: Access::Full, peer: Peer::default() })
+                }
                 Ok(None) => {}
                 Err(error) => self.pause(&error).await,
             }
@@ -104,28 +112,34 @@ impl Server {
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
         // Too many even to be told so.
         if self.active.get() > MOST_CONNECTIONS + MOST_REFUSED {
             return;
         }
         let server = self.clone();
+        let readers = usize::from(client.access == Access::ReadOnly);
         server.active.set(server.active.get() + 1);
+        server.readers.set(server.readers.get() + readers);
         tokio::task::spawn_local(async move {
-            if server.active.get() > MOST_CONNECTIONS {
+            if server.active.get() > MOST_CONNECTIONS || readers * server.readers.get() > MOST_READERS {
                 refuse(stream).await;
             } else {
-                server.serve(stream, peer).await;
+                server.serve(stream, client).await;
             }
             server.active.set(server.active.get() - 1);
+            server.readers.set(server.readers.get() - readers);
         });
     }
 
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
-        let state = self.state.clone();
-        let service = service_fn(move |request| {
-            let state = state.clone();
-            async move { Ok::<_, Infallible>(routes::handle(&state, peer, request).await.map(Full::new)) }
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
+        let (state, listener) = (&self.state, &RefCell::new(Weak::new()));
+        let service = service_fn(async |request| {
+            let response = routes::handle(state, client, request).await;
+            if let AnyBody::Events(_, listening) = response.body() {
+                listener.replace(listening.clone());
+            }
+            Ok::<_, Infallible>(response)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -137,10 +151,17 @@ impl Server {
         tokio::pin!(connection);
         let mut stopping = self.stopping.subscribe();
         // What a broken client did to its connection is nobody else's business.
-        let patience = tokio::select! {
-            _ = &mut connection => return,
-            _ = stopping.wait_for(|stopping| *stopping) => STOPPING,
-            () = tokio::time::sleep(LONGEST_CONNECTION) => LAST_REQUEST,
+        let patience = loop {
+            tokio::select! {
+                _ = &mut connection => return,
+                _ = stopping.wait_for(|stopping| *stopping) => break STOPPING,
+                () = tokio::time::sleep(LONGEST_CONNECTION) => {
+                    // Who listens may stay; who takes nothing is no listener any more.
+                    if listener.borrow().strong_count() == 0 {
+                        break LAST_REQUEST;
+                    }
+                }
+            }
         };
         // A connection on which nothing was read is closed at once by what follows.
         if tokio::time::timeout(LAST_LOOK, &mut connection).await.is_ok() {

@@ -16,11 +16,13 @@ use crate::agent::init_status::Problem;
 use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
+use crate::events::Events;
 use crate::reply::Refusal;
 use crate::store::{Content, Generation, Origin, Peer, Store, StoreError, Trial};
 use crate::transactions::Transactions;
 use crate::trial::{Action, Event, Moment, decide};
 use crate::trials::{self, Trials};
+use crate::whole::WholeSettings;
 
 /// Where things are; tests put them elsewhere.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct State {
     pub(crate) log: Rc<Mutex<()>>,
     pub(crate) applies: Applies,
     pub(crate) trials: Trials,
+    pub(crate) events: Events,
+    pub(crate) whole: WholeSettings,
     pub store: Store,
     /// What was wrong with the store when it was opened.
     pub problems: Vec<Problem>,
@@ -83,6 +87,8 @@ impl State {
             log: Rc::default(),
             applies: Applies::default(),
             trials: Trials::default(),
+            events: Events::default(),
+            whole: WholeSettings::default(),
             store,
             problems,
             agent_has_answered: false,
@@ -165,7 +171,7 @@ impl State {
             return Err(Refusal::new(StatusCode::CONFLICT, reason));
         }
         let mistakes = self.defaults.with(&content.settings).check();
-        mistakes.map_err(|mistakes| Refusal::bad_request(mistakes.to_string()))
+        mistakes.map_err(Refusal::mistakes)
     }
 
     fn commit_content(
@@ -177,6 +183,7 @@ impl State {
     ) -> Result<(), Refusal> {
         self.may_commit(&next)?;
         // The same again is no new generation, but it is acknowledged all the same.
+        let keys = settings::changed(&self.store.settings(), &next.settings);
         if self.store.usable().is_ok() && self.store.content() == next {
             return Ok(());
         }
@@ -186,6 +193,7 @@ impl State {
             Refusal::internal(format!("the settings were not committed: {error}; nothing was changed"))
         })?;
         let on_trial = trial.map(|seconds| format!(", on trial for {seconds} s")).unwrap_or_default();
+        self.events.committed(number, transaction, &keys);
         eprintln!("<6>generation {number} committed from {transaction}{on_trial}");
         self.trials.changed();
         Ok(())
@@ -196,7 +204,10 @@ impl State {
         if decide(self.store.on_trial(), event, &self.now()) != Action::Revert {
             return Ok(None);
         }
+        let (before, on_trial) = (self.store.settings(), self.store.number());
         let number = self.store.revert(peer, self.os_version())?;
+        let keys = settings::changed(&before, &self.store.settings());
+        self.events.committed(number, &format!("revert-{on_trial}"), &keys);
         eprintln!("<5>generation {number} takes back what was on trial");
         self.trials.changed();
         Ok(Some(number))

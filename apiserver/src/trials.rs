@@ -19,7 +19,7 @@ use crate::state::{State, problem};
 use crate::store::Peer;
 use crate::trial::{Action, Event, Moment, decide};
 
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Before what failed (a full disk, an agent that starts) is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 

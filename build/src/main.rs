@@ -63,6 +63,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// Requests per second, and how long a durable commit takes, on the host and beside hyper alone
+    Api(bench::api::Options),
     /// Time from the kernel's start to init, to the API, to a running container; memory when idle
     Boot(bench::boot::Options),
     /// Bytes of what is shipped, and of what is in the root
@@ -149,6 +151,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn measure(what: &Bench) -> Result<()> {
     let project = Project::open()?;
     let (table, document) = match what {
+        Bench::Api(options) => {
+            let figures = bench::api::measure(&project, options)?;
+            (bench::api::table(&figures), serde_json::to_string_pretty(&figures)?)
+        }
         Bench::Boot(options) => {
             let artifacts = image::build(&project, &options.variant, LockPolicy::Newest)?;
             let boots = bench::boot::measure(&project, &artifacts, options)?;

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn all_wrong_values_are_told_at_once() {
-        let tree = json!({"network": {"hostname": "a_b"}, "containers": {"web": {"image": "", "memory": "lots"}}});
+        let tree =
+            json!({"network": {"hostname": "a_b"}, "containers": {"web": {"image": "", "memory": "lots"}}});
         let keys: Vec<String> =
             from_json(&tree).unwrap_err().0.into_iter().map(|mistake| mistake.key).collect();
         for key in ["network.hostname", "containers.web.image", "containers.web.memory"] {

@@ -1,12 +1,14 @@
 //! The API server: owns the settings and answers `/run/api.sock`.
 
+use apiserver::access::Access;
+use apiserver::sandbox;
 use apiserver::server::Server;
 use apiserver::sockets;
 use apiserver::state::{Paths, State};
 use apiserver::vsock::VsockListener;
 use clap::Parser;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,6 +31,9 @@ struct Options {
     /// Listen here, instead of on the sockets that PID 1 passes
     #[arg(long)]
     listen: Option<PathBuf>,
+    /// Likewise, for those who only read
+    #[arg(long)]
+    listen_read: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -51,7 +56,16 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
         os_release: options.os_release,
         agent: options.agent_socket,
     };
-    let state = State::open(&paths)?;
+    // While files may still be made: a socket is one.
+    let mut own = Vec::new();
+    for (name, path) in [("api", &options.listen), ("api-read", &options.listen_read)] {
+        if let Some(path) = path {
+            own.push((name.to_owned(), bind(path)?));
+        }
+    }
+    let unconfined = sandbox::confine(&paths);
+    let mut state = State::open(&paths)?;
+    state.problems.extend(unconfined);
     for problem in &state.problems {
         eprintln!("<3>{}; {}", problem.message, problem.hint);
     }
@@ -62,13 +76,8 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     LocalSet::new().block_on(&runtime, async {
         let server = Server::new(state);
         let mut listeners = Vec::new();
-        if let Some(path) = &options.listen {
-            let listener = UnixListener::bind(path)
-                .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-            listeners.push(tokio::task::spawn_local(server.clone().serve_unix(listener)));
-        }
-        for (name, fd) in passed {
-            let listener = listen(&server, fd)
+        for (name, fd) in own.into_iter().chain(passed) {
+            let listener = listen(&server, &name, fd)
                 .map_err(|error| format!("cannot use the socket {name:?} that was passed: {error}"))?;
             listeners.push(listener);
         }
@@ -86,7 +95,14 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     })
 }
 
-fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
+fn bind(path: &Path) -> Result<OwnedFd, String> {
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+    Ok(listener.into())
+}
+
+fn listen(server: &Server, name: &str, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
+    let access = Access::of_socket(name).map_err(std::io::Error::other)?;
     // A listener that waits would stop the whole server.
     let listener = std::os::unix::net::UnixListener::from(fd);
     listener.set_nonblocking(true)?;
@@ -96,5 +112,5 @@ fn listen(server: &Server, fd: OwnedFd) -> std::io::Result<JoinHandle<()>> {
         return Ok(tokio::task::spawn_local(server.serve_vsock(listener)));
     }
     let listener = UnixListener::from_std(listener)?;
-    Ok(tokio::task::spawn_local(server.serve_unix(listener)))
+    Ok(tokio::task::spawn_local(server.serve_unix(listener, access)))
 }

@@ -2,13 +2,18 @@
 
 mod agent;
 mod apply;
+mod bad_inputs;
 mod command_line;
+mod conformance;
 mod containers;
+mod events;
 mod generations;
 mod harness;
 mod hostile;
 mod model;
+mod reader;
 mod stop;
+mod taken_over;
 mod trial;
 
 use harness::Server;

@@ -8,6 +8,18 @@ use serde_json::json;
 use crate::agent::{agent, answer};
 use crate::harness::Server;
 
+pub(crate) fn host_agent() -> ServiceStatus {
+    ServiceStatus {
+        name: "host-agent".to_owned(),
+        state: ServiceState::Ready,
+        pid: Some(7),
+        restarts: 3,
+        last_exit: None,
+        ready_at_ms: Some(900),
+        required: true,
+    }
+}
+
 /// An agent of a node that is well, with one service.
 fn healthy(request: Request) -> String {
     answer(&match request {
@@ -22,17 +34,7 @@ fn healthy(request: Request) -> String {
             memory_total_kib: 2048,
             memory_available_kib: 1024,
         }),
-        Request::Services => Response::Services {
-            services: vec![ServiceStatus {
-                name: "host-agent".to_owned(),
-                state: ServiceState::Ready,
-                pid: Some(7),
-                restarts: 3,
-                last_exit: None,
-                ready_at_ms: Some(900),
-                required: true,
-            }],
-        },
+        Request::Services => Response::Services { services: vec![host_agent()] },
         other => panic!("asked for {other:?}"),
     })
 }

@@ -1,6 +1,7 @@
 //! `cargo caisson bench`: how fast and how large the image is. A table for people goes to the standard error, one JSON document
 //! to the standard output.
 
+pub mod api;
 pub mod boot;
 pub mod size;
 

@@ -42,7 +42,7 @@ async fn ask(method: Method, uri: &str, body: Vec<u8>) -> Result<(), Failure> {
 fn judge(status: u16, text: &str) -> Result<(), Failure> {
     match status {
         200..300 => Ok(()),
-        408 | 429 => Err(Failure::Passing(text.to_owned())),
+        408 | 409 | 429 => Err(Failure::Passing(text.to_owned())),
         400..500 => Err(Failure::Refused(text.to_owned())),
         _ => Err(Failure::Passing(format!("the API answered with status {status}: {text}"))),
     }
@@ -56,7 +56,7 @@ mod tests {
     fn only_what_the_api_says_of_the_request_is_final() {
         assert_eq!(judge(204, ""), Ok(()));
         assert_eq!(judge(400, "a\nb"), Err(Failure::Refused("a\nb".to_owned())));
-        for status in [408, 429, 500, 503, 302] {
+        for status in [408, 409, 429, 500, 503, 302] {
             assert!(matches!(judge(status, "later"), Err(Failure::Passing(_))), "{status}");
         }
     }

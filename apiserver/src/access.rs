@@ -1,0 +1,108 @@
+//! What a connection may do: that depends on the socket it came over.
+
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+use settings::Settings;
+use std::collections::BTreeMap;
+
+use crate::reply::Refusal;
+use crate::store::Peer;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Full,
+    /// Reads, and sees no secret: `/run/api-read.sock` is open to every service of the node.
+    ReadOnly,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    pub(crate) access: Access,
+    pub(crate) peer: Peer,
+}
+
+impl Access {
+    /// Of a socket that PID 1 passes, by its name in `os/services/apiserver.toml`.
+    pub fn of_socket(name: &str) -> Result<Self, String> {
+        match name {
+            "api" | "api-vsock" => Ok(Self::Full),
+            "api-read" => Ok(Self::ReadOnly),
+            _ => Err("it is none of api, api-vsock, api-read".to_owned()),
+        }
+    }
+
+    pub(crate) fn check(self, method: &Method, path: &[&str]) -> Result<(), Refusal> {
+        let elsewhere = "use /run/api.sock (its group is api)";
+        match (self, path) {
+            (Self::Full, _) => Ok(()),
+            (Self::ReadOnly, _) if method != Method::GET => {
+                let reason = format!("{method} is not for this socket, which only reads: {elsewhere}");
+                Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason))
+            }
+            (Self::ReadOnly, ["containers", _, "logs"]) => {
+                let reason = format!(
+                    "a container's log may hold secrets, which this socket does not show: {elsewhere}"
+                );
+                Err(Refusal::new(StatusCode::FORBIDDEN, reason))
+            }
+            (Self::ReadOnly, _) => Ok(()),
+        }
+    }
+
+    /// The part of a tree of settings (without its outer layer) that may be shown. `all` are the settings that it is of.
+    pub(crate) fn shown(self, tree: Value, all: &Settings) -> Value {
+        if self == Self::Full {
+            return tree;
+        }
+        // What a comparison does not show is a secret; it is settings' to know which.
+        let shown = settings::diff(&Settings::default(), all);
+        let shown = shown.into_iter().filter_map(|(key, (_, value))| Some((key, value?))).collect();
+        hide("settings", tree, &shown)
+    }
+}
+
+fn hide(key: &str, value: Value, shown: &BTreeMap<String, Value>) -> Value {
+    let Value::Object(table) = value else {
+        return shown.get(key).cloned().unwrap_or_else(|| "(not shown)".into());
+    };
+    let hidden = |(name, value): (String, Value)| {
+        let value = hide(&format!("{key}.{name}"), value, shown);
+        (name, value)
+    };
+    Value::Object(table.into_iter().map(hidden).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_socket_of_the_service_has_its_access() {
+        let service: toml::Table = include_str!("../../os/services/apiserver.toml").parse().unwrap();
+        let sockets = service["socket"].as_array().unwrap();
+        let access = |socket: &toml::Value| Access::of_socket(socket["name"].as_str().unwrap()).unwrap();
+        for socket in sockets {
+            // What anybody may open only reads.
+            let is_open = socket.get("mode").is_some_and(|mode| mode.as_str().unwrap().ends_with('6'));
+            assert_eq!(access(socket) == Access::ReadOnly, is_open, "{socket}");
+        }
+        assert!(sockets.len() == 3 && Access::of_socket("").is_err());
+    }
+
+    #[test]
+    fn a_reader_sees_everything_but_secrets() {
+        let tree = json!({"motd": "m", "containers": {"web": {"image": "a", "command": ["x"], "env": {"TOKEN": "hunter2"}}}});
+        let all = settings::from_json(&tree).unwrap();
+        assert_eq!(Access::Full.shown(tree.clone(), &all), tree);
+        let mut hidden = tree.clone();
+        hidden["containers"]["web"]["env"]["TOKEN"] = json!("(not shown)");
+        assert_eq!(Access::ReadOnly.shown(tree.clone(), &all), hidden);
+        // What is not known to be no secret is one.
+        assert_eq!(
+            Access::ReadOnly.shown(json!({"motd": "m"}), &Settings::default()),
+            json!({"motd": "(not shown)"})
+        );
+    }
+}

@@ -1,0 +1,51 @@
+//! Asks the agent what changed, once a second, while somebody listens.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::changes;
+use crate::agent::init_status::ServiceStatus;
+use crate::agent::{ContainerStatus, Request, Response};
+use crate::state::{State, ask_agent};
+
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One look; none of what the agent did not tell.
+#[derive(Default)]
+struct Seen {
+    services: Option<Vec<ServiceStatus>>,
+    containers: Option<Vec<ContainerStatus>>,
+}
+
+/// Begins to look, unless somebody does already. Ends when nobody listens any more.
+pub(super) fn begin(state: &Rc<RefCell<State>>) {
+    let events = state.borrow().events.clone();
+    if events.0.is_watched.replace(true) {
+        return;
+    }
+    let state = state.clone();
+    tokio::task::spawn_local(async move {
+        let mut seen = Seen::default();
+        while events.0.listeners.get() > 0 {
+            look(&state, &mut seen).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+        events.0.is_watched.set(false);
+    });
+}
+
+/// The first look tells nothing: there is nothing that it could differ from.
+async fn look(state: &RefCell<State>, seen: &mut Seen) {
+    let events = state.borrow().events.clone();
+    if let Ok(Response::Services { services }) = ask_agent(state, &Request::Services).await {
+        let old = seen.services.replace(services.clone());
+        let changes = old.map(|old| changes::services(&old, &services)).unwrap_or_default();
+        changes.iter().for_each(|data| events.push("service", data));
+    }
+    if let Ok(Response::Containers { containers }) = ask_agent(state, &Request::Containers).await {
+        let old = seen.containers.replace(containers.clone());
+        let changes = old.map(|old| changes::containers(&old, &containers)).unwrap_or_default();
+        changes.iter().for_each(|data| events.push("container", data));
+    }
+}
