@@ -1,7 +1,7 @@
 //! Settings have their effect, and lose it when they are removed. What is not there says so.
 
 use hyper::Method;
-use qemu_tests::{Config, Node, Registry, script};
+use qemu_tests::{Config, ContainerState, Lan, Node, Registry, script};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -41,8 +41,10 @@ fn remove(node: &Node, key: &str) {
 /// Containers see it at once, without a restart: the files stay the ones that they have mounted.
 #[test]
 fn names_come_from_the_settings_and_then_from_dhcp_again() {
-    let node = watched(Config::direct(), "/etc/hosts /etc/resolv.conf");
-    wait_to_see(&node, "DHCP's name server", |text| text.contains("nameserver 10.0.2.3"));
+    let mut lan = Lan::new();
+    lan.dnsmasq(&["--dhcp-range=192.0.2.100,192.0.2.199,255.255.255.0,10m"]);
+    let node = watched(lan.attach(Config::direct()), "/etc/hosts /etc/resolv.conf");
+    wait_to_see(&node, "DHCP's name server", |text| text.contains("nameserver 192.0.2.1\n"));
     node.set(&json!({
         "network": {"hostname": "named", "hosts": [["10.9.9.9", ["db.example.com", "db"]], ["10.9.9.9", ["more"]]]},
         "dns": {"name-servers": ["192.0.2.53", "2001:db8::53"], "search-list": ["example.com", "example.net"]},
@@ -52,12 +54,12 @@ fn names_come_from_the_settings_and_then_from_dhcp_again() {
             && text.contains("10.9.9.9 db.example.com db more\n")
             && text
                 .contains("search example.com example.net\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n")
-            && !text.contains("10.0.2.3")
+            && !text.contains("nameserver 192.0.2.1\n")
     });
     remove(&node, "settings.dns");
     remove(&node, "settings.network.hosts");
     wait_to_see(&node, "DHCP's again", |text| {
-        text.contains("nameserver 10.0.2.3") && !text.contains("192.0.2.53") && !text.contains("10.9.9.9")
+        text.contains("nameserver 192.0.2.1\n") && !text.contains("192.0.2.53") && !text.contains("10.9.9.9")
     });
     remove(&node, "settings.network.hostname");
     wait_to_see(&node, "the identity's name", |text| text.contains("127.0.0.1 localhost caisson-"));
@@ -78,6 +80,7 @@ fn parameters_of_the_kernel_get_back_what_they_were() {
     wait_to_see(&node, "both from before", |text| text == before);
     node.set(&wanted);
     node.reboot();
+    node.wait_for_container("eye", "it runs", |container| container.state == ContainerState::Running);
     wait_to_see(&node, "the parameters after a restart", |text| {
         text.ends_with("\n7\n4321\n") && !text.starts_with(&boot)
     });
@@ -109,11 +112,13 @@ fn a_parameter_that_the_kernel_refuses_is_told() {
 #[test]
 fn the_kernel_is_locked_down_and_not_opened_again() {
     let mut node = Node::boot_healthy(Config::direct());
+    // What the image's command line says already is nothing to do; more is.
     node.set(&json!({"kernel": {"lockdown": "integrity"}}));
-    let told = node.try_set(&json!({"kernel": {"lockdown": "none"}}));
+    node.set(&json!({"kernel": {"lockdown": "confidentiality"}}));
+    let told = node.try_set(&json!({"kernel": {"lockdown": "integrity"}}));
     let told = format!("{told:?} {}", node.problems());
     assert!(told.contains("reboot the node"), "{told}");
-    // The next boot begins without it, as its command line says nothing of it.
+    // The next boot begins with the command line's level.
     node.reboot();
     node.wait_until_healthy();
     node.power_off();
