@@ -9,7 +9,7 @@ use crate::Settings;
 use crate::keys::{join, split_key};
 use crate::registry::with_older_forms;
 use crate::scalar::shortened;
-use crate::shape::{SETTINGS, Shape, check_shape, unknown};
+use crate::shape::{SETTINGS, Shape, check_shape, fitting, unknown};
 use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
@@ -77,15 +77,17 @@ pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
     if mistakes.len() > MOST_MISTAKES {
         mistakes.truncate(MOST_MISTAKES);
         mistakes.push(Mistake::new("", format!("there are more than these {MOST_MISTAKES} mistakes")));
-    }
-    if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    let mut value = value.clone();
+    // What has the wrong kind is told, and then left out: what else is wrong is told too.
+    let fits = if mistakes.is_empty() { Some(value.clone()) } else { fitting(value, &SETTINGS) };
+    let Some(mut value) = fits else { return Err(Mistakes(mistakes)) };
     loop {
         let error = match serde_path_to_error::deserialize::<_, Settings>((&value).into_deserializer()) {
             Ok(settings) => {
-                mistakes.extend(settings.part_mistakes());
+                if mistakes.is_empty() {
+                    mistakes.extend(settings.part_mistakes());
+                }
                 return if mistakes.is_empty() { Ok(settings) } else { Err(Mistakes(mistakes)) };
             }
             Err(error) => error,
@@ -194,14 +196,18 @@ mod tests {
 
     #[test]
     fn all_wrong_values_are_told_at_once() {
-        let tree =
-            json!({"network": {"hostname": "a_b"}, "containers": {"web": {"image": "", "memory": "lots"}}});
+        let tree = json!({
+            "motd": 1,
+            "motto": "unknown",
+            "network": {"hostname": "a_b"},
+            "containers": {"web": {"image": "", "memory": "lots"}},
+        });
         let keys: Vec<String> =
             from_json(&tree).unwrap_err().0.into_iter().map(|mistake| mistake.key).collect();
-        for key in ["network.hostname", "containers.web.image", "containers.web.memory"] {
+        for key in ["motd", "motto", "network.hostname", "containers.web.image", "containers.web.memory"] {
             assert!(keys.contains(&format!("settings.{key}")), "{key} is not among {keys:?}");
         }
-        assert_eq!(keys.len(), 3);
+        assert_eq!(keys.len(), 5);
     }
 
     #[test]

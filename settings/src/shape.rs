@@ -157,6 +157,26 @@ impl Shape {
 }
 
 /// Adds what is wrong with `value` to the mistakes.
+/// What is left of a value without the parts that do not have its shape.
+pub(crate) fn fitting(value: &Value, shape: &Shape) -> Option<Value> {
+    let inner = |name: &str| match shape {
+        Shape::Table(fields) => fields.iter().find(|(known, _)| *known == name).map(|(_, shape)| shape),
+        Shape::Map(inner) => Some(*inner),
+        _ => None,
+    };
+    match (shape, value) {
+        (Shape::Table(_) | Shape::Map(_), Value::Object(table)) => {
+            let fits = |(name, value): (&String, &Value)| Some((name.clone(), fitting(value, inner(name)?)?));
+            Some(Value::Object(table.iter().filter_map(fits).collect()))
+        }
+        _ => {
+            let mut mistakes = Vec::new();
+            check_shape("", value, shape, &mut mistakes);
+            mistakes.is_empty().then(|| value.clone())
+        }
+    }
+}
+
 pub(crate) fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mut Vec<Mistake>) {
     let mut wrong = |reason: String| mistakes.push(Mistake::new(key, reason));
     match (shape, value) {
