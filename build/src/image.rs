@@ -9,7 +9,7 @@ use crate::artifacts::{Artifacts, copy_sparse, uki_name};
 use crate::cache::{Entry, Key, remove_tree, sha256_file};
 use crate::project::{Project, SOURCE_DATE_EPOCH};
 use crate::sbom::Part;
-use crate::toolbox::{LockPolicy, Toolbox};
+use crate::toolbox::{LockPolicy, Set, Toolbox};
 use crate::variant::Variant;
 use crate::verity::Verity;
 use crate::{disk, esp, guest, kernel, oci, root, sbom, uki};
@@ -19,6 +19,9 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
     let begun = Instant::now();
     let variant = Variant::load(project, variant)?;
     let toolbox = Toolbox::open(project, lock)?;
+    if lock == LockPolicy::Update {
+        Toolbox::open_set(project, Set::Tests, lock)?;
+    }
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;

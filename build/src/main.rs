@@ -56,6 +56,9 @@ enum Command {
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
     #[command(trailing_var_arg = true)]
     Toolbox {
+        /// Of the tree that holds what only tests and benches want
+        #[arg(long)]
+        tests: bool,
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
@@ -136,8 +139,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test { filters, no_vm } => {
             checks::run(&Project::open()?, &checks::Options { filters, no_vm })?
         }
-        Command::Toolbox { command } => {
-            let toolbox = Toolbox::open(&Project::open()?, LockPolicy::Newest)?;
+        Command::Toolbox { tests, command } => {
+            let project = Project::open()?;
+            let toolbox = if tests {
+                Toolbox::for_tests(&project)
+            } else {
+                Toolbox::open(&project, LockPolicy::Newest)
+            }?;
             let here = std::env::current_dir()?;
             let (program, arguments) = command.split_first().context("name a program of the toolbox")?;
             let mut command = toolbox.with_share(&here).command("env");
