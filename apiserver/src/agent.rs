@@ -103,6 +103,9 @@ pub struct Status {
     /// Of the whole node, as `/proc/meminfo` has it.
     pub memory_total_kib: u64,
     pub memory_available_kib: u64,
+    /// Whether the firmware runs only what is signed; none where there is no UEFI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use crate::artifacts::{Artifacts, copy_sparse, uki_name};
 use crate::cache::{Entry, Key, remove_tree, sha256_file};
 use crate::project::{Project, SOURCE_DATE_EPOCH};
 use crate::sbom::Part;
+use crate::secure_boot::Keys;
 use crate::toolbox::{LockPolicy, Set, Toolbox};
 use crate::variant::Variant;
 use crate::verity::Verity;
@@ -43,7 +44,9 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
     let (root, verity) = root::build(project, &toolbox, &inputs)?;
     let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
     let uki = unified(project, &toolbox, &kernel, &variant, &cmdline)?;
-    let esp = esp::build(project, &toolbox, &uki, variant.partitions.esp)?;
+    let signed = Keys::find(project)?.map(|keys| keys.signed(project, &toolbox, &uki)).transpose()?;
+    let esp = esp::build(project, &toolbox, &uki, signed.as_ref(), variant.partitions.esp)?;
+    let uki = signed.unwrap_or(uki);
     let inputs = disk::Inputs { esp: &esp, root: &root, verity: &verity, sizes: &variant.partitions };
     let disk = disk::build(project, &toolbox, &inputs)?;
 

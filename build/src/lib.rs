@@ -20,6 +20,7 @@ pub mod project;
 pub mod report;
 pub mod root;
 pub mod sbom;
+pub mod secure_boot;
 pub mod toolbox;
 pub mod uki;
 pub mod variant;

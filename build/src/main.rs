@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use apiserver::client::Endpoint;
 use build::project::Project;
+use build::secure_boot::Keys;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
 use build::{bench, checks, image, inspect, report};
@@ -53,6 +54,11 @@ enum Command {
     Bench(Bench),
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
+    /// Make keys for Secure Boot: from then on, images are signed with them
+    Keys {
+        /// Not there yet; without it `CAISSON_KEYS`, else `keys` in the sources, which git ignores
+        folder: Option<PathBuf>,
+    },
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
     #[command(trailing_var_arg = true)]
     Toolbox {
@@ -63,6 +69,11 @@ enum Command {
         command: Vec<OsString>,
     },
 }
+
+const KEYS_WORDS: &str = "\
+Keep *.key secret and safe: who has db.key signs what your machines run, and without PK.key their keys can never be changed.
+Images that are built from now on are signed, and carry the lists that firmware takes. A virtual machine whose firmware has no
+keys yet takes them at its first boot: cargo caisson run --firmware uefi --fresh";
 
 #[derive(Subcommand)]
 enum Bench {
@@ -122,6 +133,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
             };
             let artifacts = image::build(&Project::open()?, &options.variant, lock)?;
             println!("{}", artifacts.dir.display());
+        }
+        Command::Keys { folder } => {
+            let project = Project::open()?;
+            let folder = folder.unwrap_or_else(|| Keys::folder(&project));
+            Keys::generate(&project, &folder)?;
+            println!("{}", folder.display());
+            eprintln!("{}", KEYS_WORDS);
         }
         Command::Inspect(options) => inspect(&options)?,
         Command::Bench(what) => measure(&what)?,

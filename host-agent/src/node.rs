@@ -9,6 +9,8 @@ use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
 use crate::resolver::Resolver;
 
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
 #[derive(Default)]
 pub struct Node {
     pub containers: Manager,
@@ -81,6 +83,7 @@ impl Node {
             addresses: self.addresses.clone(),
             memory_total_kib,
             memory_available_kib,
+            secure_boot: secure_boot(),
         }
     }
 }
@@ -109,6 +112,12 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
         message,
         hint: format!("apiclient container logs {} shows what it wrote", container.name),
     })
+}
+
+/// What the firmware's variable says (UEFI specification, section 3.3): four bytes of attributes, one of value.
+fn secure_boot() -> Option<bool> {
+    let variable = fs::read(SECURE_BOOT).ok()?;
+    variable.get(4).map(|value| *value == 1)
 }
 
 /// Total and available memory, in KiB.

@@ -41,6 +41,8 @@ pub struct Config {
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
+    /// Firmware that can refuse what is not signed.
+    pub secure_boot: bool,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Config {
             guest_forward: None,
             tap: None,
             skip_idle_time: false,
+            secure_boot: false,
             extra: Vec::new(),
         }
     }

@@ -106,6 +106,7 @@ impl Node {
             tap: self.config.tap.clone(),
             fw_cfg,
             console_on_stdout: false,
+            secure_boot: self.config.secure_boot,
             no_reboot: false,
             gdb: false,
             skip_idle_time: self.config.skip_idle_time,

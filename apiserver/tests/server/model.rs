@@ -33,6 +33,7 @@ fn healthy(request: Request) -> String {
             addresses: Default::default(),
             memory_total_kib: 2048,
             memory_available_kib: 1024,
+            secure_boot: None,
         }),
         Request::Services => Response::Services { services: vec![host_agent()] },
         other => panic!("asked for {other:?}"),

@@ -91,6 +91,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, PathBuf)>,
     /// What the console shows also goes to QEMU's standard output.
     pub console_on_stdout: bool,
+    /// Firmware that can refuse what is not signed (UEFI on q35 only): it does once it has keys.
+    pub secure_boot: bool,
     /// The machine ends instead of restarting.
     pub no_reboot: bool,
     /// The machine stops before its first instruction, and gdb is listened for at [`Places::gdb`].
@@ -152,6 +154,8 @@ impl Places {
 
 /// Firmware inside the toolbox.
 pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// Keeps its variables from the guest by the processor's management mode, which QEMU must play for it.
+const OVMF_CODE_SECURE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 pub const OVMF_VARS: &str = "usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// The arguments of `qemu-system-x86_64`. `tsc_khz` is the rate of the host's time stamp counter.
@@ -165,6 +169,7 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
         // one boot in ten before there is a console (os/kernel/README.md, "Traps").
         (Firmware::Microvm, _, Accelerator::Tcg) => "microvm,acpi=on,rtc=on,pit=off,pic=off",
         (Firmware::Microvm, _, Accelerator::Kvm) => "microvm,acpi=on,rtc=on",
+        (_, Board::Q35, _) if config.secure_boot => "q35,smm=on",
         (_, Board::Q35, _) => "q35",
         (_, Board::Pc, _) => "pc",
     };
@@ -211,7 +216,11 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
 
     match config.firmware {
         Firmware::Uefi => {
-            add(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}")]);
+            let code = if config.secure_boot { OVMF_CODE_SECURE } else { OVMF_CODE };
+            if config.secure_boot {
+                add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            }
+            add(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={code}")]);
             add(&["-drive", &format!("if=pflash,format=raw,file={}", escape(&places.firmware_variables()))]);
         }
         Firmware::Direct | Firmware::Microvm => {
@@ -316,6 +325,7 @@ mod tests {
             tap: None,
             fw_cfg: vec![],
             console_on_stdout: false,
+            secure_boot: false,
             no_reboot: false,
             gdb: false,
             skip_idle_time: false,
