@@ -5,7 +5,7 @@ use apiserver::client::Endpoint;
 use build::project::Project;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, report};
+use build::{bench, checks, image, inspect, repo, report};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -51,6 +51,9 @@ enum Command {
     /// Measure the image: a table to read, and JSON on the standard output
     #[command(subcommand)]
     Bench(Bench),
+    /// Publish built variants for nodes to update themselves from
+    #[command(subcommand)]
+    Repo(repo::Repo),
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
@@ -124,6 +127,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", artifacts.dir.display());
         }
         Command::Inspect(options) => inspect(&options)?,
+        Command::Repo(what) => repo::run(&Project::open()?, &what)?,
         Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
         Command::Client { name, arguments } => {
