@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::client::connect_unix;
+use crate::updates::UpdateStatus;
 
 /// Where the host agent listens.
 pub const SOCKET: &str = "/run/host-agent.sock";
@@ -34,6 +35,9 @@ pub enum Request {
         name: String,
         lines: Option<u32>,
     },
+    UpdateStatus,
+    /// Look for updates. Answered when that begins; how it went is in the status.
+    RefreshUpdates,
     Reboot,
     PowerOff,
 }
@@ -52,6 +56,9 @@ pub enum Response {
     Logs {
         text: String,
     },
+    Updates {
+        status: Box<UpdateStatus>,
+    },
     Done,
     /// `kind` decides the API's status code.
     Error {
@@ -65,6 +72,8 @@ pub enum Response {
 pub enum ErrorKind {
     /// 404
     NotFound,
+    /// 423
+    Busy,
     /// 500
     Failed,
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::agent::{ContainerStatus, Status};
 use crate::cli_diff;
 use crate::cli_trial::{self, How};
+use crate::cli_update::{self, Update};
 use crate::client::{Answer, ClientError, Endpoint, request_blocking};
 use crate::store::Listed;
 use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, history, list};
@@ -74,6 +75,9 @@ enum Command {
     /// Containers and what they wrote
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// New versions of the system
+    #[command(subcommand)]
+    Update(Update),
     /// Remove settings, durably, and apply that; a default of the image holds again
     Delete {
         /// Values (motd) or tables with all in them (containers.web)
@@ -359,6 +363,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
             Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
         }
+        Command::Update(command) => cli_update::run(api, command),
         Command::Delete { keys, how } => {
             let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();
             let uri = format!("/settings?keys={}", keys.join(","));
@@ -447,7 +452,7 @@ fn encode(text: &str) -> String {
         .collect()
 }
 
-fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 

@@ -13,7 +13,8 @@
 //! | `POST /tx/commit_and_apply?tx=T` | both |
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
 //! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
-//! | `GET /updates/status`, `POST /actions/refresh-updates`, `/actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: there is no updater |
+//! | `POST /actions/refresh-updates`, `GET /updates/status` | begins to look for updates; what there is, and how looking went; both 423 meanwhile |
+//! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: this version installs no updates |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
@@ -160,13 +161,19 @@ async fn route(
         (&Method::GET, ["metadata", "setting-generators"]) => Ok(metadata::none()),
         (&Method::GET, ["metadata", "templates"]) => metadata::templates(keys(&query)?),
         (&Method::GET, ["configuration-files"]) => metadata::configuration_files(&query),
-        (&Method::GET, ["updates", "status"]) => Err(metadata::update_status()),
+        (&Method::GET, ["updates", "status"]) => {
+            match ask_agent(state, &agent::Request::UpdateStatus).await? {
+                agent::Response::Updates { status } => Ok(reply::json(&status)),
+                _ => Err(unexpected()),
+            }
+        }
+        (&Method::POST, ["actions", "refresh-updates"]) => {
+            ask_agent(state, &agent::Request::RefreshUpdates).await?;
+            Ok(reply::nothing())
+        }
         (
             &Method::POST,
-            [
-                "actions",
-                action @ ("refresh-updates" | "prepare-update" | "activate-update" | "deactivate-update"),
-            ],
+            ["actions", action @ ("prepare-update" | "activate-update" | "deactivate-update")],
         ) => Err(metadata::no_updater(action)),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),

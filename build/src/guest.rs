@@ -50,7 +50,7 @@ pub const GUEST_PACKAGES: &[GuestPackage] = &[
         package: "caisson-host-agent",
         programs: &["host-agent", "container-shim"],
         tools: &[],
-        folders: &["host-agent", "apiserver", "settings", "init/control"],
+        folders: &["host-agent", "apiserver", "settings", "update", "init/control"],
     },
 ];
 

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod kernel;
 pub mod oci;
 pub mod project;
+pub mod repo;
 pub mod report;
 pub mod root;
 pub mod sbom;

@@ -6,7 +6,7 @@ use build::project::Project;
 use build::secure_boot::Keys;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, report};
+use build::{bench, checks, image, inspect, repo, report};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ enum Command {
     /// Measure the image: a table to read, and JSON on the standard output
     #[command(subcommand)]
     Bench(Bench),
+    /// Publish built variants for nodes to update themselves from
+    #[command(subcommand)]
+    Repo(repo::Repo),
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
     /// Make keys for Secure Boot: from then on, images are signed with them
@@ -142,6 +145,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             eprintln!("{}", KEYS_WORDS);
         }
         Command::Inspect(options) => inspect(&options)?,
+        Command::Repo(what) => repo::run(&Project::open()?, &what)?,
         Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
         Command::Client { name, arguments } => {

@@ -158,6 +158,10 @@ fn os_files(project: &Project, variant: &Variant) -> Result<Vec<(PathBuf, String
             format!("usr/lib/caisson/services/{service}.toml"),
         ));
     }
+    if let Some(root) = &variant.update_root {
+        crate::repo::check_root(root).context("update-root of the variant")?;
+        files.push((root.clone(), "usr/lib/caisson/updates/root.json".to_owned()));
+    }
     let extra = os.join("files");
     if extra.is_dir() {
         for file in files_below(&extra)? {

@@ -19,6 +19,7 @@ use crate::container::log;
 use crate::container::record::Places;
 use crate::init;
 use crate::node::Node;
+use crate::update::{Busy, Updates};
 
 /// root, and the API server.
 const ADMITTED: [u32; 2] = [0, 274];
@@ -36,6 +37,7 @@ const LARGEST_LOG: u64 = 1 << 20;
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
     pub applier: Rc<RefCell<Applier>>,
+    updates: Updates,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -43,7 +45,8 @@ pub struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
-        Self { node: Rc::default(), applier: Rc::default(), free, started: watch::Sender::new(false) }
+        let (node, applier, updates) = (Rc::default(), Rc::default(), Updates::default());
+        Self { node, applier, updates, free, started: watch::Sender::new(false) }
     }
 }
 
@@ -136,6 +139,25 @@ impl Agent {
                 let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
+            Request::UpdateStatus => match self.updates.status() {
+                Ok(Some(status)) => Response::Updates { status: Box::new(status) },
+                Ok(None) => Response::Error {
+                    kind: ErrorKind::NotFound,
+                    message: "Update status is uninitialized, refresh-updates to initialize it".to_owned(),
+                },
+                Err(Busy) => busy(),
+            },
+            Request::RefreshUpdates => {
+                let Some(settings) = self.applier.borrow().applied().cloned() else {
+                    return failed(
+                        "the node is still starting: try again when its settings are applied".to_owned(),
+                    );
+                };
+                match self.updates.refresh(settings) {
+                    Ok(()) => Response::Done,
+                    Err(Busy) => busy(),
+                }
+            }
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
             Request::Reboot => end(&InitRequest::Reboot).await,
             Request::PowerOff => end(&InitRequest::PowerOff).await,
@@ -160,6 +182,11 @@ async fn end(request: &InitRequest) -> Response {
         Ok(_) => Response::Done,
         Err(error) => failed(format!("PID 1 does not answer: {error}")),
     }
+}
+
+fn busy() -> Response {
+    let message = "an update command is running: try again when it is over".to_owned();
+    Response::Error { kind: ErrorKind::Busy, message }
 }
 
 fn failed(message: String) -> Response {

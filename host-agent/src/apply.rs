@@ -81,6 +81,11 @@ impl Applier {
         self.applied = Some(settings.clone());
     }
 
+    /// The settings that hold; none before the first apply.
+    pub fn applied(&self) -> Option<&Settings> {
+        self.applied.as_ref()
+    }
+
     /// Does what a change needs. A step that fails is told, does not stop the others, and is tried again with the next apply.
     pub fn apply(&mut self, node: &RefCell<Node>, generation: u64, new: &Settings) -> ApplyOutcome {
         let planned = plan(self.applied.as_ref(), &self.failed, new);

@@ -5,7 +5,7 @@ use build::command::{run_quiet, tail};
 use build::vm::config::Tap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -95,6 +95,16 @@ impl Lan {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.servers.push(server);
+    }
+
+    /// A server of the files in a folder below `/tmp`: `http://192.0.2.1:8080/`.
+    #[track_caller]
+    pub fn serve(&mut self, folder: &Path) {
+        let log = File::create(self.path("httpd.log")).expect("a log");
+        let mut command = self.command("busybox");
+        command.args(["httpd", "-f", "-v", "-p", &format!("{}:8080", Self::ADDRESS), "-h"]).arg(folder);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        self.servers.push(command.spawn().expect("busybox httpd"));
     }
 
     /// Stops all servers.

@@ -19,6 +19,7 @@ mod scalar;
 mod schema;
 mod shape;
 mod text;
+mod updates;
 mod user_data;
 
 pub use change::Change;
@@ -39,6 +40,7 @@ pub use scalar::{
 };
 pub use schema::schema;
 pub use text::read_json;
+pub use updates::{BaseUrl, FriendlyVersion, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 
 use schemars::JsonSchema;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub network: Option<Network>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<Updates>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
     /// Certificates of authorities by name.

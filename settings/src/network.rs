@@ -19,8 +19,8 @@ pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!([["10.0.0.5", ["db.example.com", "db"]]]))]
     pub hosts: Option<Vec<HostEntry>>,
-    /// The proxy through which images are pulled from registries that speak HTTPS. Containers are not told of it: give it to
-    /// those that need it by their `env`.
+    /// The proxy through which images are pulled, and updates looked for, from servers that speak HTTPS. Containers are not told
+    /// of it: give it to those that need it by their `env`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"http://proxy.example.com:3128")]
     pub https_proxy: Option<Origin>,

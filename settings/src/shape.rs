@@ -80,10 +80,19 @@ const KERNEL: Shape = Shape::Table(&[
     ("lockdown", Shape::Choice(&["none", "integrity", "confidentiality"])),
 ]);
 
+const UPDATES: Shape = Shape::Table(&[
+    ("metadata-base-url", Shape::Text),
+    ("targets-base-url", Shape::Text),
+    ("seed", Shape::Number),
+    ("version-lock", Shape::Text),
+    ("ignore-waves", Shape::Switch),
+]);
+
 pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("motd", Shape::Text),
     ("network", NETWORK),
     ("dns", DNS),
+    ("updates", UPDATES),
     ("kernel", KERNEL),
     ("pki", Shape::Map(&PKI)),
     ("container-registry", CONTAINER_REGISTRY),
@@ -128,7 +137,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.ntp", NOT_YET),
     ("settings.nvidia-container-runtime", NOT_HERE),
     ("settings.oci-hooks", NOT_HERE),
-    ("settings.updates", NOT_YET),
 ];
 
 /// Whether there is a setting or table of this name, directly under `settings`.

@@ -1,8 +1,9 @@
 //! Bottlerocket's endpoints, from a table: its documented codes and bodies. Left out are `/exec`, `/report` and ephemeral storage.
 
-use apiserver::agent::{ApplyOutcome, Request, Response};
+use apiserver::agent::{ApplyOutcome, ErrorKind, Request, Response};
 use hyper::Method;
 use serde_json::{Value, json};
+use std::sync::Mutex;
 
 use crate::agent::{agent, answer};
 use crate::harness::Server;
@@ -21,7 +22,7 @@ use Body::{Empty, Json, Says};
 fn table() -> Vec<(&'static str, &'static str, &'static str, u16, Body)> {
     let motd = r#"{"motd": "x"}"#;
     let os = json!({"pretty_name": "Caisson 0.1.0", "variant_id": "default", "version_id": "0.1.0", "build_id": "", "arch": "x86_64"});
-    let not_initialized = "Update status is uninitialized, refresh-updates to initialize it";
+    let not_initialized = NOT_INITIALIZED;
     let service = json!({"host-agent": {"configuration-files": [], "restart-commands": []}});
     vec![
         ("GET", "/?prefix=settings", "", 200, Json(json!({"settings": {"motd": "Welcome"}}))),
@@ -87,16 +88,48 @@ fn table() -> Vec<(&'static str, &'static str, &'static str, u16, Body)> {
         ("GET", "/configuration-files?prefix=x", "", 200, Json(json!({}))),
         ("GET", "/configuration-files?names=chrony-conf", "", 404, Says("chrony-conf")),
         ("GET", "/updates/status", "", 404, Says(not_initialized)),
-        ("POST", "/actions/refresh-updates", "", 404, Says("no updater")),
-        ("POST", "/actions/prepare-update", "", 404, Says("no updater")),
-        ("POST", "/actions/activate-update", "", 404, Says("no updater")),
-        ("POST", "/actions/deactivate-update", "", 404, Says("no updater")),
+        ("POST", "/actions/refresh-updates", "", 204, Empty),
+        ("GET", "/updates/status", "", 423, Says("try again")),
+        ("POST", "/actions/refresh-updates", "", 423, Says("try again")),
+        ("GET", "/updates/status", "", 200, Json(update_status())),
+        ("POST", "/actions/prepare-update", "", 404, Says("installs none")),
+        ("POST", "/actions/activate-update", "", 404, Says("installs none")),
+        ("POST", "/actions/deactivate-update", "", 404, Says("installs none")),
         ("POST", "/actions/reboot", "", 204, Empty),
     ]
 }
 
-fn obliging(request: Request) -> String {
+const NOT_INITIALIZED: &str = "Update status is uninitialized, refresh-updates to initialize it";
+
+/// As Bottlerocket's openapi.yaml and its updater have it.
+fn update_status() -> Value {
+    json!({
+        "update_state": "Available",
+        "available_updates": ["1.26.1", "1.26.0"],
+        "chosen_update": {"arch": "x86_64", "version": "1.26.1", "variant": "default"},
+        "active_partition": {"image": {"arch": "x86_64", "version": "1.26.0", "variant": "default"}, "next_to_boot": true},
+        "staging_partition": null,
+        "most_recent_command": {
+            "cmd_type": "refresh", "cmd_status": "Success", "timestamp": "2024-10-24T20:07:36.123456789Z",
+            "exit_status": 0, "stderr": "",
+        },
+    })
+}
+
+/// Looking for updates, as the table goes: not yet, begun and under way, done.
+fn updates(steps: &mut std::ops::RangeFrom<u32>) -> Response {
+    let error = |kind, message: &str| Response::Error { kind, message: message.to_owned() };
+    match steps.next() {
+        Some(0) => error(ErrorKind::NotFound, NOT_INITIALIZED),
+        Some(1) => Response::Done,
+        Some(2 | 3) => error(ErrorKind::Busy, "an update command runs: try again when it is done"),
+        _ => Response::Updates { status: serde_json::from_value(update_status()).unwrap() },
+    }
+}
+
+fn obliging(request: Request, steps: &Mutex<std::ops::RangeFrom<u32>>) -> String {
     answer(&match request {
+        Request::UpdateStatus | Request::RefreshUpdates => updates(&mut steps.lock().unwrap()),
         Request::Apply { generation, .. } => {
             Response::Apply(ApplyOutcome { generation, ..Default::default() })
         }
@@ -108,7 +141,8 @@ fn obliging(request: Request) -> String {
 #[test]
 fn every_endpoint_answers_as_bottlerockets_does() {
     let server = Server::start();
-    agent(&server, obliging);
+    let steps = Mutex::new(0..);
+    agent(&server, move |request| obliging(request, &steps));
     for (method, uri, body, status, expected) in table() {
         let method: Method = method.parse().unwrap();
         let answer = server.send(method.clone(), uri, body);

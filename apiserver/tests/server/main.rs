@@ -15,6 +15,7 @@ mod reader;
 mod stop;
 mod taken_over;
 mod trial;
+mod updates;
 
 use harness::Server;
 use hyper::Method;
