@@ -1,0 +1,1 @@
+//! Which entry of the ESP boots: the rule of systemd-boot.
