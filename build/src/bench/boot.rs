@@ -235,6 +235,7 @@ impl Lab {
             tap: None,
             fw_cfg,
             console_on_stdout: false,
+            choose_slot: false,
             secure_boot: false,
             no_reboot: true,
             gdb: false,

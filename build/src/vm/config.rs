@@ -91,6 +91,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, PathBuf)>,
     /// What the console shows also goes to QEMU's standard output.
     pub console_on_stdout: bool,
+    /// Without firmware: what boots is chosen among the slots of the disk, which is a raw one, at each start.
+    pub choose_slot: bool,
     /// Firmware that can refuse what is not signed (UEFI on q35 only): it does once it has keys.
     pub secure_boot: bool,
     /// The machine ends instead of restarting.
@@ -145,6 +147,11 @@ impl Places {
 
     pub(super) fn sockets(&self) -> [PathBuf; 6] {
         [self.qmp(), self.events(), self.vhost(), self.vsock(), self.api(), self.gdb()]
+    }
+
+    /// The kernel of a slot, where there is no firmware to load it.
+    pub fn kernel(&self) -> PathBuf {
+        self.folder.join("slot-kernel")
     }
 
     pub fn firmware_variables(&self) -> PathBuf {
@@ -325,6 +332,7 @@ mod tests {
             tap: None,
             fw_cfg: vec![],
             console_on_stdout: false,
+            choose_slot: false,
             secure_boot: false,
             no_reboot: false,
             gdb: false,
