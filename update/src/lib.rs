@@ -5,7 +5,7 @@
 //! signed one.
 
 pub mod frame;
-//pub mod patch;
+pub mod patch;
 pub mod verity;
 
 use std::io;
