@@ -102,7 +102,7 @@ impl Program {
                     // .eh_frame follows its table, aligned to 8.
                     let begin = table_end.checked_next_multiple_of(8)?.min(end);
                     cut(Kind::Words, begin)?;
-                    cut(Kind::Relative, call_frames(file, begin, end))?;
+                    cut(Kind::Frames, call_frames(file, begin, end))?;
                 }
                 cut(Kind::Words, end)?;
             }

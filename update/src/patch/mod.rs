@@ -32,7 +32,7 @@
 //! ```text
 //! varint   programs (at most 64); for each:
 //! varint     sections (at most 64); for each:
-//! varint       kind: 0 code, 1 words, 2 relative, 3 table, 4 zeroes ([`plan::Kind`])
+//! varint       kind: 0 code, 1 words, 2 frames, 3 table, 4 zeroes ([`plan::Kind`])
 //! varint       offset in the base, address there, offset in the new root, address there, size in the base, size in the new root
 //! varint   stretches (at most 131072); for each, in order of the new root:
 //! varint     bytes of the new root before it that are stored as they are
@@ -56,6 +56,8 @@ mod plan;
 mod predict;
 #[cfg(feature = "make")]
 mod search;
+#[cfg(test)]
+mod tests;
 
 pub use apply::{Applier, Segment};
 pub use head::{Head, MAX_SEGMENT};

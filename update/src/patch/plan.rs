@@ -14,10 +14,10 @@ pub(super) const MAX_STRETCHES: u32 = 1 << 17;
 pub(super) enum Kind {
     /// x86-64 instructions: displacements of 32 bits from the end of the instruction.
     Code = 0,
-    /// Aligned words of 64 bits that are addresses.
+    /// Aligned words of 64 bits that are addresses; and aligned ones of 32 bits that lead from about where they are to code.
     Words = 1,
-    /// Aligned words of 32 bits that lead from where they are to code (`.eh_frame`).
-    Relative = 2,
+    /// Call frames (`.eh_frame`): records whose third word of 32 bits leads from where it is to code.
+    Frames = 2,
     /// Aligned words of 32 bits that lead from the section's begin (`.eh_frame_hdr`).
     Table = 3,
     /// Memory that is not in the file; addresses lead to it.
@@ -150,7 +150,7 @@ impl Section {
         let kind = match varint(from)? {
             0 => Kind::Code,
             1 => Kind::Words,
-            2 => Kind::Relative,
+            2 => Kind::Frames,
             3 => Kind::Table,
             4 => Kind::Zeroes,
             _ => return None,
@@ -256,7 +256,7 @@ mod tests {
         #[test]
         fn a_plan_written_is_the_plan_read(stretches in stretches()) {
             let place = Place { offset: 7, address: 4096, size: 90 };
-            let section = Section { kind: Kind::Relative, old: place, new: Place { offset: 0, ..place } };
+            let section = Section { kind: Kind::Frames, old: place, new: Place { offset: 0, ..place } };
             let plan = Plan { programs: vec![vec![section], vec![]], stretches };
             let bytes = plan.bytes();
             prop_assert_eq!(&Plan::parse(&bytes, 1000, 2000).unwrap(), &plan);

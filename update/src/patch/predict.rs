@@ -36,7 +36,7 @@ impl Predictor<'_> {
                 match section.kind {
                     Kind::Code => here.code(bytes),
                     Kind::Words => here.words(bytes),
-                    Kind::Relative => here.relative(bytes),
+                    Kind::Frames => here.frames(bytes),
                     Kind::Table => here.table(bytes),
                     Kind::Zeroes => {}
                 }
@@ -109,29 +109,56 @@ impl Here<'_> {
         for at in self.aligned::<8>(bytes.len()) {
             let Some(word) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<8>()) else { break };
             let word = u64::from_le_bytes(*word);
-            let moved =
-                i64::try_from(word).ok().filter(|_| word >= LOWEST_ADDRESS).and_then(|word| self.moved(word));
-            if let Some(moved) = moved {
+            let address = i64::try_from(word).ok().filter(|_| word >= LOWEST_ADDRESS);
+            if let Some(moved) = address.and_then(|address| self.moved(address)) {
                 put(bytes, at, &u64::from(moved).to_le_bytes());
+                continue;
+            }
+            // Tables of jumps hold how far it is from the table to the code; the field is near enough to the table.
+            for at in [at, at + 4] {
+                self.to_code(bytes, at);
             }
         }
     }
 
-    fn relative(&self, bytes: &mut [u8]) {
+    fn frames(&self, bytes: &mut [u8]) {
+        for at in self.aligned::<4>(bytes.len()) {
+            let Some(record) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<8>()) else { break };
+            let record = u64::from_le_bytes(*record);
+            let (size, back) = (record as u32, (record >> 32) as u32);
+            // How far it is back to the record that this one belongs to, which is in this section too.
+            let Some((old, new)) = self.addresses(at + 4) else { break };
+            let owner = old.checked_sub(back).filter(|owner| *owner >= self.section.old.address);
+            let (Some(owner), true) =
+                (owner, back > 8 && back % 4 == 0 && size % 4 == 0 && (12..0x1_0000).contains(&size))
+            else {
+                continue;
+            };
+            if self.to_code(bytes, at + 8)
+                && let Some(back) = self.moved(owner.into()).and_then(|owner| new.checked_sub(owner))
+            {
+                put(bytes, at + 4, &back.to_le_bytes());
+            }
+        }
+    }
+
+    /// Changes the field `at` when it leads from where it is to code, and tells whether it does.
+    fn to_code(&self, bytes: &mut [u8], at: usize) -> bool {
+        let Some(field) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<4>()) else { return false };
+        let leads_to =
+            self.addresses(at).map(|(old, _)| i64::from(old) + i64::from(i32::from_le_bytes(*field)));
         let is_code = |address: u32| {
             self.program
                 .iter()
-                .any(|section| section.kind == Kind::Code && section.new.inside(address).is_some())
+                .any(|section| section.kind == Kind::Code && section.old.inside(address).is_some())
         };
-        for at in self.aligned::<4>(bytes.len()) {
-            let Some(field) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<4>()) else { break };
-            let Some(predicted) = self.displacement(*field, at, 0) else { continue };
-            let leads_to =
-                self.addresses(at).map(|(_, new)| i64::from(new) + i64::from(i32::from_le_bytes(predicted)));
-            if leads_to.and_then(|address| u32::try_from(address).ok()).is_some_and(is_code) {
-                put(bytes, at, &predicted);
-            }
+        if !leads_to.and_then(|address| u32::try_from(address).ok()).is_some_and(is_code) {
+            return false;
         }
+        if let Some(predicted) = self.displacement(*field, at, 0) {
+            put(bytes, at, &predicted);
+        }
+        true
     }
 
     fn table(&self, bytes: &mut [u8]) {

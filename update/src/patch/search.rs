@@ -7,8 +7,9 @@ use super::plan::Stretch;
 pub(super) struct Index<'a> {
     text: &'a [u8],
     suffixes: Vec<i32>,
-    /// Where in `suffixes` those begin that start with these three bytes.
+    /// Where in `suffixes` those begin that start with these bytes ([`Index::start_of`]).
     first: Vec<u32>,
+    start_bits: u32,
 }
 
 /// A match this long at the place where the last one goes on is taken without a look for a longer one.
@@ -21,19 +22,28 @@ impl<'a> Index<'a> {
     pub(super) fn new(text: &'a [u8]) -> Self {
         let mut suffixes = vec![0; text.len()];
         divsufsort::sort_in_place(text, &mut suffixes);
-        let mut first = vec![0; (1 << 24) + 1];
+        // Three bytes of each begin; two where the text is so short that a table for three would be most of the work.
+        let start_bits = if text.len() < 1 << 20 { 16 } else { 24 };
+        let mut index = Self { text, suffixes, first: vec![0; (1 << start_bits) + 1], start_bits };
         for at in 0..text.len() {
-            first[start_of(&text[at..]) + 1] += 1;
+            let start = index.start_of(&text[at..]);
+            index.first[start + 1] += 1;
         }
-        for key in 1..first.len() {
-            first[key] += first[key - 1];
+        for key in 1..index.first.len() {
+            index.first[key] += index.first[key - 1];
         }
-        Self { text, suffixes, first }
+        index
+    }
+
+    /// The first bytes as a number; what is missing counts as zero, as the end of the text sorts first.
+    fn start_of(&self, text: &[u8]) -> usize {
+        let byte = |at: usize| text.get(at).map_or(0, |byte| usize::from(*byte));
+        (byte(0) << 16 | byte(1) << 8 | byte(2)) >> (24 - self.start_bits)
     }
 
     /// Where in the base the longest piece is that `wanted` begins with, and how long it is.
     fn longest(&self, wanted: &[u8]) -> (usize, usize) {
-        let key = start_of(wanted);
+        let key = self.start_of(wanted);
         let (mut low, mut high) = (self.first[key] as usize, self.first[key + 1] as usize);
         let (mut best, mut low_common, mut high_common) = ((0, 0), 0, 0);
         while low < high {
@@ -56,12 +66,6 @@ impl<'a> Index<'a> {
         }
         best
     }
-}
-
-/// The first three bytes as a number; what is missing counts as zero, as the end of the text sorts first.
-fn start_of(text: &[u8]) -> usize {
-    let byte = |at: usize| text.get(at).map_or(0, |byte| usize::from(*byte));
-    byte(0) << 16 | byte(1) << 8 | byte(2)
 }
 
 /// How many bytes two texts have in common at their begin.
