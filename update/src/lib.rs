@@ -4,6 +4,9 @@
 //! does not have, or whole. Whatever the way, the [`verity`] tree is made from what was written, and its root hash must be the
 //! signed one.
 
+pub mod blocks;
+pub mod choose;
+pub mod chunks;
 pub mod frame;
 pub mod patch;
 pub mod verity;
