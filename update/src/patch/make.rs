@@ -33,6 +33,15 @@ pub enum MakeError {
 ///
 /// When there can be no patch.
 pub fn make(base: (&[u8], Hash), new: (&[u8], Hash)) -> Result<Vec<u8>, MakeError> {
+    make_in_segments(base, new, MAX_SEGMENT)
+}
+
+/// [`make`], with segments of this many bytes.
+pub(super) fn make_in_segments(
+    base: (&[u8], Hash),
+    new: (&[u8], Hash),
+    segment: u32,
+) -> Result<Vec<u8>, MakeError> {
     for root in [base.0, new.0] {
         if root.is_empty() || !root.len().is_multiple_of(BLOCK) || i32::try_from(root.len()).is_err() {
             return Err(MakeError::Size(root.len()));
@@ -51,7 +60,7 @@ pub fn make(base: (&[u8], Hash), new: (&[u8], Hash)) -> Result<Vec<u8>, MakeErro
         new: new.1,
         base_size: base.0.len() as u32,
         new_size: new.0.len() as u32,
-        segment: MAX_SEGMENT,
+        segment,
         plan_packed: plan_packed.len() as u32,
         plan_size: plan_bytes.len() as u32,
     };

@@ -27,9 +27,12 @@ fn whole(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// In segments of 64 KiB, so that small roots have several.
 fn patch(base: &[u8], new: &[u8]) -> Vec<u8> {
-    make((base, FROM), (new, TO)).unwrap()
+    super::make::make_in_segments((base, FROM), (new, TO), SEGMENT as u32).unwrap()
 }
+
+const SEGMENT: usize = 64 << 10;
 
 fn applier(base: &[u8]) -> Applier<&[u8]> {
     Applier::new(base, FROM, TO, 1 << 30)
@@ -83,7 +86,7 @@ fn edited() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 
 /// A root of several segments, and one with a few bytes put in near its begin.
 fn large() -> (Vec<u8>, Vec<u8>) {
-    let base = whole(noise(7, 5 << 20));
+    let base = whole(noise(7, 2 * SEGMENT + SEGMENT / 2));
     let mut new = base.clone();
     new.splice(5000..5000, b"a line more".repeat(9));
     (base, whole(new))
@@ -137,7 +140,7 @@ fn a_change_of_a_few_bytes_makes_a_patch_of_some_hundred() {
     let patch = patch(&base, &new);
     assert!(patch.len() < 1000, "{} bytes", patch.len());
     assert!(apply(&base, &patch, &[1000]).unwrap() == new);
-    assert_eq!(patch, super::make((&base, FROM), (&new, TO)).unwrap(), "the same roots give the same bytes");
+    assert_eq!(patch, self::patch(&base, &new), "the same roots give the same bytes");
 }
 
 #[test]
@@ -154,9 +157,9 @@ fn an_update_that_was_cut_goes_on_at_any_segment() {
             applier.push(&mut piece).unwrap();
         }
         let at = usize::try_from(applier.seek(segment).unwrap().unwrap()).unwrap();
-        let (mut input, mut made) = (&patch[at..], 2 * segment as usize * (1 << 20));
+        let (mut input, mut made) = (&patch[at..], segment as usize * SEGMENT);
         while let Some(found) = applier.push(&mut input).unwrap() {
-            assert_eq!((found.number as usize, found.offset as usize), (made >> 21, made));
+            assert_eq!((found.number as usize, found.offset as usize), (made / SEGMENT, made));
             assert!(found.content == &new[made..made + found.content.len()]);
             made += found.content.len();
         }
@@ -198,13 +201,13 @@ fn a_base_that_is_not_what_it_was_is_noticed_before_anything_is_handed_out() {
     let (base, new) = large();
     let patch = patch(&base, &new);
     let mut changed = base.clone();
-    changed[3 << 20] ^= 1;
+    changed[SEGMENT + SEGMENT / 2] ^= 1;
     let (error, made) = apply(&changed, &patch, &[1 << 20]).unwrap_err();
     assert!(matches!(error, Error::Segment { segment: 1 }), "{error}");
-    assert_eq!(made, 2 << 20);
-    let (error, made) = apply(&base[..4 << 20], &patch, &[1 << 20]).unwrap_err();
+    assert_eq!(made, SEGMENT);
+    let (error, made) = apply(&base[..2 * SEGMENT], &patch, &[1 << 20]).unwrap_err();
     assert!(matches!(error, Error::Base { .. }), "{error}");
-    assert_eq!(made, 4 << 20);
+    assert_eq!(made, 2 * SEGMENT);
 }
 
 #[test]
@@ -258,4 +261,119 @@ fn each_byte_of_the_base_that_is_used_is_read_once() {
     let mut input = &patch[..];
     while applier.push(&mut input).unwrap().is_some() {}
     assert!(slow.1.get() <= new.len() as u64, "{} bytes read for {}", slow.1.get(), new.len());
+}
+
+/// A program as linkers lay it out: addresses, call frames, then code behind a page's gap; each function calls others and reads data.
+/// The functions have these sizes.
+fn program(sizes: &[usize]) -> Vec<u8> {
+    const CODE: usize = 4096 * 8;
+    const GAP: usize = 4096;
+    let starts: Vec<usize> = sizes
+        .iter()
+        .scan(CODE, |at, size| {
+            *at += size;
+            Some(*at - size)
+        })
+        .collect();
+    let end = CODE + sizes.iter().sum::<usize>();
+    let mut file = vec![0; end.next_multiple_of(BLOCK)];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(18, &[62, 0]);
+    put(32, &64u64.to_le_bytes());
+    put(56, &3u16.to_le_bytes());
+    let (table, frames) = (4096 * 4, 4096 * 5);
+    let table_size = 12 + 8 * sizes.len();
+    for (at, (kind, flags, offset, address, size)) in [
+        (1u32, 4u32, 0, 0, CODE),
+        (1, 5, CODE, CODE + GAP, end - CODE),
+        (0x6474_e550, 4, table, table, table_size),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        put(64 + 56 * at, &kind.to_le_bytes());
+        put(68 + 56 * at, &flags.to_le_bytes());
+        for (number, value) in [(8, offset), (16, address), (32, size), (40, size)] {
+            put(64 + 56 * at + number, &(value as u64).to_le_bytes());
+        }
+    }
+    let frames = frames.max((table + table_size).next_multiple_of(8));
+    put(frames, &20u32.to_le_bytes());
+    for (number, (start, size)) in starts.iter().zip(sizes).enumerate() {
+        let address = start + GAP;
+        put(4096 + 8 * number, &(address as u64).to_le_bytes());
+        let record = frames + 24 * (number + 1);
+        put(table + 12 + 8 * number, &((address as i32) - table as i32).to_le_bytes());
+        put(table + 16 + 8 * number, &((record - table) as u32).to_le_bytes());
+        put(record, &20u32.to_le_bytes());
+        put(record + 4, &((record + 4 - frames) as u32).to_le_bytes());
+        put(record + 8, &(address as i32 - (record + 8) as i32).to_le_bytes());
+        put(record + 12, &(*size as u32).to_le_bytes());
+        let body = noise(number as u64 + 1, *size);
+        put(*start, &body);
+        for (call, at) in (20..size - 20).step_by(30).enumerate() {
+            let target = starts[(number * 7 + call * 13) % starts.len()] + GAP;
+            put(start + at, &[0xe8]);
+            put(start + at + 1, &(target as i32 - (address + at + 5) as i32).to_le_bytes());
+            // lea rdi, [rip + …]
+            let data = 4096 + 8 * ((number + call) % sizes.len());
+            put(start + at + 8, &[0x48, 0x8d, 0x3d]);
+            put(start + at + 11, &(data as i32 - (address + at + 15) as i32).to_le_bytes());
+        }
+    }
+    file
+}
+
+fn sizes() -> Vec<usize> {
+    (0..150).map(|number| 200 + 37 * (number % 11)).collect()
+}
+
+/// A root with a program of two functions that grow.
+fn two_programs() -> (Vec<u8>, Vec<u8>) {
+    let mut sizes = sizes();
+    let base = [vec![0; BLOCK], program(&sizes)].concat();
+    sizes[40] += 29;
+    sizes[90] += 5;
+    (base, [vec![0; BLOCK], program(&sizes)].concat())
+}
+
+#[test]
+fn a_function_that_grew_does_not_make_each_call_a_difference() {
+    let (base, new) = two_programs();
+    let changed = base.iter().zip(&new).filter(|(a, b)| a != b).count();
+    assert!(changed > 40_000, "{changed} bytes of {} differ", new.len());
+    let patch = patch(&base, &new);
+    assert!(apply(&base, &patch, &[1000]).unwrap() == new);
+    // The same without the begin of an ELF file: nothing is taken for a program, nothing foretold.
+    let hide = |mut root: Vec<u8>| {
+        root[BLOCK] = 0;
+        root
+    };
+    let plain = self::patch(&hide(base), &hide(new));
+    assert!(4 * patch.len() < plain.len(), "{} bytes, {} without", patch.len(), plain.len());
+}
+
+/// A node applies by the rule that it was built with: another rule is another version of the format.
+#[test]
+fn what_is_foretold_stays_the_same() {
+    use sha2::{Digest, Sha256};
+    let (base, new) = two_programs();
+    let grown = |functions: usize| (9 * BLOCK + sizes()[..functions].iter().sum::<usize>()) as u32;
+    let stretches = [(0, grown(41), 0), (grown(41), grown(91), 29), (grown(91), base.len() as u32 - 34, 34)]
+        .map(|(old, end, moved)| plan::Stretch { old, new: old + moved, size: end - old });
+    let programs = elf::programs(&base, &new, &stretches);
+    assert_eq!(programs.len(), 1);
+    let shifts = plan::Shifts::new(&stretches);
+    let predictor = predict::Predictor { programs: &programs, shifts: &shifts };
+    let mut digest = Sha256::new();
+    for stretch in stretches {
+        let mut bytes = base[stretch.old as usize..][..stretch.size as usize].to_vec();
+        predictor.predict(stretch, &mut bytes);
+        digest.update(bytes);
+    }
+    assert_eq!(
+        hex(&digest.finalize().into()),
+        "3b7c0e5b8528b22e28f7b914c42bce3d5fd7e45cdf51ff4214722a5f257a1dd2"
+    );
 }
