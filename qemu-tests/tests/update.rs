@@ -13,7 +13,7 @@ fn a_node_sees_the_version_that_is_published() {
     lan.dnsmasq(&[RANGE, &format!("--address=/updates.lan.test/{}", Lan::ADDRESS)]);
     let updates = Updates::new();
     updates.publish("90.1.0");
-    lan.serve(updates.folder());
+    lan.nginx(updates.folder());
     let mut node = Node::new(lan.attach(Config::direct()));
     install_with_update_root(&mut node, &updates.root());
     node.start();

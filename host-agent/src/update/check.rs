@@ -84,17 +84,15 @@ async fn manifest(repository: &Repository, plan: &Plan) -> Result<Manifest, Stri
     let about = |reason: String| format!("{MANIFEST} in {targets}: {reason}");
     let publisher = "its publisher has to make it with cargo caisson repo";
     let name = TargetName::new(MANIFEST).map_err(|error| about(error.to_string()))?;
-    let length = repository.targets().signed.targets.get(&name).map(|target| target.length);
-    match length {
-        None => return Err(about(format!("the repository has none, so it offers nothing: {publisher}"))),
-        Some(length) if length > LARGEST_MANIFEST as u64 => {
-            return Err(about(format!("{}: {publisher}", ManifestError::TooLarge(LARGEST_MANIFEST + 1))));
-        }
-        Some(_) => {}
+    let length = repository.targets().signed.targets.get(&name).map_or(0, |target| target.length);
+    if length > LARGEST_MANIFEST as u64 {
+        let reason = ManifestError::TooLarge(usize::try_from(length).unwrap_or(usize::MAX));
+        return Err(about(format!("{reason}: {publisher}")));
     }
     let explain = |error| explain(&error, targets.as_str());
     let stream = repository.read_target(&name).await.map_err(explain)?;
-    let stream = stream.ok_or_else(|| about(format!("it is gone: {publisher}")))?;
+    let stream =
+        stream.ok_or_else(|| about(format!("the repository has none, so it offers nothing: {publisher}")))?;
     let data = stream.into_vec().await.map_err(explain)?;
     Manifest::parse(&data).map_err(|error| about(error.to_string()))
 }

@@ -11,14 +11,9 @@ pub(super) fn explain(error: &Error, base: &str) -> String {
     const NOTHING: &str = "nothing of it is used";
     match cause(error) {
         Error::Transport { url, source, .. } => transport(url.as_str(), source),
-        Error::VerifyTrustedMetadata { source, .. } => {
+        Error::VerifyTrustedMetadata { .. } | Error::ParseTrustedMetadata { .. } => {
             format!(
-                "this image's update root cannot be used: {source}: build the image with another update-root"
-            )
-        }
-        Error::ParseTrustedMetadata { source, .. } => {
-            format!(
-                "this image's update root cannot be used: {source}: build the image with another update-root"
+                "this image's update root cannot be used ({error}): build the image with another update-root"
             )
         }
         Error::VerifyMetadata { role, source, .. } => format!(
