@@ -209,12 +209,11 @@ pub struct Root {
     pub hash: Hash,
     /// Whole blocks of 4096 bytes.
     pub size: Size,
-    /// All of it, as one zstd frame.
+    /// All of it, in chunks that are packed each for itself ([`crate::chunks`]).
     pub full: File,
-    /// For nodes that fetch what they lack, from any version: the root as it is, and its verity tree, whose leaves say what
-    /// a node has already.
+    /// The hashes of its blocks, 32 bytes each, in order: by them a node with any older version knows which chunks it lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blocks: Option<Blocks>,
+    pub leaves: Option<File>,
     /// What differs from older roots.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<Patch>,
@@ -227,12 +226,6 @@ pub struct Root {
 pub struct File {
     pub target: Name,
     pub size: Size,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blocks {
-    pub image: File,
-    pub tree: File,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,15 +252,15 @@ impl Update {
 
     /// All targets that it is made of.
     pub fn targets(&self) -> impl Iterator<Item = &Name> {
-        let blocks = self.root.blocks.iter().flat_map(|blocks| [&blocks.image.target, &blocks.tree.target]);
+        let leaves = self.root.leaves.iter().map(|leaves| &leaves.target);
         let patches = self.root.patches.iter().map(|patch| &patch.target);
-        [&self.uki.target, &self.root.full.target].into_iter().chain(blocks).chain(patches)
+        [&self.uki.target, &self.root.full.target].into_iter().chain(leaves).chain(patches)
     }
 }
 
 impl Root {
-    pub fn new(hash: Hash, size: Size, full: File, blocks: Option<Blocks>) -> Self {
-        Self { hash, size, full, blocks, patches: Vec::new(), extra: Map::new() }
+    pub fn new(hash: Hash, size: Size, full: File, leaves: Option<File>, patches: Vec<Patch>) -> Self {
+        Self { hash, size, full, leaves, patches, extra: Map::new() }
     }
 }
 
@@ -402,7 +395,7 @@ mod tests {
                 "version": "1.2.0",
                 "root": {
                     "hash": "ab".repeat(32), "size": 8192, "full": file("a.zst"),
-                    "blocks": {"image": file("a.erofs"), "tree": file("a.verity")},
+                    "leaves": file("a.leaves"),
                     "patches": [{"from": "cd".repeat(32), "target": "a.patch", "size": 10}],
                 },
                 "uki": {"name": "caisson_1.2.0.efi", "target": "a.efi", "size": 5, "sha256": "ef".repeat(32)},

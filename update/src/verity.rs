@@ -15,6 +15,9 @@ const SUPERBLOCK: u64 = 1;
 
 pub type Hash = [u8; HASH];
 
+/// The salt of the product line. It stays the same from release to release, so that equal blocks have equal hashes.
+pub const SALT: [u8; 32] = *b"caisson: one salt for all roots.";
+
 /// Why no tree was made.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -210,14 +213,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SALT: &[u8; 32] = b"caisson: one salt for all roots.";
-
     /// The tree and root hash of a root; nothing is written twice, and nothing left out.
     fn tree(root: &[u8]) -> (Vec<u8>, Hash) {
         let blocks = (root.len() / BLOCK) as u64;
         let mut out = vec![0; usize::try_from(tree_size(blocks)).unwrap()];
         let mut written = vec![false; out.len() / BLOCK];
-        out[..BLOCK].copy_from_slice(&superblock(SALT, blocks));
+        out[..BLOCK].copy_from_slice(&superblock(&SALT, blocks));
         written[0] = true;
         let mut sink = |offset: u64, block: &[u8; BLOCK]| {
             let at = usize::try_from(offset).unwrap();
@@ -225,7 +226,7 @@ mod tests {
             out[at..at + BLOCK].copy_from_slice(block);
             Ok(())
         };
-        let mut tree = Tree::new(SALT, blocks).unwrap();
+        let mut tree = Tree::new(&SALT, blocks).unwrap();
         for block in root.as_chunks::<BLOCK>().0 {
             tree.push(block, &mut sink).unwrap();
         }
@@ -249,7 +250,7 @@ mod tests {
             }
             level = upper;
         };
-        let mut out = superblock(SALT, (root.len() / BLOCK) as u64).to_vec();
+        let mut out = superblock(&SALT, (root.len() / BLOCK) as u64).to_vec();
         levels.iter().rev().for_each(|level| out.extend(level));
         (out, hash)
     }
@@ -277,20 +278,20 @@ mod tests {
     fn the_leaves_are_where_they_are_said_to_be() {
         let root = root(300);
         let at = usize::try_from(leaves_offset(300)).unwrap();
-        assert_eq!(tree(&root).0[at..at + HASH], hash_block(SALT, &root[..BLOCK]));
+        assert_eq!(tree(&root).0[at..at + HASH], hash_block(&SALT, &root[..BLOCK]));
     }
 
     #[test]
     fn a_root_that_is_short_or_long_has_no_hash() {
         let mut sink = |_: u64, _: &[u8; BLOCK]| Ok(());
-        let mut tree = Tree::new(SALT, 2).unwrap();
+        let mut tree = Tree::new(&SALT, 2).unwrap();
         tree.push(&[0; BLOCK], &mut sink).unwrap();
         let error = tree.finish(&mut sink).unwrap_err().to_string();
         assert_eq!(error, "the root has ended after 1 of 2 blocks");
-        let mut tree = Tree::new(SALT, 1).unwrap();
+        let mut tree = Tree::new(&SALT, 1).unwrap();
         tree.push(&[0; BLOCK], &mut sink).unwrap();
         assert!(matches!(tree.push(&[0; BLOCK], &mut sink), Err(Error::Long { expected: 1 })));
-        assert!(Tree::new(SALT, 0).is_err() && Tree::new(SALT, MAX_BLOCKS + 1).is_err());
+        assert!(Tree::new(&SALT, 0).is_err() && Tree::new(&SALT, MAX_BLOCKS + 1).is_err());
     }
 
     proptest! {

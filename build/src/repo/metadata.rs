@@ -159,6 +159,18 @@ impl Repository {
         Ok(self.path("targets").join(format!("{hash}.{name}")))
     }
 
+    /// What a target holds.
+    pub fn read_target(&self, name: &str) -> Result<Vec<u8>> {
+        let (file, hash) = (self.file_of(name)?, &self.target(name)?.hashes.sha256);
+        let data = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        ensure!(
+            Sha256::digest(&data)[..] == hash[..],
+            "{} was changed after it was signed",
+            file.display()
+        );
+        Ok(data)
+    }
+
     /// Copies a file into the repository as the target `name`.
     pub fn add_target(&mut self, name: &str, from: &Path) -> Result<()> {
         let failed = || format!("cannot copy {} into the repository", from.display());

@@ -6,19 +6,17 @@ mod publish;
 #[cfg(test)]
 mod tests;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use tough::schema::RoleType;
 use update::manifest::{Name, Version};
 
 use crate::project::Project;
-use crate::toolbox::{LockPolicy, Toolbox};
 use keys::KeyOfRole;
 use publish::Schedule;
 
@@ -56,6 +54,9 @@ pub enum Repo {
         /// When the waves begin (RFC 3339)
         #[arg(long, value_name = "TIME", requires = "waves")]
         waves_start: Option<Timestamp>,
+        /// From how many older versions, the newest first, patches are made: about a minute each
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        patches: usize,
         #[command(flatten)]
         limits: Limits,
         #[command(flatten)]
@@ -164,17 +165,15 @@ pub fn run(project: &Project, command: &Repo) -> Result<()> {
             eprintln!("  an empty repository in {}", folder.display());
             tell(&repository);
         }
-        Repo::Add { folder, variant, from, waves, waves_start, limits, signing } => {
+        Repo::Add { folder, variant, from, waves, waves_start, patches, limits, signing } => {
             let built = from.clone().unwrap_or_else(|| project.artifacts(variant));
             let schedule = match (waves, waves_start) {
                 (Some(file), Some(start)) => Some(Schedule::load(file)?.waves(*start)?),
                 _ => None,
             };
-            let toolbox = Toolbox::open(project, LockPolicy::Newest)?;
             let mut repository = Repository::open(folder)?;
             let scratch = tempfile::tempdir_in(folder).context("cannot write to the repository")?;
-            let compress = |from: &Path, to: &Path| zstd(&toolbox, from, to);
-            let added = add(&mut repository, &built, schedule, scratch.path(), compress)?;
+            let added = add(&mut repository, &built, schedule, scratch.path(), *patches)?;
             eprintln!("  {added}");
             let (variant, arch) = (added.variant.clone(), added.arch.clone());
             limits.set(&mut repository, &variant, &arch);
@@ -239,21 +238,4 @@ fn tell(repository: &Repository) {
     for (role, at) in repository.expiries() {
         eprintln!("  {role} expires {at}");
     }
-}
-
-/// The whole of a root, as it is published: one frame, a window of 8 MiB.
-fn zstd(toolbox: &Toolbox, from: &Path, to: &Path) -> Result<()> {
-    let folders = [from, to].map(Path::parent);
-    let [Some(from_folder), Some(to_folder)] = folders else { bail!("a file without a folder") };
-    eprintln!("  compressing {} ({} MiB)", from.display(), fs::metadata(from)?.len() >> 20);
-    let shared = toolbox.clone().with_share(&fs::canonicalize(from_folder)?);
-    let shared = shared.with_share(&fs::canonicalize(to_folder)?);
-    let mut command = shared.command("zstd");
-    let at = |folder: &Path, path: &Path| -> Result<PathBuf> {
-        Ok(fs::canonicalize(folder)?.join(path.file_name().context("a file without a name")?))
-    };
-    command.args(["-q", "-19", "--single-thread", "-f", "-o"]);
-    command.arg(at(to_folder, to)?).arg(at(from_folder, from)?);
-    crate::command::run_quiet(&mut command, "compressing the root")?;
-    Ok(())
 }

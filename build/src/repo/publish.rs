@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use update::manifest::{Blocks, File, Hash, Name, Root, Size, Uki, Update, Version};
+use update::chunks;
+use update::manifest::{File, Hash, Name, Patch, Root, Size, Uki, Update, Version};
+use update::patch;
+use update::verity;
 use update::waves::{self, Step, Waves};
 
 use super::metadata::Repository;
@@ -47,14 +50,14 @@ impl fmt::Display for Added {
     }
 }
 
-/// Copies a version's files from `folder`, where `cargo caisson image` left them, into the repository, and lists it; `compress` makes
-/// a zstd frame of a file. A version that is there already is refused: nodes have it.
+/// Copies a version's files from `folder`, where `cargo caisson image` left them, into the repository, and lists it, with patches
+/// from the newest `patches` versions before it. A version that is there already is refused: nodes have it.
 pub fn add(
     repository: &mut Repository,
     folder: &Path,
     waves: Option<Waves>,
     scratch: &Path,
-    compress: impl Fn(&Path, &Path) -> Result<()>,
+    patches: usize,
 ) -> Result<Added> {
     let path = folder.join("manifest.json");
     let text = fs::read(&path).with_context(|| {
@@ -86,7 +89,7 @@ pub fn add(
         Ok((file, said.bytes, said.sha256.parse().map_err(told)?))
     };
     let base = format!("caisson-{variant}-{arch}-{version}");
-    let mut offer = |from: &Path, ending: &str| -> Result<File> {
+    let offer = |repository: &mut Repository, from: &Path, ending: &str| -> Result<File> {
         let name = format!("{base}{ending}");
         repository.add_target(&name, from)?;
         let size = Size::try_from(fs::metadata(from)?.len()).map_err(anyhow::Error::msg)?;
@@ -95,11 +98,27 @@ pub fn add(
     let (root, root_size, _) = file("root.erofs")?;
     let (tree, _, _) = file("root.verity")?;
     let (uki, _, sha256) = file(&uki_file)?;
-    let packed = scratch.join("root.zst");
-    compress(&root, &packed)?;
-    let full = offer(&packed, ".root.zst")?;
-    let blocks = Blocks { image: offer(&root, ".root.erofs")?, tree: offer(&tree, ".root.verity")? };
-    let File { target, size } = offer(&uki, ".efi")?;
+    let root = fs::read(&root).with_context(|| format!("cannot read {}", root.display()))?;
+    let made = scratch.join("made");
+    eprintln!("  packing a root of {} MiB", root_size >> 20);
+    fs::write(&made, chunks::make(&root)?)?;
+    let full = offer(repository, &made, ".root.zst")?;
+    fs::write(&made, leaves(&tree, root_size)?)?;
+    let leaves = offer(repository, &made, ".root.leaves")?;
+    let mut from_older = Vec::new();
+    for (older, hash, base) in bases(repository, &variant, &arch, &version, patches)? {
+        eprintln!("  making a patch from {older}");
+        match patch::make((&base, hash.0), (&root, root_hash.0)) {
+            Ok(patch) if (patch.len() as u64) < full.size.bytes() => {
+                fs::write(&made, patch)?;
+                let File { target, size } = offer(repository, &made, &format!(".from-{older}.patch"))?;
+                from_older.push(Patch { from: hash, target, size });
+            }
+            Ok(_) => eprintln!("  a patch from {older} would be larger than the whole: left out"),
+            Err(error) => eprintln!("  no patch from {older}: {error}"),
+        }
+    }
+    let File { target, size } = offer(repository, &uki, ".efi")?;
     let name = uki_name(&version.to_string()).parse().map_err(anyhow::Error::msg)?;
     let added = Added {
         variant: variant.clone(),
@@ -111,12 +130,57 @@ pub fn add(
     let root_size = Size::try_from(root_size).map_err(anyhow::Error::msg)?;
     let update = Update::new(
         version,
-        Root::new(root_hash, root_size, full, Some(blocks)),
+        Root::new(root_hash, root_size, full, Some(leaves), from_older),
         Uki { name, target, size, sha256 },
         waves,
     );
     repository.manifest.line_mut(&variant, &arch).updates.push(update);
     Ok(added)
+}
+
+/// The hashes of a root's blocks, from the lowest level of its verity tree.
+fn leaves(tree: &Path, root_size: u64) -> Result<Vec<u8>> {
+    let tree = fs::read(tree).with_context(|| format!("cannot read {}", tree.display()))?;
+    let blocks = root_size / verity::BLOCK as u64;
+    let start = usize::try_from(verity::leaves_offset(blocks))?;
+    let end = start + usize::try_from(blocks)? * verity::HASH;
+    Ok(tree.get(start..end).context("the verity tree is shorter than its root says")?.to_vec())
+}
+
+/// The roots of the newest `count` versions below `version`.
+fn bases(
+    repository: &Repository,
+    variant: &Name,
+    arch: &Name,
+    version: &Version,
+    count: usize,
+) -> Result<Vec<(Version, Hash, Vec<u8>)>> {
+    let line = repository.manifest.line(variant.as_str(), arch.as_str());
+    let mut older: Vec<&Update> =
+        line.iter().flat_map(|line| &line.updates).filter(|update| update.version < *version).collect();
+    older.sort_by(|a, b| b.version.cmp(&a.version));
+    let unpacked = |update: &&Update| -> Result<(Version, Hash, Vec<u8>)> {
+        let target = update.root.full.target.as_str();
+        let file = repository.read_target(target)?;
+        let root = unpack(&file, update.root.size.bytes()).with_context(|| target.to_owned())?;
+        Ok((update.version.clone(), update.root.hash, root))
+    };
+    older.iter().take(count).map(unpacked).collect()
+}
+
+fn unpack(file: &[u8], root_size: u64) -> Result<Vec<u8>> {
+    let head = file.first_chunk().context("it is too short to be a root in chunks")?;
+    let index = chunks::Index::parse(
+        file.get(..chunks::Index::size(head, root_size)?).context("it is shorter than its index")?,
+    )?;
+    let (mut root, mut content) = (Vec::with_capacity(usize::try_from(root_size)?), Vec::new());
+    for chunk in 0..index.chunks() {
+        let place = index.place(chunk..chunk + 1).context("a chunk without a place")?;
+        let packed = file.get(usize::try_from(place.start)?..usize::try_from(place.end)?);
+        index.unpack(chunk, packed.context("it is shorter than its chunks")?, &mut content)?;
+        root.extend_from_slice(&content);
+    }
+    Ok(root)
 }
 
 /// No longer lists a version, nor its files.

@@ -49,7 +49,7 @@ impl Publisher {
         let mut files = serde_json::Map::new();
         for (name, data) in [
             ("root.erofs", vec![7; 8192]),
-            ("root.verity", vec![8; 4096]),
+            ("root.verity", vec![8; 8192]),
             (&uki, version.as_bytes().to_vec()),
         ] {
             fs::write(folder.join(name), &data).unwrap();
@@ -63,8 +63,7 @@ impl Publisher {
     }
 
     fn add(&self, repository: &mut Repository, version: &str) -> Result<()> {
-        let compress = |from: &Path, to: &Path| Ok(fs::copy(from, to).map(drop)?);
-        publish::add(repository, &self.build(version), None, self.dir.path(), compress)?;
+        publish::add(repository, &self.build(version), None, self.dir.path(), 1)?;
         let signing = self.signing(&[LATER]);
         publish(repository, &signing.keys()?, &signing.expiries())
     }

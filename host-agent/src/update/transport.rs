@@ -61,7 +61,7 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 }
 
 /// An error with all that caused it; reqwest's own text leaves that out.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut causes = vec![error.to_string()];
     let mut next = error.source();
     while let Some(cause) = next {
