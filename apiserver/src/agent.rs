@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::client::connect_unix;
-use crate::updates::UpdateStatus;
+use crate::updates::{UpdateOutcome, UpdateProgress, UpdateStatus};
 
 /// Where the host agent listens.
 pub const SOCKET: &str = "/run/host-agent.sock";
@@ -38,6 +38,16 @@ pub enum Request {
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
+    /// Write the chosen update to the spare slot. This and the next three are answered when they begin.
+    PrepareUpdate,
+    /// Let it boot next.
+    ActivateUpdate,
+    /// Let it not boot.
+    DeactivateUpdate,
+    /// Let the version before this one boot next.
+    RollbackUpdate,
+    UpdateProgress,
+    UpdateHistory,
     Reboot,
     PowerOff,
 }
@@ -59,6 +69,12 @@ pub enum Response {
     Updates {
         status: Box<UpdateStatus>,
     },
+    UpdateProgress {
+        progress: Option<UpdateProgress>,
+    },
+    UpdateHistory {
+        outcomes: Vec<UpdateOutcome>,
+    },
     Done,
     /// `kind` decides the API's status code.
     Error {
@@ -72,6 +88,8 @@ pub enum Response {
 pub enum ErrorKind {
     /// 404
     NotFound,
+    /// 409
+    Conflict,
     /// 423
     Busy,
     /// 500

@@ -1,5 +1,5 @@
 //! What Bottlerocket's clients ask beside settings, and this system answers in its own way: the host agent applies all settings
-//! itself, without templates, commands or files of services, and nothing installs updates yet.
+//! itself, without templates, commands or files of services.
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
@@ -45,13 +45,4 @@ pub(crate) fn configuration_files(query: &Query) -> Result<Reply, Refusal> {
 
 fn required(keys: Option<Vec<String>>) -> Result<Vec<String>, Refusal> {
     keys.ok_or_else(|| Refusal::bad_request("Missing required input 'keys'"))
-}
-
-/// Bottlerocket's code for an update that does not exist, and for an image that is not staged. It has none for a system that cannot
-/// install updates; that is told in the same way, as no answer of the server's (5xx) would change by trying again.
-pub(crate) fn no_updater(action: &str) -> Refusal {
-    let reason = format!(
-        "{action}: this version of Caisson looks for updates, and installs none: install another image instead"
-    );
-    Refusal::new(StatusCode::NOT_FOUND, reason)
 }

@@ -14,7 +14,9 @@
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
 //! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
 //! | `POST /actions/refresh-updates`, `GET /updates/status` | begins to look for updates; what there is, and how looking went; both 423 meanwhile |
-//! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: this version installs no updates |
+//! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 204: begins; the chosen update goes to the spare slot, boots next, does not; 404, 409 when there is none, or it makes no sense; 423 meanwhile |
+//! | `POST /actions/rollback-update` | 204: the version before boots next |
+//! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
@@ -167,14 +169,25 @@ async fn route(
                 _ => Err(unexpected()),
             }
         }
-        (&Method::POST, ["actions", "refresh-updates"]) => {
-            ask_agent(state, &agent::Request::RefreshUpdates).await?;
-            Ok(reply::nothing())
+        (&Method::POST, ["actions", "refresh-updates"]) => begun(state, agent::Request::RefreshUpdates).await,
+        (&Method::GET, ["updates", "progress"]) => {
+            match ask_agent(state, &agent::Request::UpdateProgress).await? {
+                agent::Response::UpdateProgress { progress } => Ok(reply::json(&progress)),
+                _ => Err(unexpected()),
+            }
         }
-        (
-            &Method::POST,
-            ["actions", action @ ("prepare-update" | "activate-update" | "deactivate-update")],
-        ) => Err(metadata::no_updater(action)),
+        (&Method::GET, ["updates", "history"]) => {
+            match ask_agent(state, &agent::Request::UpdateHistory).await? {
+                agent::Response::UpdateHistory { outcomes } => Ok(reply::json(&outcomes)),
+                _ => Err(unexpected()),
+            }
+        }
+        (&Method::POST, ["actions", "prepare-update"]) => begun(state, agent::Request::PrepareUpdate).await,
+        (&Method::POST, ["actions", "activate-update"]) => begun(state, agent::Request::ActivateUpdate).await,
+        (&Method::POST, ["actions", "deactivate-update"]) => {
+            begun(state, agent::Request::DeactivateUpdate).await
+        }
+        (&Method::POST, ["actions", "rollback-update"]) => begun(state, agent::Request::RollbackUpdate).await,
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -228,6 +241,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("metadata/setting-generators", "GET"),
     ("metadata/templates", "GET"),
     ("updates/status", "GET"),
+    ("updates/progress", "GET"),
+    ("updates/history", "GET"),
     ("events", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),
@@ -243,7 +258,14 @@ const KNOWN: &[(&str, &str)] = &[
     ("actions/prepare-update", "POST"),
     ("actions/activate-update", "POST"),
     ("actions/deactivate-update", "POST"),
+    ("actions/rollback-update", "POST"),
 ];
+
+/// Asks the agent to begin something. How it goes is told elsewhere.
+async fn begun(state: &RefCell<State>, request: agent::Request) -> Result<Reply, Refusal> {
+    ask_agent(state, &request).await?;
+    Ok(reply::nothing())
+}
 
 fn no_such(method: &Method, path: &[&str]) -> Refusal {
     let is_like = |pattern: &str| {

@@ -316,6 +316,9 @@ async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
         Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
             Err(Refusal::new(StatusCode::NOT_FOUND, message))
         }
+        Ok(Response::Error { kind: ErrorKind::Conflict, message }) => {
+            Err(Refusal::new(StatusCode::CONFLICT, message))
+        }
         Ok(Response::Error { kind: ErrorKind::Busy, message }) => {
             Err(Refusal::new(StatusCode::LOCKED, message))
         }

@@ -19,7 +19,7 @@ use crate::container::log;
 use crate::container::record::Places;
 use crate::init;
 use crate::node::Node;
-use crate::update::{Busy, Updates};
+use crate::update::{Command, Refused, Updates};
 
 /// root, and the API server.
 const ADMITTED: [u32; 2] = [0, 274];
@@ -37,7 +37,7 @@ const LARGEST_LOG: u64 = 1 << 20;
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
     pub applier: Rc<RefCell<Applier>>,
-    updates: Updates,
+    pub updates: Updates,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -115,6 +115,17 @@ impl Agent {
         Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
     }
 
+    fn update(&self, command: Command) -> Response {
+        self.with_settings(|settings| self.updates.begin(command, settings))
+    }
+
+    fn with_settings(&self, begin: impl FnOnce(Settings) -> Result<(), Refused>) -> Response {
+        let Some(settings) = self.applier.borrow().applied().cloned() else {
+            return failed("the node is still starting: try again when its settings are applied".to_owned());
+        };
+        begin(settings).map_or_else(not_begun, |()| Response::Done)
+    }
+
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
             Request::Apply { generation, settings, .. } => self.apply(generation, &settings, asker).await,
@@ -145,19 +156,15 @@ impl Agent {
                     kind: ErrorKind::NotFound,
                     message: "Update status is uninitialized, refresh-updates to initialize it".to_owned(),
                 },
-                Err(Busy) => busy(),
+                Err(refused) => not_begun(refused),
             },
-            Request::RefreshUpdates => {
-                let Some(settings) = self.applier.borrow().applied().cloned() else {
-                    return failed(
-                        "the node is still starting: try again when its settings are applied".to_owned(),
-                    );
-                };
-                match self.updates.refresh(settings) {
-                    Ok(()) => Response::Done,
-                    Err(Busy) => busy(),
-                }
-            }
+            Request::RefreshUpdates => self.with_settings(|settings| self.updates.refresh(settings)),
+            Request::PrepareUpdate => self.update(Command::Prepare),
+            Request::ActivateUpdate => self.update(Command::Activate),
+            Request::DeactivateUpdate => self.update(Command::Deactivate),
+            Request::RollbackUpdate => self.update(Command::Rollback),
+            Request::UpdateProgress => Response::UpdateProgress { progress: self.updates.progress() },
+            Request::UpdateHistory => Response::UpdateHistory { outcomes: self.updates.history() },
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
             Request::Reboot => end(&InitRequest::Reboot).await,
             Request::PowerOff => end(&InitRequest::PowerOff).await,
@@ -184,9 +191,15 @@ async fn end(request: &InitRequest) -> Response {
     }
 }
 
-fn busy() -> Response {
-    let message = "an update command is running: try again when it is over".to_owned();
-    Response::Error { kind: ErrorKind::Busy, message }
+fn not_begun(refused: Refused) -> Response {
+    let (kind, message) = match refused {
+        Refused::Busy => {
+            (ErrorKind::Busy, "an update command is running: try again when it is over".to_owned())
+        }
+        Refused::Nothing(message) => (ErrorKind::NotFound, message),
+        Refused::Conflict(message) => (ErrorKind::Conflict, message),
+    };
+    Response::Error { kind, message }
 }
 
 fn failed(message: String) -> Response {

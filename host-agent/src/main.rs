@@ -4,7 +4,7 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::node::Node;
-use host_agent::{init, integrity, network, space, user_data};
+use host_agent::{init, integrity, network, space, update, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::Settings;
@@ -110,6 +110,11 @@ async fn start_node(agent: Agent) {
     }
     // What was committed meanwhile is newer than what was read above, and is applied now.
     agent.start_is_over();
+    // On trial, this is what decides: an agent that hangs before this point lets the watchdog or the next start do it.
+    let (updates, applied) = (agent.updates.clone(), applier.clone());
+    tokio::task::spawn_local(update::watch(updates, node.clone(), move || {
+        applied.borrow().applied().cloned()
+    }));
     // Health is noticed also when nobody asks.
     for _ in 0..600 {
         if let Ok(status) = init::status().await

@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use build::command::run_quiet;
 use build::repo::{self, Expiries, Keys, ROLES, Repository};
 use serde_json::{Value, json};
 use std::fs;
@@ -75,12 +74,7 @@ impl Updates {
         let before = fs::read(self.path("metadata/timestamp.json"))?;
         let mut repository = Repository::open(self.folder())?;
         // Fast: it is not what is looked at here.
-        let compress = |from: &Path, to: &Path| {
-            let mut zstd = bench().toolbox.command("zstd");
-            zstd.args(["-q", "-1", "-f", "-o"]).arg(to).arg(fs::canonicalize(from)?);
-            run_quiet(&mut zstd, "zstd").map(drop)
-        };
-        repo::add(&mut repository, scratch.path(), None, scratch.path(), compress)?;
+        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1)?;
         repo::publish(&mut repository, &self.keys()?, &expires()?)?;
         fs::write(self.path("before.json"), before)?;
         Ok(())

@@ -40,7 +40,7 @@ pub use scalar::{
 };
 pub use schema::schema;
 pub use text::read_json;
-pub use updates::{BaseUrl, FriendlyVersion, UpdateSeed, Updates};
+pub use updates::{BaseUrl, FriendlyVersion, UpdateSeconds, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 
 use schemars::JsonSchema;

@@ -92,9 +92,9 @@ fn table() -> Vec<(&'static str, &'static str, &'static str, u16, Body)> {
         ("GET", "/updates/status", "", 423, Says("try again")),
         ("POST", "/actions/refresh-updates", "", 423, Says("try again")),
         ("GET", "/updates/status", "", 200, Json(update_status())),
-        ("POST", "/actions/prepare-update", "", 404, Says("installs none")),
-        ("POST", "/actions/activate-update", "", 404, Says("installs none")),
-        ("POST", "/actions/deactivate-update", "", 404, Says("installs none")),
+        ("POST", "/actions/prepare-update", "", 204, Empty),
+        ("POST", "/actions/activate-update", "", 404, Says("nothing is staged")),
+        ("POST", "/actions/deactivate-update", "", 409, Says("not activated")),
         ("POST", "/actions/reboot", "", 204, Empty),
     ]
 }
@@ -130,6 +130,13 @@ fn updates(steps: &mut std::ops::RangeFrom<u32>) -> Response {
 fn obliging(request: Request, steps: &Mutex<std::ops::RangeFrom<u32>>) -> String {
     answer(&match request {
         Request::UpdateStatus | Request::RefreshUpdates => updates(&mut steps.lock().unwrap()),
+        Request::PrepareUpdate => Response::Done,
+        Request::ActivateUpdate => {
+            Response::Error { kind: ErrorKind::NotFound, message: "nothing is staged".to_owned() }
+        }
+        Request::DeactivateUpdate => {
+            Response::Error { kind: ErrorKind::Conflict, message: "not activated".to_owned() }
+        }
         Request::Apply { generation, .. } => {
             Response::Apply(ApplyOutcome { generation, ..Default::default() })
         }

@@ -163,11 +163,7 @@ impl Repository {
     pub fn read_target(&self, name: &str) -> Result<Vec<u8>> {
         let (file, hash) = (self.file_of(name)?, &self.target(name)?.hashes.sha256);
         let data = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        ensure!(
-            Sha256::digest(&data)[..] == hash[..],
-            "{} was changed after it was signed",
-            file.display()
-        );
+        ensure!(Sha256::digest(&data)[..] == hash[..], "{} was changed after it was signed", file.display());
         Ok(data)
     }
 

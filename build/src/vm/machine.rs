@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::config::{Config, Firmware, OVMF_VARS, Places, arguments, vsock_path};
 use super::proxy;
-use super::slots;
 use super::qmp::{Follower, Qmp};
+use super::slots;
 use super::tsc;
 use crate::command::tail;
 use crate::toolbox::Toolbox;
@@ -270,7 +270,9 @@ impl Start {
             return Ok(config);
         }
         let Some(chosen) = slots::take(&self.toolbox, &config.disk)? else { return Ok(config) };
-        let root = |cmdline: &str| cmdline.split("sha256 ").nth(1).and_then(|rest| rest.split(' ').next().map(str::to_owned));
+        let root = |cmdline: &str| {
+            cmdline.split("sha256 ").nth(1).and_then(|rest| rest.split(' ').next().map(str::to_owned))
+        };
         if root(&chosen.cmdline) != root(&config.cmdline) {
             config.kernel = self.places.kernel();
             fs::write(&config.kernel, &chosen.kernel)

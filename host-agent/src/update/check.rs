@@ -9,6 +9,7 @@ use update::offer::{Offer, offer};
 
 use super::datastore::{self, LARGEST};
 use super::failure::explain;
+use super::install::Files;
 use super::plan::{LARGEST_ROOT, Places, Plan};
 use super::transport::Http;
 
@@ -21,11 +22,14 @@ const LIMITS: Limits = Limits {
 };
 
 /// What there is for a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Checked {
     /// Versions, the newest first.
     pub available: Vec<String>,
     pub chosen: Option<Image>,
+    /// What is chosen, and how to get it.
+    pub(super) update: Option<Update>,
+    pub(super) files: Files,
 }
 
 /// Looks. Nothing is kept of a repository that is not sound. The error says what to do.
@@ -36,6 +40,7 @@ pub async fn check(plan: &Plan, places: &Places, now: Timestamp) -> Result<Check
     datastore::open(&places.state, &places.work).map_err(disk)?;
     let root = datastore::newest_root(&places.state, &plan.root);
     let transport = Http::new(&plan.access, LARGEST)?;
+    let client = transport.client();
     let repository = RepositoryLoader::new(&root, plan.metadata.clone(), plan.targets.clone())
         .transport(transport)
         .limits(LIMITS)
@@ -55,7 +60,12 @@ pub async fn check(plan: &Plan, places: &Places, now: Timestamp) -> Result<Check
         variant: plan.node.variant.clone(),
     };
     let available = available.iter().map(|update| update.version.to_string()).collect();
-    Ok(Checked { available, chosen: chosen.map(image) })
+    let targets = repository.targets().signed.targets.iter();
+    let hashes = targets.map(|(name, target)| {
+        (name.raw().to_owned(), target.hashes.sha256.iter().map(|byte| format!("{byte:02x}")).collect())
+    });
+    let files = Files { client, targets: plan.targets.clone(), hashes: hashes.collect() };
+    Ok(Checked { available, chosen: chosen.map(image), update: chosen.cloned(), files })
 }
 
 fn expired(repository: &Repository, now: Timestamp) -> Result<(), String> {

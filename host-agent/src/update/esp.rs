@@ -31,8 +31,14 @@ impl Esp {
         // Left by a process that was killed.
         let _ = umount2(MOUNT_POINT, MntFlags::MNT_DETACH);
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_DIRSYNC;
-        mount(Some(device), MOUNT_POINT, Some("vfat"), flags, Some("umask=0077,shortname=mixed,errors=remount-ro"))
-            .map_err(|error| failed(error.to_string()))?;
+        mount(
+            Some(device),
+            MOUNT_POINT,
+            Some("vfat"),
+            flags,
+            Some("umask=0077,shortname=mixed,errors=remount-ro"),
+        )
+        .map_err(|error| failed(error.to_string()))?;
         Ok(Self { entries: Entries { folder: Path::new(MOUNT_POINT).join(FOLDER) } })
     }
 }

@@ -100,7 +100,9 @@ impl Download {
             StatusCode::PARTIAL_CONTENT => {
                 return Err(Failure::Final("the server sent another range than was asked for".to_owned()));
             }
-            status if status.is_server_error() => return Err(passing(format!("the server answered {status}"))),
+            status if status.is_server_error() => {
+                return Err(passing(format!("the server answered {status}")));
+            }
             status => return Err(Failure::Final(format!("the server answered {status}"))),
         };
         self.answer = Some(answer);

@@ -1,5 +1,6 @@
 //! How far an update is, and what became of earlier ones: kept on the disk, so that a restart at any point goes on from here.
 
+use apiserver::updates::{UpdateOutcome, UpdateResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -40,35 +41,12 @@ pub(super) enum Step {
     Armed,
 }
 
-/// What became of an update.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Outcome {
-    pub version: String,
-    pub from: String,
-    pub result: Result,
-    /// Why it was not good.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// RFC 3339.
-    pub at: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Result {
-    Good,
-    RolledBack,
-    /// Somebody asked for it.
-    Reverted,
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct Journal {
     pub progress: Option<Progress>,
     /// The newest last.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<UpdateOutcome>,
     /// Root hashes that failed, and why: they are not tried again by themselves.
     pub failed: BTreeMap<String, String>,
 }
@@ -90,7 +68,7 @@ impl Journal {
     }
 
     /// On the disk when this returns.
-    pub(super) fn write(&self, path: &Path) -> std::result::Result<(), String> {
+    pub(super) fn write(&self, path: &Path) -> Result<(), String> {
         let write = || -> io::Result<()> {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
@@ -101,19 +79,25 @@ impl Journal {
     }
 
     /// Ends what is under way.
-    pub(super) fn end(&mut self, result: Result, reason: Option<String>, at: String) {
+    pub(super) fn end(&mut self, result: UpdateResult, reason: Option<String>, at: String) {
         let Some(progress) = self.progress.take() else { return };
         let reason = reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
         match result {
-            Result::Good => drop(self.failed.remove(&progress.root)),
-            Result::RolledBack | Result::Reverted => {
+            UpdateResult::Good => drop(self.failed.remove(&progress.root)),
+            UpdateResult::RolledBack | UpdateResult::Reverted => {
                 if self.failed.len() >= MOST_FAILED {
                     self.failed.pop_first();
                 }
                 self.failed.insert(progress.root, reason.clone().unwrap_or_default());
             }
         }
-        self.outcomes.push(Outcome { version: progress.version, from: progress.from, result, reason, at });
+        self.outcomes.push(UpdateOutcome {
+            version: progress.version,
+            from: progress.from,
+            result,
+            reason,
+            at,
+        });
         let surplus = self.outcomes.len().saturating_sub(MOST_OUTCOMES);
         self.outcomes.drain(..surplus);
     }
@@ -149,14 +133,14 @@ mod tests {
     #[test]
     fn a_version_that_failed_is_remembered_until_it_is_good() {
         let mut journal = Journal { progress: Some(armed("a")), ..Journal::default() };
-        journal.end(Result::RolledBack, Some("x".repeat(3000)), "t".into());
+        journal.end(UpdateResult::RolledBack, Some("x".repeat(3000)), "t".into());
         assert_eq!((journal.progress.as_ref(), journal.failed["a"].len()), (None, LONGEST_REASON));
         journal.progress = Some(armed("a"));
-        journal.end(Result::Good, None, "t".into());
+        journal.end(UpdateResult::Good, None, "t".into());
         assert!(journal.failed.is_empty());
         for number in 0..100 {
             journal.progress = Some(armed(&number.to_string()));
-            journal.end(Result::RolledBack, None, "t".into());
+            journal.end(UpdateResult::RolledBack, None, "t".into());
         }
         assert_eq!((journal.outcomes.len(), journal.failed.len()), (MOST_OUTCOMES, MOST_FAILED));
     }

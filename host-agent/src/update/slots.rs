@@ -23,6 +23,7 @@ pub(super) struct Slots {
     /// Bytes.
     pub disk_size: u64,
     pub esp: Partition,
+    pub running_verity: Partition,
     /// `a` or `b`: the slot that does not run.
     pub spare: char,
     pub spare_root: Partition,
@@ -36,8 +37,9 @@ impl Slots {
 
     fn find_in(sys: &Path) -> Result<Self, String> {
         let block = sys.join("class/block");
-        let slaves = fs::read_dir(sys.join("block/dm-0/slaves"))
-            .map_err(|error| format!("the running root is on no slot of a disk (/sys/block/dm-0: {error})"))?;
+        let slaves = fs::read_dir(sys.join("block/dm-0/slaves")).map_err(|error| {
+            format!("the running root is on no slot of a disk (/sys/block/dm-0: {error})")
+        })?;
         let mut running = slaves.flatten().map(|entry| entry.file_name());
         let any = running.next().ok_or("the running root is on no partition that /sys/block/dm-0 names")?;
         let folder = fs::canonicalize(block.join(&any))
@@ -54,15 +56,16 @@ impl Slots {
             .find(|(_, partition)| partition.device.file_name() == Some(any.as_os_str()))
             .map(|(name, _)| name)
             .ok_or_else(|| format!("the disk {} does not list {}", name.display(), any.display()))?;
-        let spare = match runs.as_str() {
-            "root-a" | "verity-a" => 'b',
-            "root-b" | "verity-b" => 'a',
+        let (running, spare) = match runs.as_str() {
+            "root-a" | "verity-a" => ('a', 'b'),
+            "root-b" | "verity-b" => ('b', 'a'),
             other => return Err(format!("the running root is on the partition {other:?}, which is no slot")),
         };
         Ok(Self {
             disk: Path::new("/dev").join(name),
             disk_size: size(&disk).ok_or_else(|| format!("cannot read the size of {}", name.display()))?,
             esp: partition("esp")?,
+            running_verity: partition(&format!("verity-{running}"))?,
             spare,
             spare_root: partition(&format!("root-{spare}"))?,
             spare_verity: partition(&format!("verity-{spare}"))?,

@@ -56,13 +56,15 @@ pub(super) fn name_slot(
         return Ok(());
     }
     for (number, guid) in numbers.iter().zip(guids) {
-        if !(1..=table.header.number_of_partitions).contains(number) || table[*number].is_unused() {
+        let is_there = table.iter().any(|(known, entry)| known == *number && entry.is_used());
+        if !is_there {
             return Err(format!("the disk's partition table has no partition {number}; nothing was changed"));
         }
         table[*number].unique_partition_guid = guid;
     }
-    write(disk, size, &table)
-        .map_err(|error| format!("cannot write the disk's partition table: {error}; the copy that was not written still holds"))
+    write(disk, size, &table).map_err(|error| {
+        format!("cannot write the disk's partition table: {error}; the copy that was not written still holds")
+    })
 }
 
 fn backup_is_good(disk: &mut impl Medium, table: &GPT) -> bool {
@@ -81,12 +83,8 @@ fn write(disk: &mut impl Medium, size: u64, table: &GPT) -> Result<(), gptman::E
     let last = size / SECTOR - 1;
     let primary =
         GPTHeader { primary_lba: 1, backup_lba: last, partition_entry_lba: 2, ..table.header.clone() };
-    let backup = GPTHeader {
-        primary_lba: last,
-        backup_lba: 1,
-        partition_entry_lba: last - 32,
-        ..primary.clone()
-    };
+    let backup =
+        GPTHeader { primary_lba: last, backup_lba: 1, partition_entry_lba: last - 32, ..primary.clone() };
     for mut header in [backup, primary] {
         header.update_partition_entry_array_crc32(&entries);
         header.update_crc32_checksum();

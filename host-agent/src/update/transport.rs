@@ -47,6 +47,10 @@ impl Http {
         })?;
         Ok(Self { client, largest })
     }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
 }
 
 fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {

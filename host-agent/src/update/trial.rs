@@ -42,9 +42,10 @@ pub(super) fn decide(
         Some(since) if now.saturating_sub(since) >= limits.healthy_for => Decision::Bless,
         // It may become good a moment after the deadline, if it is healthy now.
         Some(_) => Decision::Wait,
-        None if now >= limits.deadline => {
-            Decision::GiveUp(format!("it was not healthy within {} s: {unhealthy}", limits.deadline.as_secs()))
-        }
+        None if now >= limits.deadline => Decision::GiveUp(format!(
+            "it was not healthy within {} s: {unhealthy}",
+            limits.deadline.as_secs()
+        )),
         None => Decision::Wait,
     }
 }
@@ -63,7 +64,11 @@ pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus
             None => format!("service {}: not ready", service.name),
         });
     let all: Vec<String> = problems.chain(waiting).collect();
-    let words = if all.is_empty() { "essential containers or settings are not there yet".to_owned() } else { all.join("; ") };
+    let words = if all.is_empty() {
+        "essential containers or settings are not there yet".to_owned()
+    } else {
+        all.join("; ")
+    };
     Some(words.chars().take(LONGEST).collect())
 }
 
@@ -153,7 +158,8 @@ pub(super) fn panic_line(log: &str) -> Option<String> {
         Some((_, text)) => text.trim().to_owned(),
         None => line.trim().to_owned(),
     };
-    let verity = log.lines().find(|line| line.contains("device-mapper: verity:") && line.contains("corrupted"));
+    let verity =
+        log.lines().find(|line| line.contains("device-mapper: verity:") && line.contains("corrupted"));
     let panic = log.lines().rev().find(|line| line.contains("Kernel panic - not syncing"));
     let words: Vec<String> = verity.into_iter().chain(panic).map(without_time).collect();
     (!words.is_empty()).then(|| words.join("; ").chars().take(LONGEST).collect())
@@ -216,16 +222,24 @@ mod tests {
         assert_eq!(reason(tries, Some(&all), Some("p")), "not healthy within 9 s");
         assert_eq!(reason(tries, None, Some("Kernel panic")), "its kernel panicked: Kernel panic");
         let said = reason(tries, Some(&words(Some("web fails"), None)), None);
-        assert!(said.contains("3 times") && said.ends_with("7 s after its last start it said: web fails"), "{said}");
+        assert!(
+            said.contains("3 times") && said.ends_with("7 s after its last start it said: web fails"),
+            "{said}"
+        );
         assert!(reason(tries, Some(&words(None, None)), None).contains("watchdog"));
-        assert!(reason(Some(Counter { left: 2, done: 1 }), None, None).starts_with("it was tried once and never"));
+        assert!(
+            reason(Some(Counter { left: 2, done: 1 }), None, None).starts_with("it was tried once and never")
+        );
     }
 
     #[test]
     fn a_kernels_last_words() {
         let log = "<4>[   1.2] device-mapper: verity: 253:2: data block 5 is corrupted\n<0>[    1.3] Kernel panic - not syncing: dm-verity device corrupted\n<4>[ 1.4] CPU: 0";
         let said = panic_line(log).unwrap();
-        assert_eq!(said, "device-mapper: verity: 253:2: data block 5 is corrupted; Kernel panic - not syncing: dm-verity device corrupted");
+        assert_eq!(
+            said,
+            "device-mapper: verity: 253:2: data block 5 is corrupted; Kernel panic - not syncing: dm-verity device corrupted"
+        );
         assert_eq!(panic_line("all is well"), None);
     }
 

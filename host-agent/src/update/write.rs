@@ -92,7 +92,9 @@ impl Writer {
 }
 
 fn failed(at: u64, error: &io::Error) -> String {
-    format!("cannot write the slot (at byte {at}): {error}; the running slot is as it was, and the next attempt begins anew")
+    format!(
+        "cannot write the slot (at byte {at}): {error}; the running slot is as it was, and the next attempt begins anew"
+    )
 }
 
 /// The root hash of what is on a device: read past the page cache, so that it is the medium that answers.
@@ -184,8 +186,7 @@ mod tests {
     #[test]
     fn an_attempt_that_was_cut_is_taken_up() {
         let (slot, root) = (Slot::new(), root(300));
-        let bytes: Vec<u8> =
-            root.chunks(BLOCK).flat_map(|block| verity::hash_block(&SALT, block)).collect();
+        let bytes: Vec<u8> = root.chunks(BLOCK).flat_map(|block| verity::hash_block(&SALT, block)).collect();
         let leaves = Leaves::new(&bytes, 300).unwrap();
         let mut writer = slot.writer(root.len());
         assert_eq!(writer.resume(&leaves).unwrap(), 0);
