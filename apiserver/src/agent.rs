@@ -3,7 +3,7 @@
 //! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
-use settings::Settings;
+use settings::{Settings, Step};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,8 @@ pub const SOCKET: &str = "/run/host-agent.sock";
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
     /// Make the node match `settings` (the effective ones: defaults and generation merged). `keys` are the dotted names
-    /// that changed (`settings.motd`); empty means all. Answered when done.
+    /// that are to be applied (`settings.motd`) beside those that differ from what was applied before; empty means all.
+    /// Answered when done.
     Apply {
         generation: u64,
         keys: Vec<String>,
@@ -80,10 +81,26 @@ pub struct ApplyOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ApplyStep {
-    /// `motd`, `hostname`, `container NAME`.
+    /// Of a [`settings::Step`].
     pub name: String,
     /// Why it failed; `None` when it is done.
     pub error: Option<String>,
+    /// Files that it made, and services that it restarted; those that it should have, when it failed.
+    #[serde(default)]
+    pub files: Vec<String>,
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Nobody asked for it now: it failed before, and was tried again.
+    #[serde(default)]
+    pub again: bool,
+}
+
+impl ApplyStep {
+    pub fn new(step: Step, error: Option<String>, again: bool) -> Self {
+        let owned = |all: &[&str]| all.iter().map(|&one| one.to_owned()).collect();
+        let (name, files, services) = (step.name().to_owned(), owned(step.files()), owned(step.services()));
+        Self { name, error, files, services, again }
+    }
 }
 
 /// Health of the node.

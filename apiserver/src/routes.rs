@@ -12,7 +12,9 @@
 //! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
 //! | `POST /tx/commit_and_apply?tx=T` | both |
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
-//! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
+//! | `GET /metadata/affected-services?keys=A,B` | for keys that are set, the steps that act on them (also in `/services?names=`) and the services that these restart |
+//! | `GET /configuration-files?names=A,B` or `?prefix=P` | the files that are made from settings |
+//! | `GET /metadata/templates?keys=A,B`, `/metadata/setting-generators` | nothing: there are none |
 //! | `GET /updates/status`, `POST /actions/refresh-updates`, `/actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: there is no updater |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |

@@ -90,20 +90,9 @@ async fn start_node(agent: Agent) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let outcome = applier.borrow_mut().apply(&node, 0, &settings);
-    let failed = outcome.steps.iter().filter_map(|step| {
-        let message = step.error.clone()?;
-        Some(Problem {
-            source: "apply".to_owned(),
-            subject: step.name.clone(),
-            message,
-            hint: "set it again, or restart the node".to_owned(),
-        })
-    });
-    let failed: Vec<Problem> = failed.collect();
+    applier.borrow_mut().apply(&node, 0, &[], &settings);
     {
         let mut node = node.borrow_mut();
-        node.set_problems("apply", failed);
         node.containers.stop_strangers();
         node.applied = true;
         node.phase("applied");

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{from_json, from_user_data, schema};
+use crate::{Step, from_json, from_user_data, schema};
 
 /// One key, in words.
 struct Row {
@@ -167,6 +167,19 @@ fn each_key_has_an_effect_a_rule_and_an_example_that_is_taken() {
         let parent = row.key.replace("resource-limits.<name>", "resource-limits.max-open-files");
         let tree = tree(&parent.replace("<name>", "web"), row.example);
         assert!(from_json(&tree).is_ok(), "{}: {:?}", row.key, from_json(&tree));
+    }
+}
+
+#[test]
+fn every_key_has_a_step_that_acts_on_it_and_no_step_waits_for_another() {
+    let keys: Vec<String> = Writer::rows().into_iter().map(|row| row.key).collect();
+    for key in &keys {
+        assert!(Step::ALL.iter().any(|step| step.depends_on(key)), "nothing acts on {key}");
+    }
+    for (step, own) in Step::ALL.iter().flat_map(|step| step.keys().iter().map(move |own| (step, own))) {
+        let (own, below) = (format!("settings.{own}"), format!("settings.{own}."));
+        let is_there = keys.iter().any(|key| *key == own || key.starts_with(&below));
+        assert!(is_there, "{}: there is no {own}", step.name());
     }
 }
 

@@ -18,6 +18,7 @@ mod registry;
 mod scalar;
 mod schema;
 mod shape;
+mod step;
 mod text;
 mod user_data;
 
@@ -38,6 +39,7 @@ pub use scalar::{
     Origin, Pids,
 };
 pub use schema::schema;
+pub use step::Step;
 pub use text::read_json;
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 

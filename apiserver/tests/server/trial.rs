@@ -2,6 +2,7 @@
 
 use hyper::Method;
 use serde_json::{Value, json};
+use settings::Step;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,7 +138,7 @@ fn what_cannot_be_applied_on_trial_is_taken_back_at_once_and_both_are_told() {
         };
         let broken = settings.to_json()["motd"] == "two" || fails.load(Ordering::SeqCst);
         let error = broken.then(|| "no room".to_owned());
-        let steps = vec![ApplyStep { name: "motd".to_owned(), error }];
+        let steps = vec![ApplyStep::new(Step::Motd, error, false)];
         answer(&Response::Apply(ApplyOutcome { generation, steps }))
     });
     commit(&server, "one", "");
