@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use settings::{Settings, Step};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub enum Request {
     /// Services as PID 1 knows them.
     Services,
     Containers,
+    /// What `GET /metrics` tells of the node.
+    Metrics,
     /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
     ContainerLogs {
         name: String,
@@ -50,6 +53,7 @@ pub enum Response {
     Containers {
         containers: Vec<ContainerStatus>,
     },
+    Metrics(Box<Metrics>),
     Logs {
         text: String,
     },
@@ -116,10 +120,45 @@ pub struct Status {
     /// Milliseconds of CLOCK_BOOTTIME at which each phase of the boot ended, in order.
     pub boot_phases: Vec<(String, u64)>,
     /// Addresses in CIDR notation, by interface.
-    pub addresses: std::collections::BTreeMap<String, Vec<String>>,
+    pub addresses: BTreeMap<String, Vec<String>>,
     /// Of the whole node, as `/proc/meminfo` has it.
     pub memory_total_kib: u64,
     pub memory_available_kib: u64,
+}
+
+/// Figures of the node at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Metrics {
+    pub status: Status,
+    pub services: Vec<init_status::ServiceStatus>,
+    pub containers: Vec<ContainerStatus>,
+    /// Of CLOCK_BOOTTIME.
+    pub uptime_ms: u64,
+    /// By name, of those that have a control group.
+    pub service_usage: BTreeMap<String, Usage>,
+    pub container_usage: BTreeMap<String, Usage>,
+    pub stalled: Vec<Stalled>,
+}
+
+/// What a control group has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Usage {
+    /// Microseconds of processors.
+    pub cpu_us: u64,
+    pub memory_bytes: u64,
+}
+
+/// How long what ran was held up for the lack of something since the boot (PSI of the kernel).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stalled {
+    /// `cpu`, `memory`, `io`.
+    pub resource: String,
+    /// `some` of it, or `full`: all of it at once.
+    pub share: String,
+    pub microseconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

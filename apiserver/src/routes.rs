@@ -8,6 +8,7 @@
 //! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
 //! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
 //! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
+//! | `GET /tx/removed?tx=T` | *the keys that are staged to be removed, before the others are set* |
 //! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
 //! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
 //! | `POST /tx/commit_and_apply?tx=T` | both |
@@ -17,6 +18,7 @@
 //! | `GET /metadata/templates?keys=A,B`, `/metadata/setting-generators` | nothing: there are none |
 //! | `GET /updates/status`, `POST /actions/refresh-updates`, `/actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: there is no updater |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
+//! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
@@ -48,6 +50,7 @@ use crate::commit;
 use crate::events::{self, AnyBody};
 use crate::generations;
 use crate::metadata;
+use crate::metrics;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
@@ -70,11 +73,16 @@ pub(crate) async fn handle(
     let as_json = header(ACCEPT).unwrap_or_default().contains("application/json");
     if request.method() == Method::GET && request.uri().path() == "/events" {
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
-        return listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json)));
+        return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
-    whole(held.unwrap_or_else(|refusal| refusal.reply(as_json)))
+    counted(state, whole(held.unwrap_or_else(|refusal| refusal.reply(as_json))))
+}
+
+fn counted(state: &RefCell<State>, response: Response<AnyBody>) -> Response<AnyBody> {
+    *state.borrow_mut().counts.requests.entry(response.status().as_u16()).or_default() += 1;
+    response
 }
 
 fn whole(reply: Reply) -> Response<AnyBody> {
@@ -139,6 +147,10 @@ async fn route(
             let pending = state.borrow().transactions.pending(transaction);
             Ok(reply::json(&access.shown(pending.set().to_json(), pending.set())))
         }
+        (&Method::GET, ["tx", "removed"]) => {
+            let pending = state.borrow().transactions.pending(transaction);
+            Ok(reply::json(&pending.removed().collect::<Vec<_>>()))
+        }
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
@@ -170,6 +182,7 @@ async fn route(
                 action @ ("refresh-updates" | "prepare-update" | "activate-update" | "deactivate-update"),
             ],
         ) => Err(metadata::no_updater(action)),
+        (&Method::GET, ["metrics"]) => Ok(metrics::show(state).await),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -213,6 +226,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("settings/keypair", "PATCH"),
     ("tx", "GET, DELETE"),
     ("tx/list", "GET"),
+    ("tx/removed", "GET"),
     ("tx/commit", "POST"),
     ("tx/apply", "POST"),
     ("tx/commit_and_apply", "POST"),
@@ -224,6 +238,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("metadata/templates", "GET"),
     ("updates/status", "GET"),
     ("events", "GET"),
+    ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),
     ("generations", "GET"),

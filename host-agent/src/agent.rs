@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::log;
 use crate::container::record::Places;
+use crate::figures;
 use crate::init;
 use crate::node::Node;
 
@@ -134,6 +135,12 @@ impl Agent {
             Request::Containers => {
                 Response::Containers { containers: self.node.borrow().containers.statuses() }
             }
+            Request::Metrics => match init::status().await {
+                Ok(status) => {
+                    Response::Metrics(Box::new(figures::collect(&mut self.node.borrow_mut(), &status)))
+                }
+                Err(error) => failed(format!("PID 1 does not answer: {error}")),
+            },
             Request::ContainerLogs { name, lines } => {
                 if self.node.borrow().containers.status(&name).is_none() {
                     return Response::Error {

@@ -2,14 +2,14 @@
 
 use apiserver::agent::{ApplyOutcome, ApplyStep};
 use init_control::Problem;
-use settings::{Container, Settings, Step};
+use settings::{Container, ListenAddress, Settings, Step};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::access::Access;
 use crate::node::Node;
-use crate::{files, hosts};
+use crate::{files, hosts, init};
 
 const ETC: &str = "/run/etc";
 
@@ -90,9 +90,17 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
             node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
             Ok(())
         }
+        Step::Metrics => {
+            let address = new.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
+            node.exporter.listen(address.and_then(ListenAddress::get))
+        }
         Step::Containers => {
             node.containers.apply(&containers(new));
             Ok(())
+        }
+        Step::Api => {
+            let wanted = new.api.as_ref().and_then(|api| api.vsock).unwrap_or(false);
+            init::switch("api-vsock", wanted)
         }
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
+use crate::exporter::Exporter;
 use crate::resolver::Resolver;
 
 #[derive(Default)]
@@ -14,6 +15,7 @@ pub struct Node {
     pub containers: Manager,
     pub addresses: BTreeMap<String, Vec<String>>,
     pub resolver: Resolver,
+    pub exporter: Exporter,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,

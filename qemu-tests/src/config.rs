@@ -41,6 +41,8 @@ pub struct Config {
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
+    /// The API is open to the host from the start; else only where settings say so.
+    pub api: bool,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Config {
             guest_forward: None,
             tap: None,
             skip_idle_time: false,
+            api: true,
             extra: Vec::new(),
         }
     }

@@ -5,7 +5,8 @@
 /// and the services of PID 1 that are restarted by it.
 macro_rules! steps {
     ($($step:ident: $name:literal, keys $keys:tt, files $files:tt, services $services:tt;)+) => {
-        /// In the order in which they are done: containers come last, and begin with all that the others have done.
+        /// In the order in which they are done: containers begin with all that the steps before them have done; the API comes last, as
+        /// it restarts the server that waits for the outcome, and that gives it only seconds (`STOPPING` of its server).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Step {
             $($step,)+
@@ -32,7 +33,9 @@ steps! {
     Lockdown: "lockdown", keys ["kernel.lockdown"], files [], services [];
     Registries: "registries", keys ["network.https-proxy", "network.no-proxy", "container-registry", "pki"], files [], services [];
     OciDefaults: "oci-defaults", keys ["oci-defaults"], files [], services [];
+    Metrics: "metrics", keys ["metrics"], files [], services [];
     Containers: "containers", keys ["containers"], files [], services [];
+    Api: "api", keys ["api"], files [], services ["apiserver"];
 }
 
 struct Declared {

@@ -82,6 +82,37 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     assert!(String::from_utf8_lossy(&listed.stdout).contains("no image"), "{listed:?}");
 }
 
+/// A lower lockdown, say, which needs a reboot: whoever changes something else meanwhile has done nothing wrong.
+#[test]
+fn what_failed_before_and_was_not_touched_is_told_but_is_no_failure_of_this_commit() {
+    let server = Server::start();
+    agent(&server, |request| {
+        let Request::Apply { generation, keys, .. } = request else { panic!("asked for {request:?}") };
+        let needs_reboot = |again| ApplyStep::new(Step::Lockdown, Some("reboot the node".to_owned()), again);
+        let motd = ApplyStep::new(Step::Motd, None, false);
+        let steps = if keys == ["settings.motd"] {
+            vec![motd, needs_reboot(true)]
+        } else {
+            vec![needs_reboot(false)]
+        };
+        answer(&Response::Apply(ApplyOutcome { generation, steps }))
+    });
+    let lockdown = server.client(&["set", "kernel.lockdown=none"]);
+    assert_eq!(lockdown.status.code(), Some(1), "{lockdown:?}");
+    let motd = server.client(&["set", "motd=x"]);
+    assert_eq!(motd.status.code(), Some(0), "{motd:?}");
+    let told = &server.get("/generations/2")["outcome"]["steps"][1];
+    assert_eq!((&told["name"], &told["again"]), (&json!("lockdown"), &json!(true)), "{told}");
+    let listed = String::from_utf8(server.client(&["generations"]).stdout).unwrap();
+    assert!(listed.contains("yes; still not lockdown: reboot the node"), "{listed}");
+    // Nor is it a reason to take back what is on trial.
+    let tried = server.client(&["set", "--try", "60s", "motd=y"]);
+    assert_eq!(tried.status.code(), Some(0), "{tried:?}");
+    assert_eq!(server.get("/actions/trial")["generation"], 3);
+    // Who applies everything asks for it too.
+    assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 500);
+}
+
 #[test]
 fn one_generation_is_applied_at_a_time_and_the_newest_last() {
     let server = Server::start();

@@ -49,6 +49,7 @@ fn table() -> Vec<(&'static str, &'static str, &'static str, u16, Body)> {
         ("GET", "/tx?tx=pair", "", 200, Json(json!({"motd": "1", "network": {"hostname": "n"}}))),
         ("GET", "/tx?tx=nonesuch", "", 200, Json(json!({}))),
         ("GET", "/tx/list", "", 200, Json(json!(["default", "other", "pair"]))),
+        ("GET", "/tx/removed?tx=pair", "", 200, Json(json!([]))),
         ("DELETE", "/tx?tx=pair", "", 200, Json(json!(["settings.motd", "settings.network.hostname"]))),
         ("DELETE", "/tx?tx=pair", "", 200, Json(json!([]))),
         ("POST", "/tx/commit", "", 200, Json(json!(["settings.motd"]))),

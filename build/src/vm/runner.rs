@@ -208,6 +208,7 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         no_reboot: false,
         gdb: options.gdb,
         skip_idle_time: false,
+        api: true,
         extra: Vec::new(),
     })
 }
