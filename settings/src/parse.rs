@@ -265,6 +265,19 @@ mod tests {
         assert_eq!(from_json_in_part(&Value::Object(many)).1.len(), MOST_MISTAKES);
     }
 
+    /// Else the host agent could not read at the next boot what was committed before.
+    #[test]
+    fn changes_that_are_too_much_together_are_refused_together() {
+        let half = |from: usize| {
+            let names = (from..from + 200).map(|n| (format!("net.ipv4.conf.x{n}.forwarding"), json!("1")));
+            from_json(&json!({"kernel": {"sysctl": names.collect::<Map<String, Value>>()}})).unwrap()
+        };
+        let both = half(0).with(&half(200));
+        assert!(half(0).check().is_ok());
+        let error = both.check().unwrap_err().to_string();
+        assert!(error.contains("settings.kernel.sysctl: 400 entries are more than the 256"), "{error}");
+    }
+
     #[test]
     fn the_shape_has_every_key_of_the_types_and_no_other() {
         let full = json!({
