@@ -258,6 +258,9 @@ mod tests {
         assert_eq!(crate::flatten(&settings), crate::flatten(&from_json(&rest).unwrap()), "{mistakes:?}");
         assert_eq!(mistakes.len(), 6, "{mistakes:?}");
         assert_eq!(from_json_in_part(&rest), (from_json(&rest).unwrap(), vec![]));
+        // What has no name that could be told goes with the table that it is in.
+        let (settings, _) = from_json_in_part(&json!({"motd": "m", "pki": {("x".repeat(400)): {"data": 1}}}));
+        assert_eq!(crate::flatten(&settings).into_keys().collect::<Vec<_>>(), ["settings.motd"]);
         // Nothing can be made of it.
         let (nothing, mistakes) = from_json_in_part(&json!([1]));
         assert_eq!((nothing, mistakes.len()), (Settings::default(), 1));
