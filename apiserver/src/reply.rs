@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 use settings::{Mistake, Mistakes};
 
+use crate::openmetrics;
+
 pub(crate) type Reply = Response<Bytes>;
 
 /// Why a request failed: a status and what a person needs to mend it.
@@ -105,6 +107,10 @@ pub(crate) fn json_text(text: Bytes) -> Reply {
 
 pub(crate) fn text(text: String) -> Reply {
     typed(StatusCode::OK, "text/plain; charset=utf-8", text.into())
+}
+
+pub(crate) fn openmetrics(text: String) -> Reply {
+    typed(StatusCode::OK, openmetrics::CONTENT_TYPE, text.into())
 }
 
 pub(crate) fn nothing() -> Reply {

@@ -8,16 +8,20 @@
 //! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
 //! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
 //! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
+//! | `GET /tx/removed?tx=T` | *the keys that are staged to be removed, before the others are set* |
 //! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
 //! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
 //! | `POST /tx/commit_and_apply?tx=T` | both |
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
-//! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
+//! | `GET /metadata/affected-services?keys=A,B` | for keys that are set, the steps that act on them (also in `/services?names=`) and the services that these restart |
+//! | `GET /configuration-files?names=A,B` or `?prefix=P` | the files that are made from settings |
+//! | `GET /metadata/templates?keys=A,B`, `/metadata/setting-generators` | nothing: there are none |
 //! | `POST /actions/refresh-updates`, `GET /updates/status` | begins to look for updates; what there is, and how looking went; both 423 meanwhile |
 //! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 204: begins; the chosen update goes to the spare slot, boots next, does not; 404, 409 when there is none, or it makes no sense; 423 meanwhile |
 //! | `POST /actions/rollback-update` | 204: the version before boots next |
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
+//! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
@@ -49,6 +53,7 @@ use crate::commit;
 use crate::events::{self, AnyBody};
 use crate::generations;
 use crate::metadata;
+use crate::metrics;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
@@ -71,11 +76,16 @@ pub(crate) async fn handle(
     let as_json = header(ACCEPT).unwrap_or_default().contains("application/json");
     if request.method() == Method::GET && request.uri().path() == "/events" {
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
-        return listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json)));
+        return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
-    whole(held.unwrap_or_else(|refusal| refusal.reply(as_json)))
+    counted(state, whole(held.unwrap_or_else(|refusal| refusal.reply(as_json))))
+}
+
+fn counted(state: &RefCell<State>, response: Response<AnyBody>) -> Response<AnyBody> {
+    *state.borrow_mut().counts.requests.entry(response.status().as_u16()).or_default() += 1;
+    response
 }
 
 fn whole(reply: Reply) -> Response<AnyBody> {
@@ -140,6 +150,10 @@ async fn route(
             let pending = state.borrow().transactions.pending(transaction);
             Ok(reply::json(&access.shown(pending.set().to_json(), pending.set())))
         }
+        (&Method::GET, ["tx", "removed"]) => {
+            let pending = state.borrow().transactions.pending(transaction);
+            Ok(reply::json(&pending.removed().collect::<Vec<_>>()))
+        }
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
@@ -188,6 +202,7 @@ async fn route(
             begun(state, agent::Request::DeactivateUpdate).await
         }
         (&Method::POST, ["actions", "rollback-update"]) => begun(state, agent::Request::RollbackUpdate).await,
+        (&Method::GET, ["metrics"]) => Ok(metrics::show(state).await),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -231,6 +246,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("settings/keypair", "PATCH"),
     ("tx", "GET, DELETE"),
     ("tx/list", "GET"),
+    ("tx/removed", "GET"),
     ("tx/commit", "POST"),
     ("tx/apply", "POST"),
     ("tx/commit_and_apply", "POST"),
@@ -244,6 +260,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("updates/progress", "GET"),
     ("updates/history", "GET"),
     ("events", "GET"),
+    ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),
     ("generations", "GET"),

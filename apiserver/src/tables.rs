@@ -98,12 +98,16 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         let applied = match &generation.outcome {
             None => "not told".to_owned(),
             Some(outcome) => {
-                let failed: Vec<String> = outcome
-                    .steps
-                    .iter()
-                    .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
-                    .collect();
-                if failed.is_empty() { "yes".to_owned() } else { failed.join("; ") }
+                let failed = |again: bool| -> Vec<String> {
+                    let steps = outcome.steps.iter().filter(|step| step.again == again);
+                    steps
+                        .filter_map(|step| Some(format!("{}: {}", step.name, step.error.as_ref()?)))
+                        .collect()
+                };
+                let own = failed(false);
+                let own = if own.is_empty() { vec!["yes".to_owned()] } else { own };
+                let before = failed(true).into_iter().map(|step| format!("still not {step}"));
+                own.into_iter().chain(before).collect::<Vec<_>>().join("; ")
             }
         };
         let trial = match (&generation.head.trial, &generation.confirmed) {

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::log;
 use crate::container::record::Places;
+use crate::figures;
 use crate::init;
 use crate::node::Node;
 use crate::update::{Command, Refused, Updates};
@@ -102,7 +103,13 @@ impl Agent {
         let _ = timeout(PATIENCE, stream.write_all(&answer)).await;
     }
 
-    async fn apply(&self, generation: u64, settings: &Settings, asker: &UnixStream) -> Response {
+    async fn apply(
+        &self,
+        generation: u64,
+        keys: &[String],
+        settings: &Settings,
+        asker: &UnixStream,
+    ) -> Response {
         let mut started = self.started.subscribe();
         if timeout(START_PATIENCE, started.wait_for(|started| *started)).await.is_err() {
             return failed(
@@ -112,7 +119,7 @@ impl Agent {
         if has_gone(asker) {
             return failed(GONE.to_owned());
         }
-        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
+        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, keys, settings))
     }
 
     fn update(&self, command: Command) -> Response {
@@ -128,7 +135,9 @@ impl Agent {
 
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
-            Request::Apply { generation, settings, .. } => self.apply(generation, &settings, asker).await,
+            Request::Apply { generation, keys, settings } => {
+                self.apply(generation, &keys, &settings, asker).await
+            }
             Request::Status => match init::status().await {
                 Ok(status) => Response::Status(self.node.borrow_mut().status(&status)),
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
@@ -140,6 +149,12 @@ impl Agent {
             Request::Containers => {
                 Response::Containers { containers: self.node.borrow().containers.statuses() }
             }
+            Request::Metrics => match init::status().await {
+                Ok(status) => {
+                    Response::Metrics(Box::new(figures::collect(&mut self.node.borrow_mut(), &status)))
+                }
+                Err(error) => failed(format!("PID 1 does not answer: {error}")),
+            },
             Request::ContainerLogs { name, lines } => {
                 if self.node.borrow().containers.status(&name).is_none() {
                     return Response::Error {
@@ -222,20 +237,20 @@ mod tests {
         assert!(has_gone(&ours));
     }
 
-    /// Nothing to do, so that the test touches nothing: what was applied is what is asked for.
+    /// Nothing to do, so that the test touches nothing: no step depends on the key.
     #[tokio::test]
     async fn an_apply_waits_for_the_start_and_is_not_done_for_nobody() {
         let apply = async {
             let agent = Agent::default();
             let nothing = Settings::default();
-            agent.applier.borrow_mut().note_applied(&nothing);
+            let keys = ["settings.nonesuch".to_owned()];
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let mut early = Box::pin(agent.apply(1, &nothing, &ours));
+            let mut early = Box::pin(agent.apply(1, &keys, &nothing, &ours));
             assert!(timeout(Duration::from_millis(20), &mut early).await.is_err());
             agent.start_is_over();
             assert!(matches!(early.await, Response::Apply(outcome) if outcome.generation == 1));
             drop(theirs);
-            assert_eq!(agent.apply(2, &nothing, &ours).await, failed(GONE.to_owned()));
+            assert_eq!(agent.apply(2, &keys, &nothing, &ours).await, failed(GONE.to_owned()));
         };
         LocalSet::new().run_until(apply).await;
     }

@@ -4,6 +4,8 @@ pub mod agent;
 pub mod apply;
 pub mod clock;
 pub mod container;
+pub mod exporter;
+pub mod figures;
 pub mod files;
 pub mod hosts;
 pub mod init;

@@ -7,7 +7,7 @@ use host_agent::node::Node;
 use host_agent::{init, integrity, network, space, update, user_data};
 use hyper::Method;
 use init_control::Problem;
-use settings::Settings;
+use settings::{Mistake, Settings};
 use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -77,7 +77,7 @@ async fn start_node(agent: Agent) {
     }
     node.borrow_mut().phase("user-data");
     let mut delay = Duration::from_millis(100);
-    let settings = loop {
+    let (settings, refused) = loop {
         match settings_of_api().await {
             Ok(settings) => break settings,
             Err(message) => {
@@ -90,20 +90,10 @@ async fn start_node(agent: Agent) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let outcome = applier.borrow_mut().apply(&node, 0, &settings);
-    let failed = outcome.steps.iter().filter_map(|step| {
-        let message = step.error.clone()?;
-        Some(Problem {
-            source: "apply".to_owned(),
-            subject: step.name.clone(),
-            message,
-            hint: "set it again, or restart the node".to_owned(),
-        })
-    });
-    let failed: Vec<Problem> = failed.collect();
+    applier.borrow_mut().apply(&node, 0, &[], &settings);
     {
         let mut node = node.borrow_mut();
-        node.set_problems("apply", failed);
+        node.set_problems("settings", refused.into_iter().map(left_out).collect());
         node.containers.stop_strangers();
         node.applied = true;
         node.phase("applied");
@@ -127,6 +117,17 @@ async fn start_node(agent: Agent) {
     integrity::check_root().await;
 }
 
+/// A value that was taken once and is of no use to this version. It stays a problem until the agent starts again: whoever sets the
+/// key anew is told at once what is wrong with it.
+fn left_out(mistake: Mistake) -> Problem {
+    Problem {
+        source: "apply".to_owned(),
+        message: format!("{}; it is left out, the rest is applied", mistake.reason),
+        hint: format!("set it again, or apiclient delete {}", mistake.key),
+        subject: mistake.key,
+    }
+}
+
 /// Through the API, which has one apply after the other, each with the newest settings.
 async fn apply_late(user_data: impl Future<Output = bool>) {
     if !user_data.await {
@@ -148,7 +149,8 @@ async fn watch_space(node: Rc<RefCell<Node>>) {
     }
 }
 
-async fn settings_of_api() -> Result<Settings, String> {
+/// What can be used of the settings, and what is wrong with the rest.
+async fn settings_of_api() -> Result<(Settings, Vec<Mistake>), String> {
     let answer =
         request(&Endpoint::Unix(API.into()), Method::GET, "/settings", Vec::new(), Duration::from_secs(10))
             .await;
@@ -157,5 +159,5 @@ async fn settings_of_api() -> Result<Settings, String> {
         return Err(answer.text());
     }
     let value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-    settings::from_json(&value).map_err(|mistakes| mistakes.to_string())
+    Ok(settings::from_json_in_part(&value))
 }

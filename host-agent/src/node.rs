@@ -7,6 +7,7 @@ use std::fs;
 
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
+use crate::exporter::Exporter;
 use crate::resolver::Resolver;
 
 const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
@@ -16,6 +17,7 @@ pub struct Node {
     pub containers: Manager,
     pub addresses: BTreeMap<String, Vec<String>>,
     pub resolver: Resolver,
+    pub exporter: Exporter,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,

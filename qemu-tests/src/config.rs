@@ -45,6 +45,8 @@ pub struct Config {
     pub choose_slot: bool,
     /// Firmware that can refuse what is not signed.
     pub secure_boot: bool,
+    /// The API is open to the host from the start; else only where settings say so.
+    pub api: bool,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
 }
@@ -69,6 +71,7 @@ impl Config {
             skip_idle_time: false,
             choose_slot: false,
             secure_boot: false,
+            api: true,
             extra: Vec::new(),
         }
     }

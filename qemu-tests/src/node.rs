@@ -111,6 +111,7 @@ impl Node {
             no_reboot: false,
             gdb: false,
             skip_idle_time: self.config.skip_idle_time,
+            api: self.config.api,
             extra: self.config.extra.clone(),
         };
         let folder = self.folder.path().to_owned();

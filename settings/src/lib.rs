@@ -17,7 +17,9 @@ mod pki;
 mod registry;
 mod scalar;
 mod schema;
+mod service;
 mod shape;
+mod step;
 mod text;
 mod updates;
 mod user_data;
@@ -29,7 +31,7 @@ pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, select, split_key};
 pub use network::{HostEntry, Network, NoProxy};
 pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
-pub use parse::{Mistake, Mistakes, from_json, from_key_values};
+pub use parse::{Mistake, Mistakes, from_json, from_json_in_part, from_key_values};
 pub use pki::{Certificates, Pki, PkiName};
 pub use registry::{
     BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
@@ -39,6 +41,8 @@ pub use scalar::{
     Origin, Pids,
 };
 pub use schema::schema;
+pub use service::{Api, ListenAddress, Metrics};
+pub use step::Step;
 pub use text::read_json;
 pub use updates::{BaseUrl, FriendlyVersion, UpdateSeconds, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
@@ -72,6 +76,10 @@ pub struct Settings {
     pub container_registry: Option<ContainerRegistry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_defaults: Option<OciDefaults>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
     /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
     /// are removed, and are made anew when they are changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,7 +136,10 @@ impl Settings {
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
         mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
-        let size = self.to_json().to_string().len();
+        let tree = self.to_json();
+        // Changes that are each within the limits may not be so together: nobody could read the whole again.
+        mistakes.extend(from_json(&tree).err().into_iter().flat_map(|mistakes| mistakes.0));
+        let size = tree.to_string().len();
         if size > LARGEST_SETTINGS {
             let reason = format!(
                 "all settings together would have {size} bytes as JSON, more than the {LARGEST_SETTINGS} that a node can have"

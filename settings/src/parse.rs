@@ -100,6 +100,38 @@ pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
     }
 }
 
+/// Reads a settings object that was taken once, perhaps by another version, without the outer `settings` layer: what is wrong is
+/// told (at most 16 mistakes) and left out, with the table that it is in when it cannot be told apart. The rest is used.
+pub fn from_json_in_part(value: &Value) -> (Settings, Vec<Mistake>) {
+    let (mut value, mut told) = (value.clone(), Vec::new());
+    // Each turn takes at least one value out, so it ends.
+    loop {
+        let mistakes = match from_json(&value) {
+            Ok(settings) => break (settings, told),
+            Err(Mistakes(mistakes)) => mistakes,
+        };
+        let removed =
+            mistakes.iter().fold(false, |removed, mistake| remove_near(&mut value, &mistake.key) | removed);
+        let room = MOST_MISTAKES.saturating_sub(told.len());
+        told.extend(mistakes.into_iter().filter(|mistake| !mistake.key.is_empty()).take(room));
+        if !removed {
+            break (Settings::default(), told);
+        }
+    }
+}
+
+/// Takes out the value of a dotted name (a list for what is in it), or else the innermost table around it, but never all.
+fn remove_near(value: &mut Value, key: &str) -> bool {
+    let mut key = key.split_once('[').map_or(key, |(list, _)| list);
+    loop {
+        if crate::keys::remove(value, key) {
+            return true;
+        }
+        let Some((outer, _)) = key.rsplit_once('.') else { return false };
+        key = outer;
+    }
+}
+
 /// Takes out the value at a path, or the list that it is an item of. False when there is none.
 fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
     let mut names = Vec::new();
@@ -211,6 +243,45 @@ mod tests {
     }
 
     #[test]
+    fn what_another_version_took_is_used_as_far_as_it_can_be() {
+        let tree = json!({
+            "motd": "m",
+            "quic": true,
+            "network": {"hostname": "a_b", "no-proxy": ["a", "b c"]},
+            "kernel": {"sysctl": {"vm.swappiness": "1", "vm..x": "1"}},
+            "containers": {"web": {"image": "a", "restart": "on-tuesdays"}, "Bad Name": {"image": "b"}},
+        });
+        let (settings, mistakes) = from_json_in_part(&tree);
+        let rest = json!({
+            "motd": "m", "network": {}, "kernel": {"sysctl": {"vm.swappiness": "1"}}, "containers": {"web": {"image": "a"}},
+        });
+        assert_eq!(crate::flatten(&settings), crate::flatten(&from_json(&rest).unwrap()), "{mistakes:?}");
+        assert_eq!(mistakes.len(), 6, "{mistakes:?}");
+        assert_eq!(from_json_in_part(&rest), (from_json(&rest).unwrap(), vec![]));
+        // What has no name that could be told goes with the table that it is in.
+        let (settings, _) = from_json_in_part(&json!({"motd": "m", "pki": {("x".repeat(400)): {"data": 1}}}));
+        assert_eq!(crate::flatten(&settings).into_keys().collect::<Vec<_>>(), ["settings.motd"]);
+        // Nothing can be made of it.
+        let (nothing, mistakes) = from_json_in_part(&json!([1]));
+        assert_eq!((nothing, mistakes.len()), (Settings::default(), 1));
+        let many: Map<String, Value> = (0..500).map(|n| (format!("k{n}"), Value::Null)).collect();
+        assert_eq!(from_json_in_part(&Value::Object(many)).1.len(), MOST_MISTAKES);
+    }
+
+    /// Else the host agent could not read at the next boot what was committed before.
+    #[test]
+    fn changes_that_are_too_much_together_are_refused_together() {
+        let half = |from: usize| {
+            let names = (from..from + 200).map(|n| (format!("net.ipv4.conf.x{n}.forwarding"), json!("1")));
+            from_json(&json!({"kernel": {"sysctl": names.collect::<Map<String, Value>>()}})).unwrap()
+        };
+        let both = half(0).with(&half(200));
+        assert!(half(0).check().is_ok());
+        let error = both.check().unwrap_err().to_string();
+        assert!(error.contains("settings.kernel.sysctl: 400 entries are more than the 256"), "{error}");
+    }
+
+    #[test]
     fn the_shape_has_every_key_of_the_types_and_no_other() {
         let full = json!({
             "motd": "m",
@@ -234,6 +305,8 @@ mod tests {
                 "capabilities": {"kill": false},
                 "resource-limits": {"max-processes": {"hard-limit": -1, "soft-limit": 5}},
             },
+            "metrics": {"address": "0.0.0.0:9100"},
+            "api": {"vsock": true},
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
@@ -264,6 +337,8 @@ mod tests {
                     https_proxy: Some(_),
                     no_proxy: Some(_),
                 }),
+            metrics: Some(crate::Metrics { address: Some(_) }),
+            api: Some(crate::Api { vsock: Some(_) }),
             containers: Some(containers),
         } = &settings
         else {
@@ -450,6 +525,13 @@ mod tests {
             if let Ok(settings) = from_json(&value) {
                 prop_assert_eq!(from_json(&settings.to_json()).unwrap(), settings);
             }
+        }
+
+        #[test]
+        fn whatever_comes_something_can_be_used(value in any_json()) {
+            let (settings, mistakes) = from_json_in_part(&value);
+            prop_assert_eq!(mistakes.is_empty(), from_json(&value).is_ok());
+            prop_assert!(from_json(&settings.to_json()).is_ok());
         }
 
         #[test]

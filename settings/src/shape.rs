@@ -97,11 +97,15 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("pki", Shape::Map(&PKI)),
     ("container-registry", CONTAINER_REGISTRY),
     ("oci-defaults", OCI_DEFAULTS),
+    ("metrics", Shape::Table(&[("address", Shape::Text)])),
+    ("api", Shape::Table(&[("vsock", Shape::Switch)])),
     ("containers", Shape::Map(&CONTAINER)),
 ]);
 
 const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
 const NOT_HERE: &str = "Caisson has no part that would act on it, so it is refused: leave it out";
+
+const SENDS_NOTHING: &str = "this node sends nothing of itself to anybody, so it is refused: leave it out; with metrics.address it can be asked";
 
 /// Settings of Bottlerocket that there are not, and why. Whoever brings its user data is to learn more than "unknown key".
 const ABSENT: &[(&str, &str)] = &[
@@ -131,7 +135,12 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.kubelet-dra-drivers", NOT_HERE),
     ("settings.kubernetes", NOT_HERE),
     ("settings.measurement", NOT_YET),
-    ("settings.metrics", NOT_YET),
+    ("settings.metrics.metrics-url", SENDS_NOTHING),
+    ("settings.metrics.send-metrics", SENDS_NOTHING),
+    (
+        "settings.metrics.service-checks",
+        "GET /metrics tells of every service and container, so it is refused: leave it out",
+    ),
     ("settings.network.disable-ipv6", NOT_YET),
     ("settings.network.interfaces", NOT_YET),
     ("settings.ntp", NOT_YET),

@@ -86,6 +86,8 @@ fn what_is_deleted_is_gone_and_its_default_holds() {
     let uri = "/settings?keys=motd,settings.containers.web";
     assert_eq!(server.send(Method::DELETE, uri, "").status, 204);
     assert_eq!(server.get("/settings")["motd"], "x");
+    assert_eq!(server.get("/tx/removed"), json!(["settings.containers.web", "settings.motd"]));
+    assert_eq!(server.get("/tx"), json!({}));
     let committed = server.send(Method::POST, "/tx/commit", "");
     assert_eq!(
         committed.text(),

@@ -10,6 +10,7 @@ mod events;
 mod generations;
 mod harness;
 mod hostile;
+mod metrics;
 mod model;
 mod reader;
 mod stop;

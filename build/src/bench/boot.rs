@@ -240,6 +240,7 @@ impl Lab {
             no_reboot: true,
             gdb: false,
             skip_idle_time: false,
+            api: true,
             extra: Vec::new(),
         };
         let folder = folder.path().to_owned();

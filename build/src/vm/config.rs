@@ -101,6 +101,8 @@ pub struct Config {
     pub gdb: bool,
     /// While the guest waits, its clock jumps to what it waits for (software emulation only): hours pass in seconds.
     pub skip_idle_time: bool,
+    /// Whether the guest's API is open to the host from the start, whatever its settings say.
+    pub api: bool,
     /// Further arguments of QEMU, as they are.
     pub extra: Vec<String>,
 }
@@ -273,8 +275,10 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
     for (name, path) in &config.fw_cfg {
         add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
     }
-    // The API on vsock, which the socket of the host leads to.
-    add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    if config.api {
+        // On vsock, which the socket of the host leads to.
+        add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    }
     config.extra.iter().for_each(|argument| add(&[argument]));
     all
 }
@@ -337,6 +341,7 @@ mod tests {
             no_reboot: false,
             gdb: false,
             skip_idle_time: false,
+            api: true,
             extra: vec![],
         }
     }

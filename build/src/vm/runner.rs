@@ -217,6 +217,7 @@ fn configure(
         no_reboot: false,
         gdb: options.gdb,
         skip_idle_time: false,
+        api: true,
         extra: Vec::new(),
     })
 }

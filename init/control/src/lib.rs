@@ -13,6 +13,9 @@ pub enum Request {
     Status,
     /// Stop and start one service.
     Restart { service: String },
+    /// Turns the sockets of a switch (`when` of a service file) on or off. When that changes anything, the service that has them
+    /// is stopped and started. A switch that the VMM turned on stays on.
+    Switch { name: String, on: bool },
     /// Orderly reboot; answered before it begins.
     Reboot,
     /// Orderly power-off; answered before it begins.
