@@ -19,6 +19,7 @@ enum Step {
     Hostname,
     Hosts,
     Dns,
+    Ntp,
     Sysctl,
     Lockdown,
     Registries,
@@ -29,11 +30,12 @@ enum Step {
 type Differ = fn(&Settings, &Settings) -> bool;
 
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, Differ); 9] = [
+const STEPS: [(Step, &str, Differ); 10] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
     (Step::Dns, "dns", |old, new| old.dns != new.dns),
+    (Step::Ntp, "ntp", |old, new| old.ntp != new.ntp),
     (Step::Sysctl, "sysctl", |old, new| sysctl(old) != sysctl(new)),
     (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
     (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
@@ -104,6 +106,7 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
         Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
+        Step::Ntp => node.time.set_settings(new.ntp.as_ref(), &node.ntp_servers),
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
@@ -161,6 +164,7 @@ mod tests {
             (json!({"network": {"hostname": "m"}}), &[Step::Hostname, Step::Hosts]),
             (json!({"network": {"hosts": [["10.0.0.1", ["a"]]]}}), &[Step::Hosts]),
             (json!({"dns": {"name-servers": ["10.0.0.1"]}}), &[Step::Dns]),
+            (json!({"ntp": {"time-servers": ["a"]}}), &[Step::Ntp]),
             (json!({"kernel": {"sysctl": {"vm.swappiness": "1"}}}), &[Step::Sysctl]),
             (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
             (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),

@@ -15,4 +15,5 @@ pub mod resolver;
 pub mod signals;
 pub mod space;
 pub mod sysctl;
+pub mod time;
 pub mod user_data;

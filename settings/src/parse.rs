@@ -218,6 +218,7 @@ mod tests {
                 "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
+            "ntp": {"time-servers": ["a"], "options": ["iburst"]},
             "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
             "pki": {"ours": {"data": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=", "trusted": true}},
             "container-registry": {
@@ -245,6 +246,7 @@ mod tests {
                 Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
             kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
             dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
+            ntp: Some(crate::Ntp { time_servers: Some(_), options: Some(_) }),
             network:
                 Some(crate::Network {
                     hostname: Some(_),

@@ -11,8 +11,10 @@ pub const SOCKET: &str = "/run/init.sock";
 pub enum Request {
     /// State of the whole node as PID 1 sees it.
     Status,
-    /// Stop and start one service.
+    /// Stop and start one service; start one that is off.
     Restart { service: String },
+    /// Stop one service that is started only when it is asked for; it stays off until it is asked for again.
+    Stop { service: String },
     /// Orderly reboot; answered before it begins.
     Reboot,
     /// Orderly power-off; answered before it begins.
@@ -73,7 +75,7 @@ pub enum ServiceState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Problem {
-    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`, `space`.
+    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`, `space`, `time`.
     pub source: String,
     /// What it is about: a settings key, a device, a container.
     pub subject: String,
