@@ -107,7 +107,7 @@ pub struct Status {
 }
 
 /// The node's clock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TimeStatus {
     /// What set it last; `None` when the agent has just started.

@@ -203,9 +203,20 @@ struct Published {
     what: &'static str,
 }
 
+/// A step that built programs, and their names.
+pub type Programs = (Entry, Vec<&'static str>);
+
+/// Published programs that are part of the image.
+pub fn bundled(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Vec<Programs>> {
+    Ok(vec![
+        (youki(project, toolbox, rust)?, vec!["youki"]),
+        (ntpd(project, toolbox, rust)?, vec!["ntp-daemon"]),
+    ])
+}
+
 /// The OCI runtime of the guest. Without the features `seccomp` and `cgroupsv2_devices` it ignores profiles and device rules
 /// in silence: both are asked for here, and tests in the guest ask the kernel whether they hold.
-pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
         project,
         toolbox,
@@ -232,7 +243,7 @@ pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry>
 
 /// The NTP client of the guest, `ntp-daemon`. Without what would be a large library of cryptography: it asks in the clear, as there
 /// are no settings for NTS.
-pub fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
         project,
         toolbox,

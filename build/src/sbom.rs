@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::cache::{Entry, Key, files_below};
 use crate::crates::{self, Crate};
-use crate::guest::{GUEST_PACKAGES, Rust};
+use crate::guest::{GUEST_PACKAGES, Programs, Rust};
 use crate::project::Project;
 use crate::toolbox::Toolbox;
 
@@ -43,7 +43,7 @@ pub fn collect(
     project: &Project,
     toolbox: &Toolbox,
     rust: &Rust,
-    published: &[&Entry],
+    bundled: &[Programs],
     kernel: &Entry,
 ) -> Result<Entry> {
     let mut key = Key::new("licences 1")
@@ -52,7 +52,7 @@ pub fn collect(
         .entry(kernel)
         .file(&project.sources.join("Cargo.lock"))?
         .file(&project.sources.join("Cargo.toml"))?;
-    for program in published {
+    for (program, _) in bundled {
         key = key.entry(program);
     }
     for (name, licence) in BUNDLED {
@@ -68,7 +68,7 @@ pub fn collect(
         let texts = licences.join("crates");
         let roots: Vec<&str> = GUEST_PACKAGES.iter().map(|guest| guest.package).collect();
         let mut crates = crates::collect(&project.sources, &roots, &[], &texts)?;
-        for program in published {
+        for (program, _) in bundled {
             let its: Vec<Crate> = serde_json::from_slice(&fs::read(program.path.join("crates.json"))?)?;
             for file in files_below(&program.path.join("texts"))? {
                 fs::copy(&file, texts.join(file.file_name().unwrap_or_default()))?;
