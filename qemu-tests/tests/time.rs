@@ -2,11 +2,20 @@
 
 use apiserver::agent::ClockSource;
 use hyper::Method;
-use qemu_tests::{Config, Lan, Node, script};
+use qemu_tests::{Config, Lan, Node, install_in_slot_b, script};
 use serde_json::json;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const RANGE: &str = "--dhcp-range=192.0.2.50,192.0.2.99,255.255.255.0,2m";
+const REQUEST: Duration = Duration::from_secs(60);
+/// Tells what the kernel knows of the client's process on the console.
+const LOOK: &str = r#"
+    b=/usr/bin/busybox
+    while ! read pid < /sys/fs/cgroup/system/ntp/cgroup.procs; do $b sleep 0.1; done 2> /dev/null
+    $b sleep 5
+    echo "<5>process:" $($b grep -E '^(Uid|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|VmRSS|RssAnon|Threads):' /proc/$pid/status)
+    echo "<5>looked"
+"#;
 /// An address that nobody has.
 const NOBODY: &str = "192.0.2.200";
 
@@ -35,13 +44,19 @@ fn wait_until_synchronised(node: &Node) {
     node.wait_for("the time", Duration::from_secs(90), |node| node.status().time.synchronised.then_some(()));
 }
 
-fn service(node: &Node) -> String {
-    let services = node.get("/services");
-    let list = services.to_string();
-    let ntp = services
-        .pointer("/ntp")
-        .or_else(|| services.as_array()?.iter().find(|service| service["name"] == "ntp"));
-    ntp.unwrap_or_else(|| panic!("no service ntp in {list}")).to_string()
+fn state(node: &Node) -> String {
+    node.get("/services")["ntp"]["state"].as_str().unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn wait_for_state(node: &Node, wanted: &str) {
+    node.wait_for(format!("the client {wanted}"), REQUEST, |node| (state(node) == wanted).then_some(()));
+}
+
+#[track_caller]
+fn remove_servers(node: &Node) {
+    node.granted(Method::DELETE, "/settings?keys=settings.ntp&tx=story", "");
+    node.granted(Method::POST, "/tx/commit_and_apply?tx=story", "");
 }
 
 /// The machine's clock says 2020. Settings bring the time, a change of them is followed at once, and the time is remembered.
@@ -55,12 +70,10 @@ fn a_dead_clock_is_set_right_by_the_servers_of_the_settings() {
     assert_eq!(time.source, Some(ClockSource::Image), "the image was not made before its clock");
     assert!(time.servers.is_empty() && !time.synchronised, "{time:?}");
     assert!(node.console().contains("the clock is set to when this image was made"), "{}", node.console());
-    assert!(service(&node).contains("done"), "nobody is to be asked unasked: {}", service(&node));
+    assert_eq!(state(&node), "done", "nobody is to be asked unasked");
 
     node.set(&json!({"ntp": {"time-servers": [NOBODY]}}));
-    node.wait_for("the client", Duration::from_secs(20), |node| {
-        service(node).contains("ready").then_some(())
-    });
+    wait_for_state(&node, "ready");
     let time = node.status().time;
     assert_eq!((time.servers.as_slice(), time.synchronised), (&[NOBODY.to_owned()][..], false));
 
@@ -77,10 +90,8 @@ fn a_dead_clock_is_set_right_by_the_servers_of_the_settings() {
     node.wait_for_console("the clock is set to when it was last known");
     wait_until_synchronised(&node);
 
-    node.granted(Method::DELETE, "/settings?keys=settings.ntp", "");
-    node.wait_for("the client's end", Duration::from_secs(20), |node| {
-        service(node).contains("done").then_some(())
-    });
+    remove_servers(&node);
+    wait_for_state(&node, "done");
     let time = node.status().time;
     assert!(time.servers.is_empty() && !time.synchronised, "{time:?}");
     assert_eq!(time.source, Some(ClockSource::LastKnown));
@@ -92,18 +103,32 @@ fn a_clock_that_is_ahead_is_set_right_by_the_servers_of_dhcp() {
     let mut lan = Lan::new();
     lan.dnsmasq(&[RANGE, &format!("--dhcp-option=option:ntp-server,{}", Lan::ADDRESS)]);
     lan.chrony();
-    let node = Node::boot_healthy(with_clock(lan.attach(Config::direct()), "2040-01-01"));
+    let mut node = Node::new(with_clock(lan.attach(Config::direct()), "2040-01-01"));
+    install_in_slot_b(&mut node, "look", LOOK);
+    node.start();
+    node.wait_until_healthy();
     wait_until_synchronised(&node);
     assert_eq!(node.status().time.servers, [Lan::ADDRESS]);
+    node.wait_for_console("look: looked");
+    let console = node.console();
+    let process = console.lines().find(|line| line.contains("look: process:")).unwrap_or_default();
+    let only_time = "0000000002000000";
+    for expected in [
+        "Uid: 275 275 275 275".to_owned(),
+        "NoNewPrivs: 1".to_owned(),
+        format!(
+            "CapInh: {only_time} CapPrm: {only_time} CapEff: {only_time} CapBnd: {only_time} CapAmb: {only_time}"
+        ),
+    ] {
+        assert!(process.contains(&expected), "{expected} is not in {process}");
+    }
     let off = off_by(&node, "right");
     assert!(off < 3.0, "off by {off} s");
     // Settings go before DHCP, and DHCP's hold again without them.
     node.set(&json!({"ntp": {"time-servers": [NOBODY]}}));
     assert_eq!(node.status().time.servers, [NOBODY]);
-    node.granted(Method::DELETE, "/settings?keys=settings.ntp", "");
-    node.wait_for("DHCP's server", Duration::from_secs(20), |node| {
-        (node.status().time.servers == [Lan::ADDRESS]).then_some(())
-    });
+    remove_servers(&node);
+    assert_eq!(node.status().time.servers, [Lan::ADDRESS]);
     wait_until_synchronised(&node);
 }
 
