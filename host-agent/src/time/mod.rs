@@ -39,6 +39,8 @@ const NOTE: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub struct Time {
     settings: Option<Ntp>,
+    /// Whether the settings are known: an agent that has just started may have a lease before them.
+    told: bool,
     servers: Vec<Server>,
     /// What the clock was set by at boot.
     pub source: Option<ClockSource>,
@@ -53,14 +55,20 @@ impl Time {
         settings: Option<&Ntp>,
         leased: &BTreeMap<String, Vec<IpAddr>>,
     ) -> Result<(), String> {
-        let nothing_known = self.settings.is_none() && leased.is_empty();
+        let just_started = !std::mem::replace(&mut self.told, true);
         self.settings = settings.cloned();
         // An agent that has just started knows no lease: the servers of the one before it are better than none.
-        if nothing_known && settings.is_none() { Ok(()) } else { self.follow(leased) }
+        let nothing_known =
+            leased.is_empty() && settings.is_none_or(|settings| settings.time_servers.is_none());
+        if just_started && nothing_known { Ok(()) } else { self.follow(leased) }
     }
 
-    /// Writes the daemon's configuration, and has it started, restarted or stopped, if that changes anything.
+    /// Writes the daemon's configuration, and has it started, restarted or stopped, if that changes anything. Not before the
+    /// settings are known: leases alone would stop or mislead a daemon that follows the settings.
     pub fn follow(&mut self, leased: &BTreeMap<String, Vec<IpAddr>>) -> Result<(), String> {
+        if !self.told {
+            return Ok(());
+        }
         self.servers = servers::wanted(self.settings.as_ref(), leased);
         let wanted = servers::configuration(self.settings.as_ref(), &self.servers);
         let path = Path::new(CONFIGURATION);
@@ -181,6 +189,15 @@ async fn follow_up(node: &RefCell<Node>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_has_just_started_changes_nothing_before_it_knows_what_is_wanted() {
+        let mut time = Time::default();
+        let leases = BTreeMap::from([("eth0".to_owned(), vec!["10.0.0.1".parse().unwrap()])]);
+        assert_eq!(time.follow(&leases), Ok(()));
+        assert_eq!(time.set_settings(None, &BTreeMap::new()), Ok(()));
+        assert!(time.servers.is_empty() && !time.behind);
+    }
 
     #[test]
     fn a_clock_that_nobody_has_set_right_or_not_for_long_is_not_synchronised() {
