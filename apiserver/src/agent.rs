@@ -148,6 +148,7 @@ pub struct Status {
     pub boot_phases: Vec<(String, u64)>,
     /// Addresses in CIDR notation, by interface.
     pub addresses: BTreeMap<String, Vec<String>>,
+    pub time: TimeStatus,
     /// Of the whole node, as `/proc/meminfo` has it.
     pub memory_total_kib: u64,
     pub memory_available_kib: u64,
@@ -189,6 +190,34 @@ pub struct Stalled {
     /// `some` of it, or `full`: all of it at once.
     pub share: String,
     pub microseconds: u64,
+}
+
+/// The node's clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TimeStatus {
+    /// What set it last; `None` when the agent has just started.
+    pub source: Option<ClockSource>,
+    /// Whom the NTP client asks: those of the settings, or those of DHCP.
+    pub servers: Vec<String>,
+    /// Whether it follows them.
+    pub synchronised: bool,
+    /// Microseconds by which it may be off, while it is synchronised.
+    pub largest_error_us: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockSource {
+    /// The host's clock, as KVM shows it.
+    PtpKvm,
+    /// The machine's clock, as the kernel read it.
+    Rtc,
+    /// A moment at which it was synchronised before the node's start: the machine's clock is behind that.
+    LastKnown,
+    /// The image's release: nothing else is later.
+    Image,
+    Ntp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::init_status::Problem;
-use crate::agent::{ContainerState, ContainerStatus, Health, Status};
+use crate::agent::{ContainerState, ContainerStatus, Health, Status, TimeStatus};
 use crate::store::Listed;
 
 /// What the server can say without the host agent.
@@ -56,10 +56,21 @@ pub(crate) fn describe(status: &Status) -> String {
     for (interface, addresses) in &status.addresses {
         text.push_str(&format!("{interface:<11} {}\n", addresses.join(", ")));
     }
+    text.push_str(&format!("clock       {}\n", describe_clock(&status.time)));
     let phases: Vec<String> = status.boot_phases.iter().map(|(name, at)| format!("{name} {at} ms")).collect();
     text.push_str(&format!("boot        {}\n", phases.join(", ")));
     text.push_str(&describe_problems(&status.problems));
     text
+}
+
+fn describe_clock(time: &TimeStatus) -> String {
+    let source = time.source.map_or("nobody".to_owned(), |source| word(&json!(source)));
+    let servers = time.servers.join(", ");
+    match time.largest_error_us {
+        Some(error) => format!("set by {source}, within {:.3} ms of {servers}", error as f64 / 1000.0),
+        None if time.servers.is_empty() => format!("set by {source}; no NTP server to ask"),
+        None => format!("set by {source}; not yet synchronised with {servers}"),
+    }
 }
 
 pub(crate) fn list(containers: &[ContainerStatus]) -> String {
@@ -121,4 +132,20 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::ClockSource;
+
+    #[test]
+    fn the_clock_is_told_in_words() {
+        let mut time = TimeStatus { source: Some(ClockSource::PtpKvm), ..TimeStatus::default() };
+        assert_eq!(describe_clock(&time), "set by ptp-kvm; no NTP server to ask");
+        time.servers = vec!["10.0.0.1".to_owned(), "a.example".to_owned()];
+        assert_eq!(describe_clock(&time), "set by ptp-kvm; not yet synchronised with 10.0.0.1, a.example");
+        time = TimeStatus { source: Some(ClockSource::Ntp), largest_error_us: Some(1234), ..time };
+        assert_eq!(describe_clock(&time), "set by ntp, within 1.234 ms of 10.0.0.1, a.example");
+    }
 }

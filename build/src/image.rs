@@ -26,8 +26,8 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;
-    let youki = guest::youki(project, &toolbox, &rust)?;
-    let mut built = vec![(youki.clone(), vec!["youki"])];
+    let bundled = guest::bundled(project, &toolbox, &rust)?;
+    let mut built = bundled.clone();
     for package in guest::GUEST_PACKAGES {
         built.push((guest::build(project, &toolbox, &rust, package)?, package.programs.to_vec()));
     }
@@ -38,7 +38,7 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
         .iter()
         .map(|name| oci::preload(project, &toolbox, name))
         .collect::<Result<Vec<_>>>()?;
-    let licences = sbom::collect(project, &toolbox, &rust, &youki, &kernel)?;
+    let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
     let inputs =
         root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
     let (root, verity) = root::build(project, &toolbox, &inputs)?;

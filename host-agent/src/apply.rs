@@ -85,6 +85,7 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
         Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
+        Step::Ntp => node.time.set_settings(new.ntp.as_ref(), &node.ntp_servers),
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {

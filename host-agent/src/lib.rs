@@ -17,5 +17,6 @@ pub mod resolver;
 pub mod signals;
 pub mod space;
 pub mod sysctl;
+pub mod time;
 pub mod update;
 pub mod user_data;

@@ -4,7 +4,7 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::node::Node;
-use host_agent::{init, integrity, network, space, update, user_data};
+use host_agent::{init, integrity, network, space, time, update, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::{Mistake, Settings};
@@ -51,8 +51,10 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
             .and_then(|()| UnixListener::from_std(listener))
             .map_err(|error| format!("cannot use the socket that was passed: {error}"))?;
         let agent = Agent::default();
+        agent.node.borrow_mut().time.source = Some(time::set_clock());
         tokio::task::spawn_local(agent.clone().serve(listener));
         tokio::task::spawn_local(network::run(agent.node.clone()));
+        tokio::task::spawn_local(time::run(agent.node.clone()));
         tokio::task::spawn_local(watch_space(agent.node.clone()));
         tokio::task::spawn_local(start_node(agent.clone()));
         let mut terminate =
@@ -62,6 +64,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
         // Containers run on in their shims.
         terminate.recv().await;
         agent.stop().await;
+        time::note_if_right(&agent.node);
         Ok(())
     })
 }

@@ -4,11 +4,13 @@ use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
 use init_control::{NodeStatus, Problem, ServiceState};
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
 use crate::exporter::Exporter;
 use crate::resolver::Resolver;
+use crate::time::Time;
 
 const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
@@ -18,6 +20,9 @@ pub struct Node {
     pub addresses: BTreeMap<String, Vec<String>>,
     pub resolver: Resolver,
     pub exporter: Exporter,
+    /// By interface, as DHCP gives them.
+    pub ntp_servers: BTreeMap<String, Vec<IpAddr>>,
+    pub time: Time,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,
@@ -52,6 +57,12 @@ impl Node {
         self.set_problems(source, problems);
     }
 
+    /// Notes the NTP servers that one interface's lease names; none when it is over.
+    pub fn set_ntp_servers(&mut self, interface: &str, servers: Vec<IpAddr>) -> Result<(), String> {
+        self.ntp_servers.insert(interface.to_owned(), servers);
+        self.time.follow(&self.ntp_servers)
+    }
+
     /// Health of the whole, with what PID 1 says.
     pub fn status(&mut self, init: &NodeStatus) -> Status {
         let containers = self.containers.statuses();
@@ -83,6 +94,7 @@ impl Node {
             data: init.data.clone(),
             boot_phases,
             addresses: self.addresses.clone(),
+            time: self.time.status(),
             memory_total_kib,
             memory_available_kib,
             secure_boot: secure_boot(),

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use init::control::{NodeStatus, Problem, Request, Response};
 use init::log_line::Lines;
+use init::service::Start;
 use init::supervisor::{Action, Event, Id, Supervisor};
 
 use crate::boot::Machine;
@@ -395,6 +396,18 @@ impl Shell {
                     self.happened(Event::RestartAsked(id));
                     Response::Done
                 }
+                None => Response::Error { message: format!("there is no service {service:?}") },
+            },
+            Request::Stop { service } => match self.supervisor.find(&service) {
+                Some(id)
+                    if self.supervisor.service(id).is_some_and(|service| service.start == Start::Asked) =>
+                {
+                    self.happened(Event::StopAsked(id));
+                    Response::Done
+                }
+                Some(_) => Response::Error {
+                    message: format!("{service} is started with the node, and ends with it"),
+                },
                 None => Response::Error { message: format!("there is no service {service:?}") },
             },
             Request::Switch { name, on } => match self.switch(&name, on) {

@@ -316,12 +316,15 @@ const CAPABILITIES: [&str; 41] = [
 ];
 
 fn drop_privileges(service: &Service, user: User) -> Result<(), String> {
+    let mut passed = Vec::new();
     if let Some(kept) = &service.capabilities {
         if let Some(unknown) = kept.iter().find(|name| !CAPABILITIES.contains(&name.as_str())) {
             return Err(format!("capabilities: there is no {unknown}"));
         }
         for (number, name) in (0..).zip(CAPABILITIES) {
-            if !kept.iter().any(|kept| kept == name) {
+            if kept.iter().any(|kept| kept == name) {
+                passed.push(number);
+            } else {
                 sys::drop_from_bounding_set(number)
                     .map_err(|error| format!("cannot drop {name}: {error}"))?;
             }
@@ -330,9 +333,16 @@ fn drop_privileges(service: &Service, user: User) -> Result<(), String> {
     if user.uid != 0 {
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
         let failed = |error: nix::Error| format!("cannot become the user {}: {error}", service.user);
+        if !passed.is_empty() {
+            sys::keep_capabilities().map_err(failed)?;
+        }
         setgroups(&[gid]).map_err(failed)?;
         setresgid(gid, gid, gid).map_err(failed)?;
         setresuid(uid, uid, uid).map_err(failed)?;
+        if !passed.is_empty() {
+            sys::pass_capabilities(&passed)
+                .map_err(|error| format!("cannot give {} its capabilities: {error}", service.user))?;
+        }
     }
     if service.no_new_privileges {
         sys::set_no_new_privileges().map_err(|error| format!("cannot set no-new-privileges: {error}"))?;

@@ -61,7 +61,7 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
     let bench = bench();
     let real = &bench.project;
     let rust = Rust::find(real)?;
-    let youki = guest::youki(real, &bench.toolbox, &rust)?;
+    let bundled = guest::bundled(real, &bench.toolbox, &rust)?;
     let busybox = oci::preload(real, &bench.toolbox, "busybox")?;
     let shell = real.cache.step(
         "shell",
@@ -72,12 +72,14 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
             Ok(())
         },
     )?;
-    let mut built = vec![(youki.clone(), vec!["youki"]), (shell, vec!["busybox"])];
+    let mut built = bundled.clone();
+    built.push((shell, vec!["busybox"]));
     for package in guest::GUEST_PACKAGES {
         built.push((guest::build(real, &bench.toolbox, &rust, package)?, package.programs.to_vec()));
     }
     let programs: Vec<_> = built.iter().map(|(entry, names)| (entry, names.clone())).collect();
-    let licences = sbom::collect(real, &bench.toolbox, &rust, &youki, &kernel::build(real, &bench.toolbox)?)?;
+    let licences =
+        sbom::collect(real, &bench.toolbox, &rust, &bundled, &kernel::build(real, &bench.toolbox)?)?;
     let preloaded = [busybox];
     let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
     let (entry, verity) = root::build(project, &bench.toolbox, &inputs)?;

@@ -128,6 +128,26 @@ impl Lan {
         self.servers.push(server);
     }
 
+    /// chrony as an NTP server with the host's time, on [`Lan::ADDRESS`]; it leaves the host's clock alone (`-x`).
+    #[track_caller]
+    pub fn chrony(&mut self) {
+        let log = self.path("chrony.log");
+        let file = File::create(&log).expect("a log");
+        let mut command = self.command("chronyd");
+        command.args(["-x", "-d", "-u", "root", "local stratum 1", "allow", "cmdport 0", "bindcmdaddress /"]);
+        command.arg(format!("pidfile {}", self.path("chrony.pid").display()));
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("a log")).stderr(file);
+        let mut server = command.spawn().expect("chronyd");
+        let deadline = Instant::now() + START;
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        while !said().contains("Running with root privileges") {
+            assert!(matches!(server.try_wait(), Ok(None)), "chronyd ended at once: {}", said());
+            assert!(Instant::now() < deadline, "chronyd does not start: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.servers.push(server);
+    }
+
     /// Stops all servers.
     pub fn silence(&mut self) {
         for mut server in self.servers.drain(..) {

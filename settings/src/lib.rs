@@ -11,6 +11,7 @@ mod docs;
 mod kernel;
 mod keys;
 mod network;
+mod ntp;
 mod oci;
 mod parse;
 mod pki;
@@ -30,6 +31,7 @@ pub use dns::Dns;
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, select, split_key};
 pub use network::{HostEntry, Network, NoProxy};
+pub use ntp::{Ntp, NtpChoice, NtpOption, TimeServer};
 pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
 pub use parse::{Mistake, Mistakes, from_json, from_json_in_part, from_key_values};
 pub use pki::{Certificates, Pki, PkiName};
@@ -65,6 +67,7 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ntp: Option<Ntp>,
     pub updates: Option<Updates>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
@@ -111,9 +114,10 @@ impl Settings {
     /// What must hold for each part by itself, beyond each value.
     fn part_mistakes(&self) -> Vec<Mistake> {
         let dns = self.dns.iter().flat_map(Dns::mistakes);
+        let ntp = self.ntp.iter().flat_map(Ntp::mistakes);
         let kernel = self.kernel.iter().flat_map(Kernel::mistakes);
         let registry = self.container_registry.iter().flat_map(ContainerRegistry::mistakes);
-        dns.chain(kernel).chain(registry).collect()
+        dns.chain(ntp).chain(kernel).chain(registry).collect()
     }
 
     /// What must hold for the whole, beyond each value: checked before a commit.

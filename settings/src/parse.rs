@@ -289,9 +289,10 @@ mod tests {
                 "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
+            "ntp": {"time-servers": ["a"], "options": ["iburst"]},
             "updates": {
                 "metadata-base-url": "http://a/", "targets-base-url": "http://b/", "seed": 1, "version-lock": "latest",
-                "ignore-waves": false,
+                "ignore-waves": false, "healthy-for": 1, "healthy-within": 2,
             },
             "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
             "pki": {"ours": {"data": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=", "trusted": true}},
@@ -322,6 +323,7 @@ mod tests {
                 Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
             kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
             dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
+            ntp: Some(crate::Ntp { time_servers: Some(_), options: Some(_) }),
             updates:
                 Some(crate::Updates {
                     metadata_base_url: Some(_),
@@ -329,6 +331,8 @@ mod tests {
                     seed: Some(_),
                     version_lock: Some(_),
                     ignore_waves: Some(_),
+                    healthy_for: Some(_),
+                    healthy_within: Some(_),
                 }),
             network:
                 Some(crate::Network {

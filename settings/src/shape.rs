@@ -57,6 +57,8 @@ const CONTAINER_REGISTRY: Shape = Shape::Table(&[
     ),
 ]);
 
+const NTP: Shape = Shape::Table(&[("time-servers", Shape::Texts), ("options", Shape::Texts)]);
+
 const MIRROR: Shape = Shape::Table(&[("registry", Shape::Text), ("endpoint", Shape::Texts)]);
 
 const CREDENTIAL: Shape = Shape::Table(&[
@@ -92,6 +94,7 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("motd", Shape::Text),
     ("network", NETWORK),
     ("dns", DNS),
+    ("ntp", NTP),
     ("updates", UPDATES),
     ("kernel", KERNEL),
     ("pki", Shape::Map(&PKI)),
@@ -143,7 +146,7 @@ const ABSENT: &[(&str, &str)] = &[
     ),
     ("settings.network.disable-ipv6", NOT_YET),
     ("settings.network.interfaces", NOT_YET),
-    ("settings.ntp", NOT_YET),
+    ("settings.ntp.logging", "ntpd-rs writes one log, that of the service ntp: leave it out"),
     ("settings.nvidia-container-runtime", NOT_HERE),
     ("settings.oci-hooks", NOT_HERE),
 ];

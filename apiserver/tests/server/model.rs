@@ -31,6 +31,7 @@ fn healthy(request: Request) -> String {
             data: "ext4".to_owned(),
             boot_phases: Vec::new(),
             addresses: Default::default(),
+            time: Default::default(),
             memory_total_kib: 2048,
             memory_available_kib: 1024,
             secure_boot: None,

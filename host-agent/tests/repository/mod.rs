@@ -172,7 +172,7 @@ impl World {
         Plan::of(&settings, &self.places).unwrap()
     }
 
-    pub async fn check(&self, updates: Value) -> Result<Checked, String> {
+    pub(crate) async fn check(&self, updates: Value) -> Result<Checked, String> {
         check(&self.plan(&updates), &self.places, now()).await
     }
 
