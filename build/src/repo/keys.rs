@@ -25,14 +25,14 @@ pub(super) const ED25519_INFO: [u8; 12] =
 pub const ROLES: [RoleType; 4] = [RoleType::Root, RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp];
 
 /// A role by its name.
-pub fn role(name: &str) -> Result<RoleType, String> {
+pub(super) fn role(name: &str) -> Result<RoleType, String> {
     let found = ROLES.into_iter().find(|role| role.to_string() == name);
     found.ok_or_else(|| format!("{name:?} is not a role: they are root, targets, snapshot, timestamp"))
 }
 
 /// Where a key is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyPlace {
+pub(super) enum KeyPlace {
     File(PathBuf),
     /// A program that has the key. `PROGRAM public-key` prints the public key as PEM (SubjectPublicKeyInfo); `PROGRAM sign` reads
     /// what is to be signed, and writes the bytes of the signature: Ed25519, RSASSA-PSS with SHA-256, or ECDSA P-256 as DER.

@@ -12,17 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
-pub fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     "2026-12-01T00:00:00Z".parse().unwrap()
 }
 
-pub struct Publisher {
+pub(crate) struct Publisher {
     dir: TempDir,
 }
 
 impl Publisher {
     /// With keys of its own.
-    pub fn new(first_key: u8) -> Self {
+    pub(crate) fn new(first_key: u8) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for (number, role) in ROLES.into_iter().enumerate() {
             // Ed25519 in PKCS #8 (RFC 8410, section 7).
@@ -49,7 +49,7 @@ impl Publisher {
     }
 
     /// Adds versions, each published by itself.
-    pub fn publish(&self, folder: &Path, versions: &[&str]) {
+    pub(crate) fn publish(&self, folder: &Path, versions: &[&str]) {
         let mut repository = self.open(folder);
         for version in versions {
             let built = self.build(version);
@@ -59,7 +59,7 @@ impl Publisher {
         }
     }
 
-    pub fn renew_root(&self, folder: &Path) {
+    pub(crate) fn renew_root(&self, folder: &Path) {
         self.open(folder).renew_root(&self.keys(), &Self::expires()).unwrap();
     }
 
@@ -92,7 +92,7 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// Replaces a folder.
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     for folder in ["metadata", "targets"] {
         fs::create_dir_all(to.join(folder)).unwrap();
@@ -105,7 +105,7 @@ pub fn copy(from: &Path, to: &Path) {
 
 /// What the server does with a request.
 #[derive(Clone)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The file, or 404.
     File,
     /// These bytes, and then the end.
@@ -116,17 +116,17 @@ pub enum Answer {
 
 type Serve = Box<dyn Fn(&str) -> Answer + Send>;
 
-pub struct World {
+pub(crate) struct World {
     dir: TempDir,
-    pub publisher: Publisher,
-    pub places: Places,
+    pub(crate) publisher: Publisher,
+    pub(crate) places: Places,
     address: SocketAddr,
     serve: Arc<Mutex<Serve>>,
 }
 
 impl World {
     /// A node of version 1.0.0 that trusts the publisher, and an empty repository in `served`.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -154,31 +154,37 @@ impl World {
         Self { publisher, places, address, serve, dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn publish(&self, versions: &[&str]) {
+    pub(crate) fn publish(&self, versions: &[&str]) {
         self.publisher.publish(&self.path("served"), versions);
     }
 
-    pub fn serve(&self, serve: Serve) {
+    pub(crate) fn serve(&self, serve: Serve) {
         *self.serve.lock().unwrap() = serve;
     }
 
-    pub fn plan(&self, updates: &Value) -> Plan {
+    pub(crate) fn plan(&self, updates: &Value) -> Plan {
         let mut tree = json!({"metadata-base-url": format!("http://{}/metadata/", self.address)});
         tree.as_object_mut().unwrap().extend(updates.as_object().unwrap().clone());
         let settings = settings::from_json(&json!({"updates": tree})).unwrap();
         Plan::of(&settings, &self.places).unwrap()
     }
 
-    pub async fn check(&self, updates: Value) -> Result<Checked, String> {
-        check(&self.plan(&updates), &self.places, now()).await
+    pub(crate) fn check(&self, updates: Value) -> Result<Checked, String> {
+        self.check_at(&self.plan(&updates), now())
+    }
+
+    /// By a clock that says this. In a runtime of its own: a publisher has one too.
+    pub(crate) fn check_at(&self, plan: &Plan, now: Timestamp) -> Result<Checked, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(check(plan, &self.places, now))
     }
 
     /// What the node has on its disk.
-    pub fn kept(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    pub(crate) fn kept(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let entries = fs::read_dir(&self.places.state).into_iter().flatten().flatten();
         let mut all: Vec<_> = entries.map(|entry| (entry.path(), fs::read(entry.path()).unwrap())).collect();
         all.sort();
