@@ -2,7 +2,7 @@
 
 mod repository;
 
-use host_agent::update::{Checked, check};
+use host_agent::update::Checked;
 use repository::{Answer, Publisher, World, now};
 use serde_json::json;
 use std::fs;
@@ -12,28 +12,29 @@ fn versions(checked: &Checked) -> (Vec<&str>, Option<&str>) {
     (available, checked.chosen.as_ref().map(|image| image.version.as_str()))
 }
 
-#[tokio::test]
-async fn the_newest_version_for_this_node_is_found() {
+#[test]
+fn the_newest_version_for_this_node_is_found() {
     let world = World::new();
     world.publish(&["1.0.0", "1.1.0"]);
-    let checked = world.check(json!({})).await.unwrap();
+    let checked = world.check(json!({})).unwrap();
     assert_eq!(versions(&checked), (vec!["1.1.0", "1.0.0"], Some("1.1.0")));
-    let checked = world.check(json!({"version-lock": "1.0.0"})).await.unwrap();
+    let checked = world.check(json!({"version-lock": "1.0.0"})).unwrap();
     assert_eq!(versions(&checked).1, None);
     // A version that comes later is seen, and nothing stands in its way.
     world.publish(&["1.2.0"]);
-    assert_eq!(versions(&world.check(json!({})).await.unwrap()).1, Some("1.2.0"));
-    let error = world.check(json!({"version-lock": "1.3.0"})).await.unwrap_err();
+    assert_eq!(versions(&world.check(json!({})).unwrap()).1, Some("1.2.0"));
+    let error = world.check(json!({"version-lock": "1.3.0"})).unwrap_err();
     assert!(error.contains("version-lock asks for 1.3.0, which the repository does not have"), "{error}");
 }
 
 /// Each of these is told, changes nothing, and does not stand in the way of the next check.
-#[tokio::test]
-async fn what_is_wrong_with_a_repository_is_told_and_the_next_check_works() {
+#[test]
+fn what_is_wrong_with_a_repository_is_told_and_the_next_check_works() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     let stranger = Publisher::new(50);
     stranger.publish(&world.path("stranger"), &["1.1.0"]);
+    world.check(json!({})).unwrap();
     let before = world.kept();
     type Serve = Box<dyn Fn(&str) -> Answer + Send>;
     let replaced = |path: &'static str, answer: Answer| -> Serve {
@@ -75,84 +76,84 @@ async fn what_is_wrong_with_a_repository_is_told_and_the_next_check_works() {
     ];
     for (number, (serve, expected)) in cases.into_iter().enumerate() {
         world.serve(serve);
-        let error = world.check(json!({})).await.unwrap_err();
+        let error = world.check(json!({})).unwrap_err();
         assert!(error.contains(expected), "case {number}: {error:?} does not have {expected:?}");
         assert!(world.kept() == before, "case {number} changed what is kept");
         world.serve(Box::new(|_| Answer::File));
     }
-    assert_eq!(versions(&world.check(json!({})).await.unwrap()).1, Some("1.1.0"));
+    assert_eq!(versions(&world.check(json!({})).unwrap()).1, Some("1.1.0"));
 }
 
-#[tokio::test]
-async fn nobody_listens() {
+#[test]
+fn nobody_listens() {
     let world = World::new();
-    let error = world.check(json!({"metadata-base-url": "http://127.0.0.1:1/"})).await.unwrap_err();
+    let error = world.check(json!({"metadata-base-url": "http://127.0.0.1:1/"})).unwrap_err();
     assert!(
         error.starts_with("cannot get http://127.0.0.1:1/timestamp.json") && error.contains("refused"),
         "{error}"
     );
 }
 
-#[tokio::test]
-async fn an_older_copy_is_refused_also_after_a_restart() {
+#[test]
+fn an_older_copy_is_refused_also_after_a_restart() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     repository::copy(&world.path("served"), &world.path("old"));
     world.publish(&["1.2.0"]);
-    assert_eq!(versions(&world.check(json!({})).await.unwrap()).1, Some("1.2.0"));
+    assert_eq!(versions(&world.check(json!({})).unwrap()).1, Some("1.2.0"));
     repository::copy(&world.path("served"), &world.path("new"));
     repository::copy(&world.path("old"), &world.path("served"));
     // What is in memory is gone.
     fs::remove_dir_all(world.path("work")).unwrap();
-    let error = world.check(json!({})).await.unwrap_err();
+    let error = world.check(json!({})).unwrap_err();
     assert!(error.contains("was rolled back (Found version 2 of timestamp metadata"), "{error}");
     repository::copy(&world.path("new"), &world.path("served"));
-    assert_eq!(versions(&world.check(json!({})).await.unwrap()).1, Some("1.2.0"));
+    assert_eq!(versions(&world.check(json!({})).unwrap()).1, Some("1.2.0"));
 }
 
 /// A torn file on the node's own disk is not the repository's fault.
-#[tokio::test]
-async fn what_is_kept_and_cannot_be_read_stops_nothing() {
+#[test]
+fn what_is_kept_and_cannot_be_read_stops_nothing() {
     let world = World::new();
     world.publish(&["1.1.0"]);
-    world.check(json!({})).await.unwrap();
+    world.check(json!({})).unwrap();
     for name in ["timestamp.json", "snapshot.json", "targets.json", "origin"] {
         fs::write(world.path("state").join(name), "torn").unwrap();
-        world.check(json!({})).await.unwrap();
+        world.check(json!({})).unwrap();
     }
 }
 
-#[tokio::test]
-async fn expiry_is_told_with_both_times_and_a_clock_that_was_wrong_does_no_harm() {
+#[test]
+fn expiry_is_told_with_both_times_and_a_clock_that_was_wrong_does_no_harm() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     let plan = world.plan(&json!({}));
     let late = "2031-06-01T00:00:00Z".parse().unwrap();
-    let error = check(&plan, &world.places, late).await.unwrap_err();
+    let error = world.check_at(&plan, late).unwrap_err();
     assert!(
         error.contains("expired at 2030-01-01T00:00:00Z, and this node's clock says 2031-06-01T00:00:00Z"),
         "{error}"
     );
     assert!(error.contains("cargo caisson repo sign") && error.contains("clock"), "{error}");
     // Ahead, but within what is signed; then right again.
-    check(&plan, &world.places, "2029-12-31T00:00:00Z".parse().unwrap()).await.unwrap();
-    check(&plan, &world.places, now()).await.unwrap();
-    check(&plan, &world.places, "1970-01-01T00:00:00Z".parse().unwrap()).await.unwrap();
+    world.check_at(&plan, "2029-12-31T00:00:00Z".parse().unwrap()).unwrap();
+    world.check_at(&plan, now()).unwrap();
+    world.check_at(&plan, "1970-01-01T00:00:00Z".parse().unwrap()).unwrap();
 }
 
 /// A root that was signed anew is followed, and hiding it later does not bring the old one back.
-#[tokio::test]
-async fn a_newer_root_is_taken_from_the_repository_and_kept() {
+#[test]
+fn a_newer_root_is_taken_from_the_repository_and_kept() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     world.publisher.renew_root(&world.path("served"));
-    world.check(json!({})).await.unwrap();
+    world.check(json!({})).unwrap();
     assert!(fs::read_to_string(world.path("state/root.json")).unwrap().contains("\"version\":2"));
     world.serve(Box::new(|asked| {
         let hidden = b"HTTP/1.1 404 no\r\ncontent-length: 0\r\n\r\n".to_vec();
         if asked.contains("2.root") { Answer::Raw(hidden) } else { Answer::File }
     }));
-    world.check(json!({})).await.unwrap();
+    world.check(json!({})).unwrap();
     assert!(fs::read_to_string(world.path("state/root.json")).unwrap().contains("\"version\":2"));
     // An image with another root begins with that.
     let stranger = Publisher::new(50);
@@ -160,23 +161,23 @@ async fn a_newer_root_is_taken_from_the_repository_and_kept() {
     repository::copy(&world.path("stranger"), &world.path("served"));
     fs::copy(world.path("stranger/metadata/1.root.json"), &world.places.root).unwrap();
     world.serve(Box::new(|_| Answer::File));
-    assert_eq!(versions(&world.check(json!({})).await.unwrap()).1, Some("1.1.0"));
+    assert_eq!(versions(&world.check(json!({})).unwrap()).1, Some("1.1.0"));
 }
 
-#[tokio::test]
-async fn an_image_whose_root_is_none_says_so() {
+#[test]
+fn an_image_whose_root_is_none_says_so() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     fs::write(&world.places.root, "{}").unwrap();
-    let error = world.check(json!({})).await.unwrap_err();
+    let error = world.check(json!({})).unwrap_err();
     assert!(error.starts_with("this image's update root cannot be used"), "{error}");
 }
 
-#[tokio::test]
-async fn another_products_repository_is_named() {
+#[test]
+fn another_products_repository_is_named() {
     let world = World::new();
     world.publish(&["1.1.0"]);
     fs::write(&world.places.os_release, "VERSION_ID=1.0.0\nVARIANT_ID=edge\n").unwrap();
-    let error = world.check(json!({})).await.unwrap_err();
+    let error = world.check(json!({})).unwrap_err();
     assert!(error.contains("nothing for variant edge on x86_64, only for default on x86_64"), "{error}");
 }

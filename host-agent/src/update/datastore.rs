@@ -46,11 +46,20 @@ pub(super) fn newest_root(kept: &Path, image: &[u8]) -> Vec<u8> {
 pub(super) fn keep(work: &Path, kept: &Path, image: &[u8]) -> io::Result<()> {
     fs::create_dir_all(kept)?;
     let replace = |name: &str, data: &[u8]| {
-        let same = files::read_bounded(&kept.join(name), LARGEST).is_ok_and(|known| known == data);
-        if same { Ok(()) } else { files::replace_durably(&kept.join(name), data) }
+        let known = files::read_bounded(&kept.join(name), LARGEST);
+        if known.is_ok_and(|known| same(&known, data)) {
+            return Ok(());
+        }
+        files::replace_durably(&kept.join(name), data)
     };
     for name in KEPT {
         replace(name, &files::read_bounded(&work.join(name), LARGEST)?)?;
     }
     replace(ORIGIN, &Sha256::digest(image))
+}
+
+/// Whether two files say the same: tough writes the members of an object in any order.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let json = |data| serde_json::from_slice::<serde_json::Value>(data).ok();
+    a == b || json(a).is_some_and(|a| Some(a) == json(b))
 }

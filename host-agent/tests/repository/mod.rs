@@ -117,8 +117,8 @@ type Serve = Box<dyn Fn(&str) -> Answer + Send>;
 
 pub(crate) struct World {
     dir: TempDir,
-    pub publisher: Publisher,
-    pub places: Places,
+    pub(crate) publisher: Publisher,
+    pub(crate) places: Places,
     address: SocketAddr,
     serve: Arc<Mutex<Serve>>,
 }
@@ -172,8 +172,14 @@ impl World {
         Plan::of(&settings, &self.places).unwrap()
     }
 
-    pub(crate) async fn check(&self, updates: Value) -> Result<Checked, String> {
-        check(&self.plan(&updates), &self.places, now()).await
+    pub(crate) fn check(&self, updates: Value) -> Result<Checked, String> {
+        self.check_at(&self.plan(&updates), now())
+    }
+
+    /// By a clock that says this. In a runtime of its own: a publisher has one too.
+    pub(crate) fn check_at(&self, plan: &Plan, now: Timestamp) -> Result<Checked, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(check(plan, &self.places, now))
     }
 
     /// What the node has on its disk.
