@@ -19,6 +19,7 @@ mod query;
 mod reply;
 mod routes;
 pub mod sandbox;
+mod schema;
 pub mod server;
 pub mod sockets;
 pub mod state;
