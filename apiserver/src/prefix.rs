@@ -92,7 +92,10 @@ mod tests {
             (Some("settings.m.t"), json!({})),
             (Some("settings.network.h"), json!({"settings": {"network": {"hostname": "n"}}})),
             (Some("settingsx"), json!({})),
-            (Some("settings.kernel.sysctl.\"net"), json!({"settings": {"kernel": model["settings"]["kernel"]}})),
+            (
+                Some("settings.kernel.sysctl.\"net"),
+                json!({"settings": {"kernel": model["settings"]["kernel"]}}),
+            ),
             (Some("settings.kernel.sysctl.\"vm"), json!({})),
             (Some("services.host"), json!({"services": {"host-agent": {"restarts": 1}}})),
             (

@@ -77,7 +77,10 @@ fn the_page_of_settings_is_current() {
 fn the_schema_that_nodes_show_is_current() {
     let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
     let is_current = is_current("settings/src/schema.json", &text);
-    assert!(is_current, "settings/src/schema.json is not current: run the tests of settings with UPDATE_DOCS=1");
+    assert!(
+        is_current,
+        "settings/src/schema.json is not current: run the tests of settings with UPDATE_DOCS=1"
+    );
     let is_shown = SCHEMA == text || std::env::var_os("UPDATE_DOCS").is_some();
     assert!(is_shown, "another schema is compiled in: run the tests once more");
 }

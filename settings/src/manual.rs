@@ -44,7 +44,9 @@ impl Manual {
 
     /// What a node refers to, with what it says itself over it.
     pub fn resolved(&self, node: &Value) -> Value {
-        let (Value::Object(base), Value::Object(own)) = (target(&self.0, node), node) else { return node.clone() };
+        let (Value::Object(base), Value::Object(own)) = (target(&self.0, node), node) else {
+            return node.clone();
+        };
         let mut whole = base.clone();
         whole.extend(own.clone());
         Value::Object(whole)

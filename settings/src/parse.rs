@@ -76,7 +76,8 @@ impl Mistake {
 fn end_of_reason(text: &str) -> Option<(usize, &'static str)> {
     let from = begin_of_words(text);
     let rest = text.get(from..)?;
-    let found = ["; ", ": "].into_iter().filter_map(|separator| Some((from + rest.find(separator)?, separator)));
+    let found =
+        ["; ", ": "].into_iter().filter_map(|separator| Some((from + rest.find(separator)?, separator)));
     found.min()
 }
 
@@ -379,7 +380,10 @@ mod tests {
         let error = from_json(&json!({"settings": {"motd": "x"}})).unwrap_err();
         let mistake = &error.0[0];
         assert_eq!((mistake.key.as_str(), mistake.reason.as_str()), ("settings.settings", "unknown key"));
-        assert!(mistake.hint.as_ref().unwrap().contains("without a layer \"settings\" around it"), "{mistake}");
+        assert!(
+            mistake.hint.as_ref().unwrap().contains("without a layer \"settings\" around it"),
+            "{mistake}"
+        );
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
+use crate::Settings;
 use crate::keys::split_key;
 use crate::manual::target;
 use crate::parse::{Mistake, Mistakes, below};
 use crate::shape::SETTINGS;
-use crate::Settings;
 
 /// What [`schema`] makes, as text: a test keeps it current. A program that only shows it has no need of what makes it.
 pub const SCHEMA: &str = include_str!("schema.json");
@@ -41,7 +41,8 @@ pub fn schema_of(key: &str) -> Result<Value, Mistakes> {
 fn referred(whole: &Value, part: &Value, definitions: &mut Map<String, Value>) {
     match part {
         Value::Object(table) => {
-            let name = table.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix("#/$defs/"));
+            let name =
+                table.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix("#/$defs/"));
             if let Some(name) = name
                 && !definitions.contains_key(name)
             {
@@ -50,7 +51,10 @@ fn referred(whole: &Value, part: &Value, definitions: &mut Map<String, Value>) {
                 referred(whole, definition, definitions);
             }
             // The definitions of the whole are of use only where something refers to them.
-            table.iter().filter(|(name, _)| *name != "$defs").for_each(|(_, value)| referred(whole, value, definitions));
+            table
+                .iter()
+                .filter(|(name, _)| *name != "$defs")
+                .for_each(|(_, value)| referred(whole, value, definitions));
         }
         Value::Array(items) => items.iter().for_each(|value| referred(whole, value, definitions)),
         _ => {}
@@ -111,7 +115,9 @@ mod tests {
         // With the definitions of definitions.
         let containers = schema_of("containers").unwrap();
         let definitions: Vec<&String> = containers["$defs"].as_object().unwrap().keys().collect();
-        assert!(definitions.contains(&&"Container".to_owned()) && definitions.contains(&&"Memory".to_owned()));
+        assert!(
+            definitions.contains(&&"Container".to_owned()) && definitions.contains(&&"Memory".to_owned())
+        );
         assert!(!definitions.contains(&&"Hostname".to_owned()));
         assert_eq!(schema_of("containers.web.essential").unwrap()["type"], "boolean");
         assert_eq!(schema_of("kernel.sysctl.\"vm.swappiness\"").unwrap()["$ref"], "#/$defs/SysctlValue");
