@@ -16,7 +16,9 @@ pub(crate) fn explain(api: &Api, key: Option<&str>) -> Result<String, Failure> {
     let effective = api.get("/settings")?;
     let rows = manual.rows(&name);
     let colour = Colour::of_stdout();
-    let is_set = |row: &Row| find(&effective, &self::parts(&row.key)).is_some();
+    // A key with a name left open (`<name>`) is none that could be set.
+    let is_set =
+        |row: &Row| split_key(&row.key).is_ok() && find(&effective, &self::parts(&row.key)).is_some();
     if manual.is_table(manual.root()) {
         return Ok(listed(&name, &rows, is_set, colour));
     }

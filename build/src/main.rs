@@ -5,8 +5,9 @@ use apiserver::client::Endpoint;
 use build::project::Project;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, report};
+use build::{bench, checks, image, inspect, manual, report};
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,6 +60,21 @@ enum Command {
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+/// What `cargo caisson client` does beside the commands of `apiclient`, without a machine.
+#[derive(Parser)]
+enum Offline {
+    /// Print completion of `apiclient` for a shell
+    Completion { shell: Shell },
+    /// Print the manual page of `apiclient`, for `man -l -`
+    Man,
+}
+
+impl Offline {
+    fn is_asked_for(arguments: &[OsString]) -> bool {
+        arguments.first().is_some_and(|command| command == "completion" || command == "man")
+    }
 }
 
 #[derive(Subcommand)]
@@ -123,6 +139,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Inspect(options) => inspect(&options)?,
         Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
+        Command::Client { arguments, .. } if Offline::is_asked_for(&arguments) => {
+            let name = OsString::from("cargo caisson client");
+            match Offline::parse_from(std::iter::once(name).chain(arguments)) {
+                Offline::Completion { shell } => print!("{}", manual::completion(shell)?),
+                Offline::Man => print!("{}", manual::page()?),
+            }
+        }
         Command::Client { name, arguments } => {
             let program = OsString::from("apiclient");
             // Help needs no machine.
