@@ -15,6 +15,9 @@ const WITH_KEYS: [(&str, &str); 5] =
 /// What `apiclient get` shows, beside settings.
 const AREAS: [&str; 3] = ["os", "services", "status"];
 
+/// What a page defines before it uses it: an apostrophe that stays one.
+const APOSTROPHE: [&str; 2] = [".ie \\n(.g .ds Aq \\(aq\n", ".el .ds Aq '\n"];
+
 /// A script for a shell to source. It knows the commands, their options, and the keys of settings.
 pub fn completion(shell: Shell) -> Result<String> {
     let keys = keys()?;
@@ -66,7 +69,7 @@ fn keys() -> Result<Vec<String>> {
 pub fn page() -> Result<String> {
     let command = apiserver::cli::definition();
     let man = Man::new(command.clone()).date("").manual("Caisson");
-    let mut page = String::new();
+    let mut page = APOSTROPHE.concat();
     page.push_str(&part(|out| man.render_title(out))?);
     page.push_str(&part(|out| man.render_name_section(out))?);
     page.push_str(&part(|out| man.render_synopsis_section(out))?);
@@ -109,8 +112,8 @@ fn part(render: impl Fn(&mut dyn std::io::Write) -> std::io::Result<()>) -> Resu
     let mut text = Vec::new();
     render(&mut text).context("cannot make the manual page")?;
     let text = String::from_utf8(text).context("the manual page is not UTF-8")?;
-    let is_preamble = |line: &&str| line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq");
-    Ok(text.lines().filter(|line| !is_preamble(line)).map(|line| format!("{line}\n")).collect())
+    let lines = text.split_inclusive('\n').filter(|line| !APOSTROPHE.contains(line));
+    Ok(lines.collect())
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use apiserver::agent::{ApplyOutcome, Request, Response};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::agent::{agent, answer};
+use crate::apply::applier;
 use crate::harness::Server;
 
 #[test]
@@ -188,4 +190,19 @@ fn colour_is_for_terminals() {
     assert!(shown("env").starts_with("health      \x1b[33mstarting\x1b[0m"), "{:?}", shown("env"));
     assert!(shown("NO_COLOR=1").starts_with("health      starting"), "{:?}", shown("NO_COLOR=1"));
     assert!(server.client(&["status"]).stdout.starts_with(b"health      starting"));
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_for_how_long() {
+    let server = Server::start();
+    let _requests = applier(&server, Duration::from_millis(2500), None);
+    let line =
+        format!("{} --socket {} set motd=slow", env!("CARGO_BIN_EXE_apiclient"), server.socket().display());
+    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("\r\x1b[Kapplying, 1 s"), "{shown:?}");
+    // Nothing of it stays.
+    assert!(shown.ends_with("\r\x1b[K"), "{shown:?}");
+    let piped = server.client(&["set", "motd=other"]);
+    assert!(piped.status.success() && piped.stderr.is_empty() && piped.stdout.is_empty(), "{piped:?}");
 }
