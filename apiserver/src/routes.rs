@@ -7,6 +7,7 @@
 //! | `PATCH /settings?tx=T` | stages a JSON object of settings |
 //! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
 //! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
+//! | `GET /schema`, `GET /schema?key=K` | *JSON Schema of all settings, or of a key; 404 with near names for what is none* |
 //! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
 //! | `GET /tx/removed?tx=T` | *the keys that are staged to be removed, before the others are set* |
 //! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
@@ -25,9 +26,10 @@
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
-//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
+//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest; 0: nothing set* |
 //! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
 //! | either with `try=SECONDS` (1 to 86400) | *takes it back by a commit `revert-N` unless it is confirmed so soon, or when it cannot be applied; see `trial.rs`* |
+//! | commits with `generation=N` | *only if N is the newest generation (0: there is none); else 409* |
 //! | commits with `dry-run=true` | *commit nothing: what would change, as `/generations/diff` has it, or the refusal* |
 //! | `GET /actions/trial` | *what is on trial: `{"generation", "before", "seconds", "seconds-left"}`, or null* |
 //! | `POST /actions/confirm?generation=N` | *it stays; 409 when nothing or another generation is on trial* |
@@ -58,6 +60,7 @@ use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
+use crate::schema;
 use crate::state::{State, ask_agent, unexpected};
 use crate::transactions::DEFAULT;
 use crate::trials;
@@ -124,6 +127,7 @@ async fn route(
             let effective = state.borrow().effective();
             Ok(reply::json(&access.shown(settings::select(&effective, wanted), &effective)))
         }
+        (&Method::GET, ["schema"]) => schema::show(query.get("key")?),
         (&Method::PATCH, ["settings"]) => {
             let value = read_json(&budget, body).await?;
             let change = settings::from_json(&value).map_err(Refusal::mistakes)?;
@@ -244,6 +248,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("", "GET"),
     ("settings", "GET, PATCH, DELETE"),
     ("settings/keypair", "PATCH"),
+    ("schema", "GET"),
     ("tx", "GET, DELETE"),
     ("tx/list", "GET"),
     ("tx/removed", "GET"),

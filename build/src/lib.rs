@@ -15,6 +15,7 @@ pub mod guest;
 pub mod image;
 pub mod inspect;
 pub mod kernel;
+pub mod manual;
 pub mod oci;
 pub mod project;
 pub mod repo;

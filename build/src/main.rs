@@ -6,8 +6,9 @@ use build::project::Project;
 use build::secure_boot::Keys;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, repo, report};
+use build::{bench, checks, image, inspect, manual, repo, report};
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,6 +78,21 @@ const KEYS_WORDS: &str = "\
 Keep *.key secret and safe: who has db.key signs what your machines run, and without PK.key their keys can never be changed.
 Images that are built from now on are signed, and carry the lists that firmware takes. A virtual machine whose firmware has no
 keys yet takes them at its first boot: cargo caisson run --firmware uefi --fresh";
+
+/// What `cargo caisson client` does beside the commands of `apiclient`, without a machine.
+#[derive(Parser)]
+enum Offline {
+    /// Print completion of `apiclient` for a shell
+    Completion { shell: Shell },
+    /// Print the manual page of `apiclient`, for `man -l -`
+    Man,
+}
+
+impl Offline {
+    fn is_asked_for(arguments: &[OsString]) -> bool {
+        arguments.first().is_some_and(|command| command == "completion" || command == "man")
+    }
+}
 
 #[derive(Subcommand)]
 enum Bench {
@@ -148,6 +164,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Repo(what) => repo::run(&Project::open()?, &what)?,
         Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
+        Command::Client { arguments, .. } if Offline::is_asked_for(&arguments) => {
+            let name = OsString::from("cargo caisson client");
+            match Offline::parse_from(std::iter::once(name).chain(arguments)) {
+                Offline::Completion { shell } => print!("{}", manual::completion(shell)?),
+                Offline::Man => print!("{}", manual::page()?),
+            }
+        }
         Command::Client { name, arguments } => {
             let program = OsString::from("apiclient");
             // Help needs no machine.

@@ -10,6 +10,7 @@ mod dns;
 mod docs;
 mod kernel;
 mod keys;
+mod manual;
 mod network;
 mod ntp;
 mod oci;
@@ -29,7 +30,8 @@ pub use change::Change;
 pub use container::{Container, Restart};
 pub use dns::Dns;
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
-pub use keys::{changed, diff, flatten, select, split_key};
+pub use keys::{changed, diff, flatten, join as join_key, select, split_key};
+pub use manual::{Manual, Row};
 pub use network::{HostEntry, Network, NoProxy};
 pub use ntp::{Ntp, NtpChoice, NtpOption, TimeServer};
 pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
@@ -42,7 +44,7 @@ pub use scalar::{
     Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
     Origin, Pids,
 };
-pub use schema::schema;
+pub use schema::{SCHEMA, schema, schema_of};
 pub use service::{Api, ListenAddress, Metrics};
 pub use step::Step;
 pub use text::read_json;
@@ -68,6 +70,7 @@ pub struct Settings {
     pub dns: Option<Dns>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ntp: Option<Ntp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<Updates>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
@@ -125,17 +128,16 @@ impl Settings {
         let containers = self.containers.iter().flatten();
         let mut mistakes: Vec<Mistake> = containers
             .filter(|(_, container)| container.image.is_none())
-            .map(|(name, _)| Mistake {
-                key: format!("settings.containers.{name}.image"),
-                reason: format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]"),
-                line: None,
+            .map(|(name, _)| {
+                let reason = format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]");
+                Mistake::new(&format!("settings.containers.{name}.image"), reason)
             })
             .collect();
         let count = self.containers.as_ref().map_or(0, BTreeMap::len);
         if count > MOST_CONTAINERS {
             let reason =
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
-            mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
+            mistakes.push(Mistake::new("settings.containers", reason));
         }
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
@@ -148,7 +150,7 @@ impl Settings {
             let reason = format!(
                 "all settings together would have {size} bytes as JSON, more than the {LARGEST_SETTINGS} that a node can have"
             );
-            mistakes.push(Mistake { key: "settings".to_owned(), reason, line: None });
+            mistakes.push(Mistake::new("settings", reason));
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }

@@ -9,7 +9,7 @@ use crate::Settings;
 use crate::keys::{join, split_key};
 use crate::registry::with_older_forms;
 use crate::scalar::shortened;
-use crate::shape::{SETTINGS, Shape, check_shape, fitting, unknown};
+use crate::shape::{SETTINGS, Shape, check_shape, fitting};
 use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
@@ -20,9 +20,14 @@ pub(crate) const MOST_MISTAKES: usize = 16;
 pub struct Mistake {
     /// Dotted name: `settings.network.hostname`; empty when it is about the whole.
     pub key: String,
+    /// What is wrong.
     pub reason: String,
+    /// What to do about it.
+    pub hint: Option<String>,
     /// In user data, counted from 1.
     pub line: Option<usize>,
+    /// What stands between the reason and the hint in a text.
+    pub(crate) between: &'static str,
 }
 
 impl fmt::Display for Mistake {
@@ -30,11 +35,11 @@ impl fmt::Display for Mistake {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        if self.key.is_empty() {
-            f.write_str(&self.reason)
-        } else {
-            write!(f, "{}: {}", self.key, self.reason)
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
         }
+        f.write_str(&self.reason)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "{}{hint}", self.between))
     }
 }
 
@@ -50,9 +55,43 @@ impl Mistakes {
 }
 
 impl Mistake {
-    pub(crate) fn new(key: &str, reason: impl Into<String>) -> Self {
-        Self { key: key.to_owned(), reason: reason.into(), line: None }
+    /// Of a text that says what is wrong and then, behind "; " or ": ", what to do: the types of values have one text for both.
+    pub(crate) fn new(key: &str, text: impl Into<String>) -> Self {
+        let mut reason = text.into();
+        let (mut hint, mut between) = (None, "; ");
+        if let Some((at, separator)) = end_of_reason(&reason) {
+            hint = reason.get(at + separator.len()..).map(str::to_owned);
+            reason.truncate(at);
+            between = separator;
+        }
+        Self { key: key.to_owned(), reason, hint, line: None, between }
     }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// Where the hint begins, and what stands before it.
+fn end_of_reason(text: &str) -> Option<(usize, &'static str)> {
+    let from = begin_of_words(text);
+    let rest = text.get(from..)?;
+    let found =
+        ["; ", ": "].into_iter().filter_map(|separator| Some((from + rest.find(separator)?, separator)));
+    found.min()
+}
+
+/// Behind what a text may begin with: `item 1: `, and what it shows of the input, which may hold anything.
+fn begin_of_words(text: &str) -> usize {
+    let item = text.starts_with("item ").then(|| text.find(": ").map(|at| at + 2)).flatten().unwrap_or(0);
+    let Some(shown) = text.get(item..).and_then(|rest| rest.strip_prefix('"')) else { return item };
+    let mut escaped = false;
+    let end = shown.find(|letter| {
+        let is_end = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        is_end
+    });
+    end.map_or(item, |end| item + 1 + end + 1)
 }
 
 /// The name of what is `name` below `key`. A name that is longer than any setting's is cut: it may be megabytes.
@@ -163,20 +202,7 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         let mut name = "settings".to_owned();
         for &part in parts {
             name = below(&name, part);
-            shape = match shape {
-                Shape::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
-                    Some((_, shape)) => shape,
-                    None => {
-                        return Err(Mistakes(vec![unknown(
-                            &name,
-                            part,
-                            fields.iter().map(|(known, _)| *known),
-                        )]));
-                    }
-                },
-                Shape::Map(inner) => inner,
-                _ => return Err(Mistakes::one(&name, "there is nothing below this key")),
-            };
+            shape = shape.below(&name, part).map_err(|mistake| Mistakes(vec![mistake]))?;
             if at.is_null() {
                 *at = Value::Object(Map::new());
             }
@@ -413,6 +439,42 @@ mod tests {
         }
         let two = mistake(json!({"motdd": 1, "network": 5}));
         assert_eq!(two.lines().count(), 2, "{two}");
+    }
+
+    #[test]
+    fn a_hint_is_what_follows_what_is_wrong() {
+        for (text, expected) in [
+            ("expected a string, found a number", ("expected a string, found a number", None)),
+            ("unknown key; did you mean \"motd\"?", ("unknown key", Some("did you mean \"motd\"?"))),
+            (
+                "\"a: b; \\\"c\" is not a size: try \"1MiB\"",
+                ("\"a: b; \\\"c\" is not a size", Some("try \"1MiB\"")),
+            ),
+            (
+                "item 2: \"a..b\" is not a key: a part is empty",
+                ("item 2: \"a..b\" is not a key", Some("a part is empty")),
+            ),
+            (
+                "item 1 is not KEY=VALUE, such as motd=hello",
+                ("item 1 is not KEY=VALUE, such as motd=hello", None),
+            ),
+            ("\"", ("\"", None)),
+        ] {
+            let mistake = Mistake::new("", text);
+            assert_eq!((mistake.reason.as_str(), mistake.hint.as_deref()), expected, "{text}");
+            assert_eq!(mistake.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn who_leaves_the_outer_layer_in_is_told_to_leave_it_out() {
+        let error = from_json(&json!({"settings": {"motd": "x"}})).unwrap_err();
+        let mistake = &error.0[0];
+        assert_eq!((mistake.key.as_str(), mistake.reason.as_str()), ("settings.settings", "unknown key"));
+        assert!(
+            mistake.hint.as_ref().unwrap().contains("without a layer \"settings\" around it"),
+            "{mistake}"
+        );
     }
 
     #[test]

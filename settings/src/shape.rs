@@ -88,6 +88,8 @@ const UPDATES: Shape = Shape::Table(&[
     ("seed", Shape::Number),
     ("version-lock", Shape::Text),
     ("ignore-waves", Shape::Switch),
+    ("healthy-for", Shape::Number),
+    ("healthy-within", Shape::Number),
 ]);
 
 pub(crate) const SETTINGS: Shape = Shape::Table(&[
@@ -161,6 +163,18 @@ pub(crate) fn is_top_level(name: &str) -> bool {
 const MOST_ENTRIES: usize = 256;
 
 impl Shape {
+    /// What may stand at `part`, whose whole name is `key`.
+    pub(crate) fn below(&self, key: &str, part: &str) -> Result<&Self, Mistake> {
+        match self {
+            Self::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
+                Some((_, shape)) => Ok(shape),
+                None => Err(unknown(key, part, fields.iter().map(|(known, _)| *known))),
+            },
+            Self::Map(inner) => Ok(inner),
+            _ => Err(Mistake::new(key, "there is nothing below this key")),
+        }
+    }
+
     /// For a person who wrote something else.
     pub(crate) fn expected(&self) -> String {
         match self {
@@ -285,11 +299,15 @@ pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'stati
     if let Some(reason) = absent(key) {
         return Mistake::new(key, reason);
     }
+    if key == "settings.settings" {
+        let hint = "give what is in it without a layer \"settings\" around it, such as {\"motd\": \"hello\"}";
+        return Mistake::new(key, "unknown key").hint(hint);
+    }
     let guess =
         nearest(name, known.clone()).map(|known| format!("\"{known}\"")).or_else(|| elsewhere(key, name));
     let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
     let known: Vec<&str> = known.collect();
-    Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
+    Mistake::new(key, "unknown key").hint(format!("{guess}known here: {}", known.join(", ")))
 }
 
 /// The known name that was probably meant: misspelt in at most half of its letters, or shortened.

@@ -6,7 +6,9 @@ mod bad_inputs;
 mod command_line;
 mod conformance;
 mod containers;
+mod edit;
 mod events;
+mod explain;
 mod generations;
 mod harness;
 mod hostile;
@@ -17,6 +19,7 @@ mod stop;
 mod taken_over;
 mod trial;
 mod updates;
+mod watch;
 
 use harness::Server;
 use hyper::Method;

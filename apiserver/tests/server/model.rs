@@ -106,3 +106,15 @@ fn a_node_that_lost_a_generation_is_not_healthy() {
     assert_eq!((&status["health"], &status["state"]), (&json!("degraded"), &json!("ext4")));
     assert!(status["problems"][0]["message"].to_string().contains("generation 2"), "{status}");
 }
+
+#[test]
+fn the_schema_is_shown_whole_and_by_key() {
+    let server = Server::start();
+    let whole = server.get("/schema");
+    assert_eq!(whole["properties"]["network"]["$ref"], "#/$defs/Network");
+    let hostname = server.get("/schema?key=settings.network.hostname");
+    assert_eq!(hostname, server.get("/schema?key=network.hostname"));
+    assert_eq!(hostname["$defs"]["Hostname"], whole["$defs"]["Hostname"]);
+    assert_eq!(hostname["examples"], json!(["node-1.example.com"]));
+    assert_eq!(server.send_as_reader(Method::GET, "/schema", "").status, 200);
+}

@@ -150,7 +150,7 @@ fn artefacts_that_were_changed_are_not_published() {
     let mut repository = publisher.init("repository");
     let built = publisher.build("1.0.0");
     fs::write(built.join("root.erofs"), [9; 8192]).unwrap();
-    let added = publish::add(&mut repository, &built, None, publisher.dir.path(), |_, _| Ok(()));
+    let added = publish::add(&mut repository, &built, None, publisher.dir.path(), 0);
     let error = added.err().unwrap().to_string();
     assert!(error.contains("root.erofs is not what was built: run `cargo caisson image` again"), "{error}");
 }
