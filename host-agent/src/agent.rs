@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
@@ -35,7 +35,8 @@ const LARGEST_LOG: u64 = 1 << 20;
 #[derive(Clone)]
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
-    pub applier: Rc<RefCell<Applier>>,
+    /// One apply after the other.
+    pub applier: Rc<Mutex<Applier>>,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -106,10 +107,11 @@ impl Agent {
                 "the node is still starting: what is committed is applied when that is over".to_owned(),
             );
         }
+        let mut applier = self.applier.lock().await;
         if has_gone(asker) {
             return failed(GONE.to_owned());
         }
-        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
+        Response::Apply(applier.apply(&self.node, generation, settings).await)
     }
 
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
@@ -188,7 +190,7 @@ mod tests {
         let apply = async {
             let agent = Agent::default();
             let nothing = Settings::default();
-            agent.applier.borrow_mut().note_applied(&nothing);
+            agent.applier.lock().await.note_applied(&nothing);
             let (ours, theirs) = UnixStream::pair().unwrap();
             let mut early = Box::pin(agent.apply(1, &nothing, &ours));
             assert!(timeout(Duration::from_millis(20), &mut early).await.is_err());

@@ -19,6 +19,7 @@ enum Step {
     Hostname,
     Hosts,
     Dns,
+    Network,
     Sysctl,
     Lockdown,
     Registries,
@@ -29,11 +30,12 @@ enum Step {
 type Differ = fn(&Settings, &Settings) -> bool;
 
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, Differ); 9] = [
+const STEPS: [(Step, &str, Differ); 10] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
     (Step::Dns, "dns", |old, new| old.dns != new.dns),
+    (Step::Network, "network", |old, new| interfaces(old) != interfaces(new)),
     (Step::Sysctl, "sysctl", |old, new| sysctl(old) != sysctl(new)),
     (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
     (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
@@ -47,6 +49,10 @@ fn hostname(settings: &Settings) -> Option<&str> {
 
 fn hosts(settings: &Settings) -> Option<&[settings::HostEntry]> {
     settings.network.as_ref()?.hosts.as_deref()
+}
+
+fn interfaces(settings: &Settings) -> Option<&settings::Interfaces> {
+    settings.network.as_ref()?.interfaces.as_ref()
 }
 
 fn sysctl(settings: &Settings) -> Option<&BTreeMap<settings::SysctlKey, settings::SysctlValue>> {
@@ -82,12 +88,12 @@ impl Applier {
     }
 
     /// Does what a change needs. A step that fails is told, does not stop the others, and is tried again with the next apply.
-    pub fn apply(&mut self, node: &RefCell<Node>, generation: u64, new: &Settings) -> ApplyOutcome {
+    pub async fn apply(&mut self, node: &RefCell<Node>, generation: u64, new: &Settings) -> ApplyOutcome {
         let planned = plan(self.applied.as_ref(), &self.failed, new);
         self.failed.clear();
         let mut steps = Vec::new();
         for (step, name) in planned {
-            let error = take(step, &mut node.borrow_mut(), new).err();
+            let error = take(step, node, new).await.err();
             if error.is_some() {
                 self.failed.push(step);
             }
@@ -98,26 +104,30 @@ impl Applier {
     }
 }
 
-fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
+async fn take(step: Step, node: &RefCell<Node>, new: &Settings) -> Result<(), String> {
     match step {
         Step::Motd => write_motd(new),
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
-        Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
+        Step::Dns => node.borrow_mut().resolver.set_settings(new.dns.as_ref()),
+        Step::Network => {
+            let done = node.borrow().network.set(interfaces(new).cloned());
+            done.await
+        }
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
             let access = Access::of(new);
             let checked = access.check();
-            node.containers.set_access(access);
+            node.borrow_mut().containers.set_access(access);
             checked
         }
         Step::OciDefaults => {
-            node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
+            node.borrow_mut().containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
             Ok(())
         }
         Step::Containers => {
-            node.containers.apply(&containers(new));
+            node.borrow_mut().containers.apply(&containers(new));
             Ok(())
         }
     }
@@ -161,6 +171,7 @@ mod tests {
             (json!({"network": {"hostname": "m"}}), &[Step::Hostname, Step::Hosts]),
             (json!({"network": {"hosts": [["10.0.0.1", ["a"]]]}}), &[Step::Hosts]),
             (json!({"dns": {"name-servers": ["10.0.0.1"]}}), &[Step::Dns]),
+            (json!({"network": {"interfaces": {"eth0": {"dhcp4": true}}}}), &[Step::Network]),
             (json!({"kernel": {"sysctl": {"vm.swappiness": "1"}}}), &[Step::Sysctl]),
             (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
             (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),

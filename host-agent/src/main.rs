@@ -71,7 +71,9 @@ async fn start_node(agent: Agent) {
     let (node, applier) = (agent.node.clone(), agent.applier.clone());
     let teller = node.clone();
     let tell = move |problems| teller.borrow_mut().set_problems("user-data", problems);
-    let mut user_data = Box::pin(user_data::apply_once(tell));
+    let teller = node.clone();
+    let begin_network = move |interfaces| drop(teller.borrow().network.set(interfaces));
+    let mut user_data = Box::pin(user_data::apply_once(tell, begin_network));
     if timeout(USER_DATA_PATIENCE, &mut user_data).await.is_err() {
         tokio::task::spawn_local(apply_late(user_data));
     }
@@ -90,7 +92,7 @@ async fn start_node(agent: Agent) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let outcome = applier.borrow_mut().apply(&node, 0, &settings);
+    let outcome = applier.lock().await.apply(&node, 0, &settings).await;
     let failed = outcome.steps.iter().filter_map(|step| {
         let message = step.error.clone()?;
         Some(Problem {

@@ -7,12 +7,16 @@ use std::fs;
 
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
+use crate::network::Control;
 use crate::resolver::Resolver;
 
 #[derive(Default)]
 pub struct Node {
     pub containers: Manager,
     pub addresses: BTreeMap<String, Vec<String>>,
+    pub network: Control,
+    /// What leases say of time: addresses or names, by interface.
+    pub ntp_servers: BTreeMap<String, Vec<String>>,
     pub resolver: Resolver,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
