@@ -514,3 +514,464 @@ impl Plan<'_> {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::want::{Family, Lease, Leased, Leases, want};
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+    use serde_json::{Value, json};
+    use settings::Interfaces;
+
+    /// The kernel, as far as it takes steps: it refuses what Linux refuses, and takes away what Linux takes away. It knows nothing
+    /// of how plans are made.
+    struct Kernel(State);
+
+    impl Kernel {
+        fn take(&mut self, name: &str, step: &Step) {
+            if let Step::Create(made) = step {
+                assert!(!self.0.contains_key(name), "{name}: File exists");
+                let device = match made {
+                    Made::Vlan { device, .. } => Some(device.clone()),
+                    _ => None,
+                };
+                let mtu =
+                    device.as_ref().map_or(1500, |device| self.0.get(device).expect("no such device").mtu);
+                let mut link = link(made.kind());
+                (link.index, link.device, link.mtu, link.accept_ra) = (99, device, mtu, Some((1, 1024)));
+                self.0.insert(name.to_owned(), link);
+                return;
+            }
+            assert!(self.0.contains_key(name), "{name}: No such device for {step:?}");
+            match step {
+                Step::Create(_) => {}
+                Step::Delete => self.delete(name),
+                Step::Mark(mark) => self.at(name).mark = Some(mark.clone()),
+                Step::Unmark => self.at(name).mark = None,
+                Step::Down => self.down(name),
+                Step::Up => {
+                    if let Some(device) = self.at(name).device.clone() {
+                        assert!(self.at(&device).up, "{name}: Network is down");
+                    }
+                    self.at(name).up = true;
+                }
+                Step::Leave => {
+                    let master = self.at(name).master.take().expect("a master to leave");
+                    self.released(name, self.0.get(&master).is_some_and(|master| master.kind == Kind::Bond));
+                }
+                Step::Join(master) => {
+                    let (to_bond, mtu) = (self.at(master).kind == Kind::Bond, self.at(master).mtu);
+                    let member = self.at(name);
+                    assert!(member.master.is_none(), "{name}: Device or resource busy");
+                    assert!(!(to_bond && member.up), "{name}: Device can not be enslaved while up");
+                    member.master = Some(master.clone());
+                    if to_bond {
+                        (member.up, member.mtu) = (true, mtu);
+                    }
+                }
+                Step::Mtu(mtu) => self.set_mtu(name, *mtu),
+                Step::AcceptRa(metric) => {
+                    let link = self.at(name);
+                    if let Some((is, old)) = &mut link.accept_ra {
+                        (*is, *old) = metric.map_or((0, *old), |metric| (2, metric));
+                        if metric.is_some() && link.up {
+                            link.addresses.retain(|cidr, _| cidr.address.is_ipv4());
+                            link.routes.retain(|route, _| route.to.address.is_ipv4());
+                        }
+                    }
+                }
+                Step::AddAddress(cidr, origin) => _ = self.at(name).addresses.insert(*cidr, *origin),
+                Step::RemoveAddress(cidr) => {
+                    let link = self.at(name);
+                    link.addresses.remove(cidr);
+                    if cidr.address.is_ipv4() {
+                        // Others of its network are secondary ones, and go with it.
+                        link.addresses
+                            .retain(|other, _| other.prefix != cidr.prefix || !cidr.covers(other.address));
+                        if !link.addresses.keys().any(|cidr| cidr.address.is_ipv4()) {
+                            link.routes.retain(|route, _| route.to.address.is_ipv6());
+                        }
+                    }
+                    link.routes.retain(|route, _| route.from != Some(cidr.address));
+                }
+                Step::AddRoute(route, origin, taken_to_be_there) => {
+                    let link = self.at(name);
+                    assert!(link.up, "{name}: Network is down");
+                    if let Some(from) = route.from {
+                        assert!(
+                            link.addresses.keys().any(|cidr| cidr.address == from),
+                            "{name}: Invalid prefsrc address"
+                        );
+                    }
+                    if let Some(via) = route.via.filter(|via| via.is_ipv4() && !taken_to_be_there) {
+                        assert!(
+                            link.addresses.keys().any(|cidr| cidr.covers(via)),
+                            "{name}: Nexthop has invalid gateway"
+                        );
+                    }
+                    link.routes.insert(*route, *origin);
+                }
+                Step::RemoveRoute(route, _) => _ = self.at(name).routes.remove(route),
+            }
+        }
+
+        fn at(&mut self, name: &str) -> &mut Link {
+            self.0.get_mut(name).expect(name)
+        }
+
+        fn names(&self, which: impl Fn(&Link) -> bool) -> Vec<String> {
+            self.0.iter().filter(|(_, link)| which(link)).map(|(name, _)| name.clone()).collect()
+        }
+
+        fn delete(&mut self, name: &str) {
+            for vlan in self.names(|link| link.device.as_deref() == Some(name)) {
+                self.delete(&vlan);
+            }
+            let kind = self.0.remove(name).expect(name).kind;
+            assert!(kind != Kind::Card, "a card cannot be removed");
+            for member in self.names(|link| link.master.as_deref() == Some(name)) {
+                self.at(&member).master = None;
+                self.released(&member, kind == Kind::Bond);
+            }
+        }
+
+        fn released(&mut self, name: &str, of_bond: bool) {
+            if of_bond {
+                self.down(name);
+                self.at(name).mtu = 1500;
+            }
+        }
+
+        fn down(&mut self, name: &str) {
+            let link = self.at(name);
+            if !link.up {
+                return;
+            }
+            link.up = false;
+            link.routes.clear();
+            link.addresses.retain(|cidr, _| cidr.address.is_ipv4());
+            for vlan in self.names(|link| link.device.as_deref() == Some(name)) {
+                self.down(&vlan);
+            }
+        }
+
+        fn set_mtu(&mut self, name: &str, mtu: u32) {
+            if let Some(device) = self.at(name).device.clone() {
+                assert!(self.at(&device).mtu >= mtu, "{name}: Numerical result out of range");
+            }
+            let kind = self.at(name).kind;
+            self.at(name).mtu = mtu;
+            if kind == Kind::Bond {
+                self.names(|link| link.master.as_deref() == Some(name))
+                    .iter()
+                    .for_each(|member| self.set_mtu(member, mtu));
+            }
+            for vlan in self.names(|link| link.device.as_deref() == Some(name) && link.mtu > mtu) {
+                self.set_mtu(&vlan, mtu);
+            }
+        }
+    }
+
+    fn link(kind: Kind) -> Link {
+        Link {
+            index: 1,
+            kind,
+            mark: None,
+            mac: None,
+            up: false,
+            mtu: 1500,
+            master: None,
+            device: None,
+            addresses: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            accept_ra: Some((1, 1024)),
+            managed: false,
+            shown: Vec::new(),
+        }
+    }
+
+    /// Three cards, and what containers and others have.
+    fn machine() -> State {
+        let mut state = State::new();
+        for name in ["eth0", "eth1", "eth2"] {
+            state.insert(name.to_owned(), link(Kind::Card));
+        }
+        for name in ["lo", "veth0"] {
+            state.insert(name.to_owned(), Link { up: true, ..link(Kind::Other) });
+        }
+        let theirs = Link { up: true, ..link(Kind::Bridge) };
+        state.insert("docker0".to_owned(), theirs);
+        state.get_mut("veth0").unwrap().master = Some("docker0".to_owned());
+        // The kernel makes this of itself.
+        state.insert("bond0".to_owned(), link(Kind::Bond));
+        state
+    }
+
+    fn interfaces(value: Value) -> Interfaces {
+        let settings = settings::from_json(&json!({"network": {"interfaces": value}})).unwrap();
+        settings.check().unwrap();
+        settings.network.unwrap().interfaces.unwrap()
+    }
+
+    #[track_caller]
+    fn carry_out(
+        state: State,
+        interfaces: Option<&Interfaces>,
+        leases: &Leases,
+    ) -> (State, Vec<(String, Step)>) {
+        let wanted = want(interfaces, &state, leases).links;
+        let steps = plan(&state, &wanted);
+        let mut kernel = Kernel(state);
+        steps.iter().for_each(|(name, step)| kernel.take(name, step));
+        (kernel.0, steps)
+    }
+
+    #[test]
+    fn a_bond_with_a_vlan_is_made_in_an_order_that_the_kernel_takes() {
+        let settings = interfaces(json!({
+            "bond0": {"kind": "bond", "mode": "active-backup", "interfaces": ["eth0", "eth1"], "mtu": 9000},
+            "vlan7": {"kind": "vlan", "device": "bond0", "id": 7, "static4": {"addresses": ["10.0.0.5/24"]}, "route": [{"to": "default", "via": "10.0.0.1"}]},
+        }));
+        let (state, steps) = carry_out(machine(), Some(&settings), &Leases::new());
+        // The kernel's own bond0 made way for ours.
+        assert_eq!(steps[0], ("bond0".to_owned(), Step::Delete));
+        assert_eq!(state["eth1"].master.as_deref(), Some("bond0"));
+        assert_eq!((state["vlan7"].mtu, state["vlan7"].up, state["eth0"].mtu), (9000, true, 9000));
+        assert_eq!(state["vlan7"].routes.len(), 1);
+        assert!(!state["eth2"].up && state["eth2"].mark.is_none(), "eth2 is left alone");
+        // And everything is as it was before when nothing of it is wanted.
+        let only = interfaces(json!({"eth2": {"dhcp4": true}}));
+        let (state, _) = carry_out(state, Some(&only), &Leases::new());
+        assert!(!state.contains_key("bond0") && !state.contains_key("vlan7"));
+        assert_eq!(state["eth0"], link(Kind::Card));
+    }
+
+    #[test]
+    fn an_address_of_the_same_network_takes_the_place_of_another() {
+        let old = interfaces(
+            json!({"eth0": {"static4": {"addresses": ["10.0.0.5/24", "10.0.0.6/24"]}, "route": [{"to": "default", "via": "10.0.0.1"}]}}),
+        );
+        let new = interfaces(
+            json!({"eth0": {"static4": {"addresses": ["10.0.0.6/24", "10.0.0.7/24"]}, "route": [{"to": "default", "via": "10.0.0.1"}]}}),
+        );
+        let (state, _) = carry_out(machine(), Some(&old), &Leases::new());
+        let (state, _) = carry_out(state, Some(&new), &Leases::new());
+        let addresses: Vec<String> = state["eth0"].addresses.keys().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.6/24", "10.0.0.7/24"]);
+        assert_eq!(state["eth0"].routes.len(), 1);
+    }
+
+    #[test]
+    fn what_others_have_is_not_touched() {
+        let before = machine();
+        let settings = interfaces(json!({
+            "docker0": {"kind": "bridge", "interfaces": ["eth0"]},
+            "veth0": {"static4": {"addresses": ["10.0.0.5/24"]}},
+            "eth1": {"static4": {"addresses": ["10.0.0.6/24"]}},
+        }));
+        let want = want(Some(&settings), &before, &Leases::new());
+        assert_eq!(want.missing.len(), 2, "{:?}", want.missing);
+        let steps = plan(&before, &want.links);
+        assert!(steps.iter().all(|(name, _)| name == "eth0" || name == "eth1"), "{steps:?}");
+        assert!(plan(&before, &Wanted::new()).is_empty());
+    }
+
+    #[test]
+    fn a_lease_that_is_not_known_yet_is_kept_and_one_that_is_over_is_not() {
+        let settings = interfaces(json!({"eth0": {"dhcp4": true}}));
+        let key = ("eth0".to_owned(), Family::V4);
+        let held = Leases::from([(key.clone(), Leased::Held(lease("10.0.0.5", "10.0.0.1")))]);
+        let (state, _) = carry_out(machine(), Some(&settings), &held);
+        assert_eq!((state["eth0"].addresses.len(), state["eth0"].routes.len()), (1, 1));
+        // A new agent.
+        let (state, steps) = carry_out(state, Some(&settings), &Leases::new());
+        assert!(steps.is_empty(), "{steps:?}");
+        let over = Leases::from([(key, Leased::Over)]);
+        let (state, _) = carry_out(state, Some(&settings), &over);
+        assert!(state["eth0"].addresses.is_empty() && state["eth0"].routes.is_empty());
+    }
+
+    fn lease(address: &str, router: &str) -> Lease {
+        let everything = Cidr { address: "0.0.0.0".parse().unwrap(), prefix: 0 };
+        Lease {
+            address: Cidr { address: address.parse().unwrap(), prefix: 24 },
+            routes: vec![(everything, Some(router.parse().unwrap()))],
+            mtu: Some(1400),
+            name_servers: Vec::new(),
+            search: Vec::new(),
+            ntp_servers: Vec::new(),
+        }
+    }
+
+    /// Settings that can be committed, of few names, so that they meet.
+    fn any_interfaces() -> impl Strategy<Value = Option<Interfaces>> {
+        let address = select(vec!["10.0.0.5/24", "10.0.0.6/24", "10.0.1.5/24", "fd00::5/64"]);
+        let plain = (
+            proptest::collection::btree_set(address, 0..3),
+            any::<[bool; 4]>(),
+            select(vec![0, 1400, 1500, 9000]),
+        );
+        let plain = plain.prop_map(|(addresses, [dhcp4, dhcp6, route, ra], mtu)| {
+            let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| address.contains(':'));
+            let mut all = json!({"dhcp4": dhcp4, "dhcp6": dhcp6, "accept-ra": ra});
+            if !six.is_empty() {
+                all["static6"] = json!({"addresses": six});
+            }
+            if four.iter().any(|address| address.starts_with("10.0.0.")) && route {
+                let from = four[0].split('/').next();
+                all["route"] = json!([{"to": "default", "via": "10.0.0.1"}, {"to": "10.9.0.0/16", "via": "10.0.0.1", "from": from}]);
+            }
+            if !four.is_empty() {
+                all["static4"] = json!({"addresses": four});
+            }
+            if mtu > 0 {
+                all["mtu"] = json!(mtu);
+            }
+            all
+        });
+        let names = ["eth0", "eth1", "eth2", "bond0", "vlan1", "vlan2", "br0"];
+        let made = (
+            proptest::sample::subsequence(names.to_vec(), 0..5),
+            proptest::collection::vec(plain, 7),
+            select(vec!["active-backup", "802.3ad", "balance-rr"]),
+            proptest::collection::btree_set(
+                select(vec!["eth0", "eth1", "eth2", "vlan1", "bond0", "vlan2"]),
+                1..3,
+            ),
+            proptest::collection::btree_set(select(vec!["eth1", "eth2", "bond0", "vlan2"]), 0..3),
+            select(vec!["eth0", "bond0", "vlan2", "br0"]),
+            select(vec!["eth1", "bond0", "br0"]),
+        );
+        made.prop_map(|(chosen, plain, mode, members, ports, device, other)| {
+            let mut all = serde_json::Map::new();
+            for (name, mut interface) in
+                names.into_iter().zip(plain).filter(|(name, _)| chosen.contains(name))
+            {
+                let kind = match name {
+                    "bond0" => json!({"kind": "bond", "mode": mode, "interfaces": members}),
+                    "vlan1" => json!({"kind": "vlan", "device": device, "id": 1}),
+                    "vlan2" => json!({"kind": "vlan", "device": other, "id": 2}),
+                    "br0" if ports.is_empty() => json!({"kind": "bridge"}),
+                    "br0" => json!({"kind": "bridge", "interfaces": ports}),
+                    _ => json!({}),
+                };
+                interface.as_object_mut().unwrap().extend(kind.as_object().unwrap().clone());
+                let is_member = members.contains(name) && chosen.contains(&"bond0")
+                    || ports.contains(name) && chosen.contains(&"br0");
+                if is_member {
+                    for key in ["dhcp4", "dhcp6", "accept-ra", "static4", "static6", "route", "mtu"] {
+                        interface.as_object_mut().unwrap().remove(key);
+                    }
+                }
+                if interface != json!({}) {
+                    all.insert(name.to_owned(), interface);
+                }
+            }
+            // A VLAN cannot have more than what it is on; that is the kernel's to say, with its own words.
+            for name in ["vlan1", "vlan2"] {
+                if let Some(vlan) = all.get_mut(name).and_then(Value::as_object_mut) {
+                    vlan.remove("mtu");
+                }
+            }
+            all
+        })
+        .prop_filter_map("settings that cannot be committed", |all| {
+            let settings = settings::from_json(&json!({"network": {"interfaces": all}})).ok()?;
+            settings.check().ok()?;
+            Some(settings.network?.interfaces.filter(|interfaces| !interfaces.is_empty()))
+        })
+    }
+
+    fn any_leases() -> impl Strategy<Value = Leases> {
+        let leased = select(vec![
+            Leased::NotYet,
+            Leased::Over,
+            Leased::Held(lease("10.0.0.9", "10.0.0.1")),
+            Leased::Held(lease("10.0.3.9", "10.7.7.7")),
+        ]);
+        let name = select(vec!["eth0", "eth1", "bond0", "vlan1", "br0"])
+            .prop_map(|name| (name.to_owned(), Family::V4));
+        proptest::collection::btree_map(name, leased, 0..4)
+    }
+
+    /// That the state is what was wanted, as far as anybody can tell.
+    fn assert_is(state: &State, wanted: &Wanted) {
+        for (name, wanted) in wanted {
+            let link = &state[name];
+            assert!(link.up, "{name} is down");
+            assert_eq!(link.master, wanted.master, "{name}");
+            assert_eq!(wanted.made.as_ref().map(Made::kind).unwrap_or(Kind::Card), link.kind, "{name}");
+            assert!(
+                wanted.mtu.is_none_or(|mtu| mtu == link.mtu),
+                "{name} has the MTU {} and not {:?}",
+                link.mtu,
+                wanted.mtu
+            );
+            assert_eq!(
+                link.accept_ra.map(|(is, _)| is),
+                Some(if wanted.accept_ra.is_some() { 2 } else { 0 }),
+                "{name}"
+            );
+            let is_kept = |origin: &Origin| wanted.keep.contains(origin);
+            for (cidr, origin) in &wanted.addresses {
+                assert_eq!(link.addresses.get(cidr), Some(origin), "{name}: {cidr}");
+            }
+            assert!(
+                link.addresses
+                    .iter()
+                    .all(|(cidr, origin)| wanted.addresses.contains_key(cidr) || is_kept(origin)),
+                "{name}: {:?}",
+                link.addresses
+            );
+            for (route, origin) in &wanted.routes {
+                assert_eq!(link.routes.get(route), Some(origin), "{name}: {route}");
+            }
+            assert!(
+                link.routes
+                    .iter()
+                    .all(|(route, origin)| wanted.routes.contains_key(route) || is_kept(origin)),
+                "{name}: {:?}",
+                link.routes
+            );
+        }
+        for (name, link) in state.iter().filter(|(name, _)| !wanted.contains_key(*name)) {
+            assert!(
+                link.mark.is_none() && link.addresses.is_empty() && link.routes.is_empty(),
+                "{name} is left over: {link:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// From whatever state, the steps lead to what is wanted, the kernel refuses none of them, and nothing is left to be done.
+        #[test]
+        fn steps_lead_from_any_state_to_what_is_wanted(
+            history in proptest::collection::vec((any_interfaces(), any_leases()), 1..4),
+            cut in 0usize..40,
+        ) {
+            let mut state = machine();
+            for (number, (settings, leases)) in history.iter().enumerate() {
+                let wanted = want(settings.as_ref(), &state, leases).links;
+                let steps = plan(&state, &wanted);
+                let mut kernel = Kernel(state);
+                // All but the last may be cut off: the agent was ended.
+                let is_last = number + 1 == history.len();
+                let taken = if is_last { steps.len() } else { cut.min(steps.len()) };
+                steps[..taken].iter().for_each(|(name, step)| kernel.take(name, step));
+                state = kernel.0;
+                if is_last {
+                    assert_is(&state, &wanted);
+                }
+            }
+            let (settings, leases) = history.last().unwrap();
+            let (_, again) = carry_out(state.clone(), settings.as_ref(), leases);
+            prop_assert!(again.is_empty(), "{again:?}");
+            prop_assert_eq!(&state["docker0"], &machine()["docker0"]);
+            prop_assert_eq!(&state["veth0"], &machine()["veth0"]);
+            prop_assert_eq!(&state["lo"], &machine()["lo"]);
+        }
+    }
+}
