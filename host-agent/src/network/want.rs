@@ -76,8 +76,9 @@ pub(super) fn want(settings: Option<&Interfaces>, state: &State, leases: &Leases
             }
         }
     }
+    let mtus = Mtus { links: &links, members: &members, state, leases };
     for name in &order {
-        let mtu = mtu(name, &links, &members, state, leases, links.len());
+        let mtu = mtus.of(name);
         if let Some(link) = want.links.get_mut(*name) {
             link.mtu = mtu;
         }
@@ -283,38 +284,54 @@ fn made(interface: &Interface) -> Option<Made> {
     })
 }
 
-/// What settings say, then DHCP, then what was there before. A member of a bond has the bond's, which the kernel gives it.
-fn mtu(
-    name: &str,
-    links: &BTreeMap<String, Interface>,
-    members: &BTreeMap<String, String>,
-    state: &State,
-    leases: &Leases,
-    patience: usize,
-) -> Option<u32> {
-    let interface = links.get(name)?;
-    let master = members.get(name).and_then(|master| links.get(master));
-    if master.is_some_and(|master| master.kind == Some(settings::Kind::Bond)) {
-        return None;
+/// Where MTUs come from.
+struct Mtus<'a> {
+    links: &'a BTreeMap<String, Interface>,
+    members: &'a BTreeMap<String, String>,
+    state: &'a State,
+    leases: &'a Leases,
+}
+
+impl Mtus<'_> {
+    fn master(&self, name: &str) -> Option<(&String, &Interface)> {
+        let master = self.members.get(name)?;
+        Some((master, self.links.get(master)?))
     }
-    let set = interface.mtu.or_else(|| master?.mtu).map(settings::Mtu::get);
-    if set.is_some() {
-        return set;
+
+    /// None of a member of a bond, which the kernel gives the bond's.
+    fn of(&self, name: &str) -> Option<u32> {
+        let is_bonded =
+            self.master(name).is_some_and(|(_, master)| master.kind == Some(settings::Kind::Bond));
+        if is_bonded { None } else { self.find(name, self.links.len()) }
     }
-    let device = interface.device.as_ref().filter(|_| patience > 0);
-    let own = match interface.kind {
-        None => {
-            let link = state.get(name)?;
-            link.mark.as_ref().and_then(|mark| mark.parse().ok()).unwrap_or(link.mtu)
+
+    /// What settings say, then DHCP, then what was there before. None when interfaces stand on each other without end.
+    fn find(&self, name: &str, depth: usize) -> Option<u32> {
+        let (depth, interface) = (depth.checked_sub(1)?, self.links.get(name)?);
+        let master = self.master(name);
+        if let Some((master, _)) = master.filter(|(_, master)| master.kind == Some(settings::Kind::Bond)) {
+            return self.find(master, depth);
         }
-        Some(settings::Kind::Vlan) => device
-            .and_then(|device| mtu(device.as_str(), links, members, state, leases, patience - 1))
-            .unwrap_or(ETHERNET_MTU),
-        Some(_) => ETHERNET_MTU,
-    };
-    match leases.get(&(name.to_owned(), Family::V4)) {
-        // More than the card takes would only be refused.
-        Some(Leased::Held(Lease { mtu: Some(leased), .. })) if master.is_none() => Some(own.min(*leased)),
-        _ => Some(own),
+        let set = interface.mtu.or_else(|| master?.1.mtu).map(settings::Mtu::get);
+        if set.is_some() {
+            return set;
+        }
+        let there = self.state.get(name);
+        let own = match (interface.kind, &interface.device) {
+            (None, _) => {
+                let before = there?.mark.as_ref().and_then(|mark| mark.parse().ok());
+                before.unwrap_or(there?.mtu)
+            }
+            (Some(settings::Kind::Vlan), Some(device)) => self.find(device.as_str(), depth)?,
+            _ => ETHERNET_MTU,
+        };
+        let asks = master.is_none() && interface.dhcp4.as_ref().is_some_and(Dhcp::is_enabled);
+        match self.leases.get(&(name.to_owned(), Family::V4)).filter(|_| asks) {
+            // More than the card takes would only be refused.
+            Some(Leased::Held(Lease { mtu: Some(leased), .. })) => Some(own.min(*leased)),
+            Some(Leased::Held(_) | Leased::Over) => Some(own),
+            // An agent before this one may have had one from DHCP.
+            Some(Leased::NotYet) | None => there.filter(|_| asks).map(|link| link.mtu.min(own)).or(Some(own)),
+        }
     }
 }

@@ -323,6 +323,14 @@ impl<'a> Rules<'a> {
     }
 
     fn vlans(&mut self) {
+        let pairs = self.pairs();
+        let is_bond =
+            |id: &InterfaceId| self.interfaces.get(id).is_some_and(|owner| owner.kind == Some(Kind::Bond));
+        let bonded: BTreeMap<_, _> = pairs
+            .into_iter()
+            .filter(|(owner, _)| is_bond(owner))
+            .map(|(owner, member)| (member, owner))
+            .collect();
         let mut seen = BTreeMap::new();
         for (id, interface) in self.interfaces {
             let (Some(Kind::Vlan), Some(device), Some(number)) =
@@ -330,6 +338,13 @@ impl<'a> Rules<'a> {
             else {
                 continue;
             };
+            if let Some(bond) = bonded.get(device) {
+                self.wrong(
+                    id,
+                    "device",
+                    format!("{device} is a member of {0}: put the VLAN on {0}", bond.as_str()),
+                );
+            }
             if let Some(other) = seen.insert((device, number), id) {
                 self.wrong(
                     id,
@@ -523,6 +538,18 @@ mod tests {
             assert!(found.starts_with(&format!("settings.network.interfaces.{expected}")), "{found}");
         }
         assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn a_vlan_is_on_a_bond_and_not_on_its_members() {
+        let found = mistakes(json!({
+            "bond0": {"kind": "bond", "mode": "balance-rr", "interfaces": ["a"]},
+            "vlan1": {"kind": "vlan", "device": "a", "id": 1},
+        }));
+        assert_eq!(
+            found,
+            ["settings.network.interfaces.vlan1.device: a is a member of bond0: put the VLAN on bond0"]
+        );
     }
 
     #[test]
