@@ -272,7 +272,7 @@ pub(super) async fn take(handle: &Handle, name: &str, step: &Step) -> Result<(),
         Step::RemoveRoute(route, _) => format!("cannot lose the route to {route}"),
         Step::AddRoute(route, ..) => format!("cannot have the route to {route}"),
     };
-    try_to(handle, name, step).await.map_err(|reason| format!("{name} {what}: {reason}"))
+    try_to(handle, name, step).await.map_err(|reason| format!("{what}: {reason}"))
 }
 
 async fn try_to(handle: &Handle, name: &str, step: &Step) -> Result<(), String> {

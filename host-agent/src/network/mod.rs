@@ -141,7 +141,10 @@ impl Keeper {
         self.tell(&state, &want, &failed);
         match failed.is_empty() {
             true => Ok(()),
-            false => Err(failed.into_values().collect::<Vec<_>>().join("; ")),
+            false => {
+                let all = failed.into_iter().map(|(name, error)| format!("{name} {error}"));
+                Err(all.collect::<Vec<_>>().join("; "))
+            }
         }
     }
 

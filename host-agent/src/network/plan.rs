@@ -58,7 +58,10 @@ pub(super) struct Route {
 
 impl std::fmt::Display for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.to)?;
+        match self.to.prefix {
+            0 => f.write_str("everything")?,
+            _ => write!(f, "{}", self.to)?,
+        }
         self.via.map_or(Ok(()), |via| write!(f, " via {via}"))
     }
 }
