@@ -418,7 +418,6 @@ impl<'a> Rules<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::from_json;
     use serde_json::{Value, json};
 
