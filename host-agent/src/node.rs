@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
 use crate::exporter::Exporter;
+use crate::network::Control;
 use crate::resolver::Resolver;
 use crate::time::Time;
 
@@ -18,9 +19,10 @@ const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11
 pub struct Node {
     pub containers: Manager,
     pub addresses: BTreeMap<String, Vec<String>>,
+    pub network: Control,
     pub resolver: Resolver,
     pub exporter: Exporter,
-    /// By interface, as DHCP gives them.
+    /// By interface, as leases name them.
     pub ntp_servers: BTreeMap<String, Vec<IpAddr>>,
     pub time: Time,
     phases: Vec<(String, u64)>,
@@ -57,9 +59,12 @@ impl Node {
         self.set_problems(source, problems);
     }
 
-    /// Notes the NTP servers that one interface's lease names; none when it is over.
-    pub fn set_ntp_servers(&mut self, interface: &str, servers: Vec<IpAddr>) -> Result<(), String> {
-        self.ntp_servers.insert(interface.to_owned(), servers);
+    /// Notes the NTP servers that leases name, by interface.
+    pub fn set_ntp_servers(&mut self, servers: BTreeMap<String, Vec<IpAddr>>) -> Result<(), String> {
+        if servers == self.ntp_servers {
+            return Ok(());
+        }
+        self.ntp_servers = servers;
         self.time.follow(&self.ntp_servers)
     }
 

@@ -8,6 +8,7 @@ mod container;
 mod dns;
 #[cfg(test)]
 mod docs;
+mod interfaces;
 mod kernel;
 mod keys;
 mod manual;
@@ -29,6 +30,11 @@ mod user_data;
 pub use change::Change;
 pub use container::{Container, Restart};
 pub use dns::Dns;
+pub use interfaces::{
+    ArpTarget, ArpValidate, BondMode, Cidr4, Cidr6, Destination, Dhcp, Interface, InterfaceId, InterfaceName,
+    Interfaces, Kind, LacpRate, Milliseconds, MinLinks, Monitoring, Mtu, Route, RouteMetric, Static4,
+    Static6, VlanId, XmitHashPolicy,
+};
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, join as join_key, select, split_key};
 pub use manual::{Manual, Row};
@@ -141,6 +147,8 @@ impl Settings {
         }
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
+        let interfaces = self.network.as_ref().and_then(|network| network.interfaces.as_ref());
+        mistakes.extend(interfaces.into_iter().flat_map(interfaces::mistakes_of_whole));
         mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
         let tree = self.to_json();
         // Changes that are each within the limits may not be so together: nobody could read the whole again.

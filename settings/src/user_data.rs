@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use crate::Settings;
+use crate::interfaces::read_net_toml;
 use crate::parse::{Mistake, Mistakes, below, from_json};
 use crate::shape::{is_top_level, unknown};
 
@@ -28,21 +29,26 @@ impl UserData {
 
     /// Likewise, of a text of at most so many bytes.
     pub fn read_within(text: &str, largest: usize) -> Result<Self, Mistakes> {
-        if text.len() > largest {
-            let reason = format!("{} bytes are more than the {largest} of user data", text.len());
-            return Err(Mistakes::one("", reason));
-        }
-        // Editors of Windows put a mark before UTF-8.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = within_bounds(text, largest)?;
         if let Some(reason) = foreign(text) {
             return Err(Mistakes::one("", reason));
         }
         let (top, lines) = match text.trim_start().starts_with('{') {
             true => json::read(text)?,
-            false => read_toml(text)?,
+            false => read_toml(text, "")?,
         };
         let settings = settings_of(top).and_then(|settings| from_json(&settings));
         match settings {
+            Ok(settings) => Ok(Self { settings, lines }),
+            Err(mistakes) => Err(lines.of_mistakes(mistakes)),
+        }
+    }
+
+    /// Reads Bottlerocket's net.toml: what it says is `settings.network.interfaces`.
+    pub fn read_net_toml(text: &str) -> Result<Self, Mistakes> {
+        const KEY: &str = "settings.network.interfaces";
+        let (top, lines) = read_toml(within_bounds(text, LARGEST_USER_DATA)?, KEY)?;
+        match read_net_toml(top, KEY).and_then(|settings| from_json(&settings)) {
             Ok(settings) => Ok(Self { settings, lines }),
             Err(mistakes) => Err(lines.of_mistakes(mistakes)),
         }
@@ -57,6 +63,15 @@ impl UserData {
 /// Reads user data of which only the settings are wanted.
 pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
     UserData::read(text).map(|user_data| user_data.settings)
+}
+
+/// Text of a size that is read, without the mark that editors of Windows put before UTF-8.
+fn within_bounds(text: &str, largest: usize) -> Result<&str, Mistakes> {
+    if text.len() > largest {
+        let reason = format!("{} bytes are more than the {largest} of user data", text.len());
+        return Err(Mistakes::one("", reason));
+    }
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 /// Why text that is for another tool is refused. A comment of TOML begins as many of them do, so it is looked at closely.
@@ -127,14 +142,15 @@ impl Lines {
     }
 }
 
-fn read_toml(text: &str) -> Result<(Map<String, Value>, Lines), Mistakes> {
+/// Its keys are below `key`, which may be empty.
+fn read_toml(text: &str, key: &str) -> Result<(Map<String, Value>, Lines), Mistakes> {
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
     let mut reader = Reader { ends, lines: Lines::default(), mistakes: Vec::new() };
     let table = DeTable::parse(text).map_err(|error| {
         let line = error.span().map(|span| reader.line_of(span.start));
         Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {}", error.message())) }])
     })?;
-    let top = reader.table("", table.get_ref());
+    let top = reader.table(key, table.get_ref());
     match reader.mistakes.is_empty() {
         true => Ok((top, reader.lines)),
         false => Err(reader.lines.of_mistakes(Mistakes(reader.mistakes))),
@@ -291,7 +307,7 @@ mod tests {
     #[test]
     fn lines_of_deep_tables_are_not_kept() {
         let text = format!("[a{}]\n{}", format!(".{}", "a".repeat(290)).repeat(70), many_keys(40000));
-        let (_, lines) = read_toml(&text).unwrap();
+        let (_, lines) = read_toml(&text, "").unwrap();
         assert!(lines.0.len() < 5);
     }
 
