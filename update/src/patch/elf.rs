@@ -2,6 +2,7 @@
 //! begin on (but for its last bytes, which may be elsewhere; what is foretold about those is wrong and no harm).
 
 use super::plan::{Kind, Place, Section, Stretch};
+use super::predict::{Predictor, Rule};
 use crate::verity::BLOCK;
 
 /// A program: its sections by kind, in order of their addresses.
@@ -47,6 +48,37 @@ pub(super) fn programs(base: &[u8], new: &[u8], stretches: &[Stretch]) -> Vec<Ve
 
 fn all(root: &[u8]) -> Vec<Program> {
     (0..root.len()).step_by(BLOCK).filter_map(|at| Program::read(root, at)).collect()
+}
+
+/// The root with a name of what is there in place of each address: two functions that call the same one look alike, wherever it is.
+pub(super) fn named(root: &[u8]) -> Vec<u8> {
+    let mut out = root.to_vec();
+    for program in all(root) {
+        let itself = |(kind, place): &(Kind, Place)| Section { kind: *kind, old: *place, new: *place };
+        let programs = [program.sections.iter().map(itself).collect::<Vec<_>>()];
+        let predictor = Predictor { programs: &programs, rule: Rule::Named(root) };
+        let whole = Stretch { old: program.offset, new: program.offset, size: program.end - program.offset };
+        predictor.predict(whole, &mut out[program.offset as usize..program.end as usize]);
+    }
+    out
+}
+
+/// Nearer than this, what an address leads to moves together with the address.
+const NEAR: i64 = 4096;
+
+/// A number for what is `into` a section of a program of this root, `distance` away from where it is named. None: the field is better
+/// left as it is.
+pub(super) fn name(root: &[u8], section: &Section, into: u32, distance: i64) -> Option<i64> {
+    if section.kind == Kind::Zeroes {
+        return Some(into.into());
+    }
+    let (near, size) = if section.kind == Kind::Code { (distance.abs() < NEAR, 5) } else { (false, 16) };
+    let there = root.get((section.old.offset + into) as usize..)?;
+    let content = &there[..size.min(there.len())];
+    // FNV-1a
+    let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    let name = content.iter().fold(0x811c_9dc5, mix) & 0x7fff_ffff;
+    (!near).then_some(name.into())
 }
 
 impl Program {
