@@ -45,6 +45,7 @@ impl Predictor<'_> {
                 match section.kind {
                     Kind::Code => here.code(bytes),
                     Kind::Words => here.words(bytes),
+                    Kind::Jumps => here.jumps(bytes),
                     Kind::Frames => here.frames(bytes),
                     Kind::Table => here.table(bytes),
                     Kind::Zeroes => {}
@@ -132,10 +133,16 @@ impl Here<'_> {
                 put(bytes, at, &value.to_le_bytes());
                 continue;
             }
-            // Tables of jumps hold how far it is from the table to the code; the field is near enough to the table.
             for at in [at, at + 4] {
                 self.to_code(bytes, at);
             }
+        }
+    }
+
+    /// Such a table holds how far it is from the table to the code; the field itself is near enough to the table's begin.
+    fn jumps(&self, bytes: &mut [u8]) {
+        for at in self.aligned::<4>(bytes.len()) {
+            self.to_code(bytes, at);
         }
     }
 
