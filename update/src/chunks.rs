@@ -1,5 +1,6 @@
-//! The root as it is published whole: chunks of 128 KiB, each packed for itself, so that a node can fetch those it needs by HTTP
-//! ranges, or all of them in one go.
+//! The root as it is published for nodes that have some of its blocks: chunks of 128 KiB, each packed for itself, so that a node can
+//! fetch those it needs by HTTP ranges. All of them are half as large again as the whole root in one frame
+//! ([`crate::frame::stream`]): what programs have in common lies far apart. So a root is published in both forms.
 //!
 //! # Format
 //!
