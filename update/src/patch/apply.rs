@@ -201,7 +201,6 @@ impl<B: ReadAt> Applier<B> {
                     .for_each(|(byte, difference)| *byte = byte.wrapping_add(*difference));
             }
         }
-        drop(read);
         frame::at_end(&mut packed).map_err(damaged)?;
         if Hash::from(Sha256::digest(&self.out)) != entry.digest {
             return Err(Error::Segment { segment: ready.next });

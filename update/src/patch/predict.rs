@@ -59,20 +59,22 @@ impl Predictor<'_> {
         let address = u32::try_from(address).ok()?;
         let (section, into) =
             program.iter().find_map(|section| Some((section, section.old.inside(address)?)))?;
-        let shifts = match &self.rule {
-            Rule::Moved(shifts) => shifts,
+        match &self.rule {
+            Rule::Moved(shifts) => Some(i64::from(moved(program, section, into, shifts)?) - origin),
             #[cfg(feature = "make")]
-            Rule::Named(root) => return super::elf::name(root, section, into, i64::from(address) - origin),
-        };
-        let moved = if section.kind == Kind::Zeroes {
-            section.new.address.checked_add(into)
-        } else {
-            let offset = shifts.moved(section.old.offset.checked_add(into)?);
-            let in_file = |section: &&Section| section.kind != Kind::Zeroes;
-            program.iter().filter(in_file).find_map(|section| section.new.address_at(offset))
-        };
-        Some(i64::from(moved?) - origin)
+            Rule::Named(root) => super::elf::name(root, section, into, i64::from(address) - origin),
+        }
     }
+}
+
+/// The address where that is now which was `into` an old section.
+fn moved(program: &[Section], section: &Section, into: u32, shifts: &Shifts) -> Option<u32> {
+    if section.kind == Kind::Zeroes {
+        return section.new.address.checked_add(into);
+    }
+    let offset = shifts.moved(section.old.offset.checked_add(into)?);
+    let in_file = |section: &&Section| section.kind != Kind::Zeroes;
+    program.iter().filter(in_file).find_map(|section| section.new.address_at(offset))
 }
 
 /// A part of a section: `old` and `new` are where its first byte is in the roots.
