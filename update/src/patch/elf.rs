@@ -134,7 +134,7 @@ impl Program {
                 cut(Kind::Code, end)?;
             } else {
                 if let Some((address, size)) = relocations.filter(|table| place.inside(table.0).is_some()) {
-                    let begin = address - place.address + place.offset;
+                    let begin = (address - place.address).checked_add(place.offset)?;
                     cut(Kind::Words, begin.checked_add(size)?.min(end))?;
                 }
                 if let Some(table) =
