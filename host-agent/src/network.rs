@@ -23,17 +23,22 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What a lease asks of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    address: Ipv4Addr,
-    prefix: u8,
+pub struct Wanted {
+    pub address: Ipv4Addr,
+    pub prefix: u8,
     /// Destination, its prefix, and the way there.
-    routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
-    mtu: Option<u16>,
-    dns: LeasedDns,
+    pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
+    pub mtu: Option<u16>,
+    pub dns: LeasedDns,
 }
 
 impl Wanted {
-    fn from_lease(lease: &DhcpV4Lease) -> Self {
+    /// The error says what of the lease no interface can have: it comes from the network, and may be anything.
+    pub fn from_lease(lease: &DhcpV4Lease) -> Result<Self, String> {
+        let address = lease.yiaddr;
+        if address.octets()[0] == 0 || address.is_loopback() || address.octets()[0] >= 224 {
+            return Err(format!("the DHCP server gave the address {address}, which no machine can have"));
+        }
         // With classless routes the router option does not count (RFC 3442).
         let classless: Vec<(Ipv4Addr, u8, Ipv4Addr)> = lease
             .classless_routes
@@ -43,9 +48,9 @@ impl Wanted {
             .collect();
         let routers =
             lease.gateways.iter().flatten().take(1).map(|gateway| (Ipv4Addr::UNSPECIFIED, 0, *gateway));
-        Self {
-            address: lease.yiaddr,
-            prefix: lease.prefix_length(),
+        Ok(Self {
+            address,
+            prefix: prefix(address, lease.subnet_mask)?,
             routes: if classless.is_empty() { routers.collect() } else { classless },
             // Below the smallest that IPv4 allows it is a mistake or an attack (RFC 791).
             mtu: lease.mtu.filter(|mtu| *mtu >= 576),
@@ -56,7 +61,27 @@ impl Wanted {
                     .clone()
                     .unwrap_or_else(|| lease.domain_name.iter().cloned().collect()),
             },
-        }
+        })
+    }
+}
+
+/// How many ones a subnet mask begins with. A server that sends none means the mask of the address's class: with a prefix of 0
+/// every address there is would be sought on the link.
+fn prefix(address: Ipv4Addr, mask: Ipv4Addr) -> Result<u8, String> {
+    if mask.is_unspecified() {
+        // RFC 791, 3.2.
+        return Ok(match address.octets()[0] {
+            ..128 => 8,
+            ..192 => 16,
+            _ => 24,
+        });
+    }
+    let bits = mask.to_bits();
+    match (bits.leading_ones(), bits.count_ones()) {
+        (leading, ones) if leading == ones => Ok(u8::try_from(ones).unwrap_or(32)),
+        _ => Err(format!(
+            "the DHCP server gave the subnet mask {mask}, whose ones are not all before its zeros"
+        )),
     }
 }
 
@@ -185,7 +210,7 @@ impl Interface {
     }
 
     async fn take(&self, index: u32, lease: &DhcpV4Lease) -> Result<(), String> {
-        let wanted = Wanted::from_lease(lease);
+        let wanted = Wanted::from_lease(lease)?;
         let until = lease_time(lease.lease_time_sec).map(|time| Instant::now() + time);
         let before = self.leases.borrow().get(&self.name).map(|(wanted, _)| wanted.clone());
         if before.as_ref() != Some(&wanted) {
@@ -272,6 +297,36 @@ async fn remove_address(handle: &Handle, index: u32, address: Ipv4Addr) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lease(address: [u8; 4], mask: [u8; 4]) -> DhcpV4Lease {
+        let mut lease = DhcpV4Lease::default();
+        lease.yiaddr = address.into();
+        lease.subnet_mask = mask.into();
+        lease
+    }
+
+    #[test]
+    fn a_lease_without_a_mask_has_its_class_and_a_mask_with_holes_is_refused() {
+        for (address, mask, prefix) in [
+            ([10, 0, 2, 15], [255, 255, 255, 0], 24),
+            ([10, 0, 2, 15], [255; 4], 32),
+            ([10, 0, 2, 15], [0; 4], 8),
+            ([172, 16, 0, 2], [0; 4], 16),
+            ([192, 168, 0, 2], [0; 4], 24),
+        ] {
+            assert_eq!(Wanted::from_lease(&lease(address, mask)).unwrap().prefix, prefix);
+        }
+        let error = Wanted::from_lease(&lease([10, 0, 2, 15], [255, 0, 255, 0])).unwrap_err();
+        assert!(error.contains("the subnet mask 255.0.255.0"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_no_machine_can_have_is_refused() {
+        for address in [[0; 4], [0, 0, 0, 5], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
+            let error = Wanted::from_lease(&lease(address, [255, 255, 255, 0])).unwrap_err();
+            assert!(error.contains("no machine can have"), "{error}");
+        }
+    }
 
     #[test]
     fn a_lease_is_over_unless_it_is_for_ever() {

@@ -1,0 +1,264 @@
+//! Fuzzing: the targets of `fuzz/` with libFuzzer around them.
+//!
+//! cargo-fuzz wants a nightly compiler for its sanitizers. What guides a fuzzer is no part of them: which branches an input takes and
+//! what it compares with what are LLVM's SanitizerCoverage, which stable rustc runs as a pass (`-Cpasses`). Memory is looked after
+//! by Rust; arithmetic that overflows panics in the profile `fuzz`.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::cache::{Entry, Key, remove_tree};
+use crate::command::{run_logged, run_quiet};
+use crate::guest::{Rust, TARGET};
+use crate::project::Project;
+
+/// Seconds for each target in what CI runs.
+pub const SHORT: u32 = 4;
+/// Above these libFuzzer ends the process. The targets look closer: at the memory and the processor time of one input.
+const MOST_MEMORY_MIB: u32 = 1024;
+const LONGEST_INPUT_SECONDS: u32 = 20;
+/// Seconds that are spent on making a finding smaller.
+const MINIMISE: u32 = 30;
+
+/// What tells libFuzzer where an input goes (clang's SanitizerCoverage.rst), and what it is compared with (fuzz/src/compare.rs).
+const FLAGS: &[&str] = &[
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    // Else short comparisons are made in place, and pass by the wrapped memcmp.
+    "-Cllvm-args=-max-loads-per-memcmp=0",
+    "-Clink-arg=-Wl,--wrap=memcmp,--wrap=bcmp",
+];
+
+/// What is compiled from the workspace into the targets.
+const FOLDERS: &[&str] = &["fuzz", "host-agent", "apiserver", "settings", "init/control", "docs"];
+
+/// The program with all targets.
+struct Fuzzer {
+    program: PathBuf,
+    targets: Vec<Target>,
+    /// For the files of targets; in memory, where that can be: to flush a disk takes the most time.
+    folder: tempfile::TempDir,
+}
+
+struct Target {
+    name: String,
+    /// Bytes of the largest input that is tried.
+    largest: u32,
+}
+
+/// Fuzzes each target, or those that are named, for so many seconds. Fails at the first finding, and says how to see it again.
+pub fn run(project: &Project, seconds: u32, names: &[String]) -> Result<()> {
+    let fuzzer = Fuzzer::build(project)?;
+    for name in names {
+        fuzzer.target(name)?;
+    }
+    for target in &fuzzer.targets {
+        if names.is_empty() || names.contains(&target.name) {
+            fuzzer.look(project, target, seconds)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs one target with one input.
+pub fn again(project: &Project, name: &str, input: &Path) -> Result<()> {
+    let fuzzer = Fuzzer::build(project)?;
+    let target = fuzzer.target(name)?;
+    let status = fuzzer.command(target).arg(input).status().context("cannot start the fuzzer")?;
+    ensure!(status.success(), "{name}: {} is a finding ({status})", input.display());
+    Ok(())
+}
+
+fn key_of(project: &Project, rust: &Rust) -> Result<Key> {
+    let mut key = Key::new("fuzz 1").text(rust.version()).text(&FLAGS.join(" "));
+    key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
+    for folder in FOLDERS {
+        key = key.tree(&project.sources.join(folder))?;
+    }
+    Ok(key)
+}
+
+fn compile(project: &Project) -> Result<Entry> {
+    let rust = Rust::find(project)?;
+    let key = key_of(project, &rust)?;
+    let wanted = key.hex();
+    project.cache.step(
+        "fuzz",
+        "compiling the fuzz targets, about 4 minutes when nothing is there",
+        key,
+        |out| {
+            ensure!(
+                Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()),
+                "libFuzzer is C++, and there is no compiler for it (c++): apt install g++"
+            );
+            let log = project.log("fuzz");
+            let _ = fs::remove_file(&log);
+            // Not below `target`: CI has a new one each time, and most of this are the crates of others.
+            let build = project.cache.scratch("fuzz")?;
+            let mut cargo = Command::new("cargo");
+            cargo
+                .args(["build", "--locked", "--profile", "fuzz", "--package", "caisson-fuzz", "--bins"])
+                // With a target of their own the flags do not reach build scripts.
+                .args(["--features", "libfuzzer", "--target", TARGET])
+                .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+                .env("CARGO_TARGET_DIR", &build)
+                .env("CARGO_TERM_PROGRESS_WHEN", "never")
+                .current_dir(&project.sources);
+            run_logged(&mut cargo, "fuzz: compiling", &log, None)?;
+            ensure!(
+                key_of(project, &rust)?.hex() == wanted,
+                "the sources changed while the fuzz targets were compiled: run it again"
+            );
+            let built = build.join(TARGET).join("fuzz/caisson-fuzz");
+            fs::copy(&built, out.join("caisson-fuzz"))
+                .with_context(|| format!("{} was not built", built.display()))?;
+            Ok(())
+        },
+    )
+}
+
+impl Fuzzer {
+    fn build(project: &Project) -> Result<Self> {
+        let program = compile(project)?.path.join("caisson-fuzz");
+        let list = run_quiet(&mut Command::new(&program), "asking the fuzzer for its targets")?;
+        let target = |line: &str| {
+            let (name, largest) = line.split_once(' ')?;
+            Some(Target { name: name.to_owned(), largest: largest.parse().ok()? })
+        };
+        let targets: Vec<Target> = String::from_utf8_lossy(&list).lines().filter_map(target).collect();
+        ensure!(!targets.is_empty(), "the fuzzer has no targets");
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let folder = folder.context("cannot make a folder for the files of fuzz targets")?;
+        Ok(Self { program, targets, folder })
+    }
+
+    fn target(&self, name: &str) -> Result<&Target> {
+        self.targets.iter().find(|target| target.name == name).with_context(|| {
+            let known: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
+            format!("there is no fuzz target {name:?}: there are {}", known.join(", "))
+        })
+    }
+
+    /// The fuzzer for one target, with its bounds.
+    fn command(&self, target: &Target) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env("CAISSON_FUZZ_TARGET", &target.name).env("TMPDIR", self.folder.path());
+        // The place of a panic is enough; names of frames would be sought for each.
+        command.env("RUST_BACKTRACE", "0");
+        command.arg(format!("-max_len={}", target.largest));
+        command.arg(format!("-rss_limit_mb={MOST_MEMORY_MIB}"));
+        command.arg(format!("-timeout={LONGEST_INPUT_SECONDS}"));
+        command
+    }
+
+    /// Goes on from the inputs that earlier runs found, and keeps those that it finds.
+    fn look(&self, project: &Project, target: &Target, seconds: u32) -> Result<()> {
+        let corpus = project.cache.scratch(&format!("corpus/{}", target.name))?;
+        let seeds = tempfile::tempdir().context("cannot make a folder for the inputs to begin with")?;
+        let mut write = self.command(target);
+        run_quiet(write.env("CAISSON_FUZZ_SEEDS", seeds.path()), "writing the inputs to begin with")?;
+        let found = project.sources.join("target/fuzz").join(&target.name);
+        remove_tree(&found)?;
+        fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+        let log = project.log(&format!("fuzz-{}", target.name));
+        let _ = fs::remove_file(&log);
+        let begun = Instant::now();
+        let mut fuzz = self.command(target);
+        fuzz.arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-artifact_prefix={}/", found.display()))
+            .arg("-print_final_stats=1")
+            .arg(&corpus)
+            .arg(seeds.path());
+        let outcome = run_logged(&mut fuzz, &format!("fuzz {}", target.name), &log, None);
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        if let Err(error) = outcome {
+            let Some(input) = fs::read_dir(&found)?.flatten().map(|entry| entry.path()).next() else {
+                return Err(error);
+            };
+            let smallest = self.minimise(target, &input, &found.join("smallest"));
+            bail!(
+                "{}: this does not hold: {}\nThe input, {} bytes: {}\nTo run it again: cargo caisson test --fuzz-input {} {}\nThe whole output: {}",
+                target.name,
+                reason(&text),
+                fs::metadata(&smallest).map_or(0, |file| file.len()),
+                fs::read(&smallest)
+                    .unwrap_or_default()
+                    .escape_ascii()
+                    .to_string()
+                    .chars()
+                    .take(2000)
+                    .collect::<String>(),
+                smallest.display(),
+                target.name,
+                log.display()
+            );
+        }
+        let (runs, coverage) = progress(&text);
+        let inputs = fs::read_dir(&corpus)?.count();
+        eprintln!(
+            "   {}: {runs} inputs in {:.0} s, {coverage} branches, {inputs} inputs kept, no finding",
+            target.name,
+            begun.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+
+    /// A smaller input with a finding, if there is one.
+    fn minimise(&self, target: &Target, input: &Path, smallest: &Path) -> PathBuf {
+        let mut minimise = self.command(target);
+        minimise
+            .arg("-minimize_crash=1")
+            .arg(format!("-max_total_time={MINIMISE}"))
+            .arg(format!("-exact_artifact_path={}", smallest.display()))
+            .arg(input);
+        // What counts is whether a file was written.
+        let _ = minimise.output();
+        if smallest.is_file() { smallest.to_owned() } else { input.to_owned() }
+    }
+}
+
+/// What the target or libFuzzer said of a finding.
+fn reason(log: &str) -> String {
+    let lines = || log.lines().filter(|line| !line.is_empty());
+    let panic = lines().skip_while(|line| !line.contains("panicked at ")).take(3);
+    let panic: Vec<&str> =
+        panic.take_while(|line| !line.starts_with("note:") && !line.starts_with("==")).collect();
+    match lines().find(|line| line.contains("ERROR: libFuzzer:")) {
+        _ if !panic.is_empty() => panic.join(" "),
+        Some(line) => line.to_owned(),
+        None => "see the output".to_owned(),
+    }
+}
+
+/// How many inputs were run, and how many branches of the code they took: `#1234 DONE cov: 567 ft: …`.
+fn progress(log: &str) -> (u64, u64) {
+    let after =
+        |line: &str, word: &str| line.split_once(word)?.1.split_whitespace().next()?.parse::<u64>().ok();
+    let last =
+        log.lines().rev().find(|line| line.starts_with('#') && line.contains("cov: ")).unwrap_or_default();
+    (after(last, "#").unwrap_or(0), after(last, "cov: ").unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_fuzzer_writes_is_understood() {
+        let log = "#2\tINITED cov: 10 ft: 10 corp: 1/1b\n#4194304\tpulse  cov: 12 ft: 13\n#4200000\tDONE   cov: 12 ft: 13 corp: 3/15b\nDone\n";
+        assert_eq!(progress(log), (4_200_000, 12));
+        assert_eq!(progress(""), (0, 0));
+        let log = "#5\tNEW\nthread 'main' panicked at fuzz/src/keys.rs:5:9:\nassertion failed\nnote: run with\n==1== ERROR: libFuzzer: deadly signal\n";
+        assert_eq!(reason(log), "thread 'main' panicked at fuzz/src/keys.rs:5:9: assertion failed");
+        assert_eq!(
+            reason("==1== ERROR: libFuzzer: timeout after 20 seconds\n"),
+            "==1== ERROR: libFuzzer: timeout after 20 seconds"
+        );
+    }
+}

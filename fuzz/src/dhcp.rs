@@ -1,0 +1,129 @@
+//! What a DHCP server sends: the frame through mozim's parser, and the lease that comes out of it into what is done to an
+//! interface.
+
+use host_agent::network::Wanted;
+use mozim::{DhcpV4ClasslessRoute, DhcpV4Lease};
+use std::net::Ipv4Addr;
+
+/// Bytes of a message before its options (RFC 2131, 2), and what they begin with.
+const HEAD: usize = 236;
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+
+/// The first byte says what the rest is: a frame, a message, or the address and the options of a message.
+pub(crate) fn check(input: &[u8]) {
+    let Some((kind, rest)) = input.split_first() else { return };
+    let frame = match kind % 3 {
+        0 => rest.to_vec(),
+        1 => frame(rest),
+        _ => frame(&message(rest)),
+    };
+    let Some(lease) = mozim_inside::lease_v4(&frame) else { return };
+    match Wanted::from_lease(&same(&lease)) {
+        Ok(wanted) => can_be_done(&wanted),
+        Err(reason) => assert!(!reason.is_empty() && reason.len() < 200, "{reason}"),
+    }
+}
+
+fn can_be_done(wanted: &Wanted) {
+    let address = wanted.address;
+    let of_one_machine = !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !address.is_broadcast();
+    assert!(of_one_machine, "{address}");
+    assert!((1..=32).contains(&wanted.prefix), "{address}/{}", wanted.prefix);
+    assert!(wanted.mtu.is_none_or(|mtu| mtu >= 576));
+    assert!(wanted.routes.iter().all(|(_, prefix, _)| *prefix <= 32), "{:?}", wanted.routes);
+}
+
+/// The same lease, of the type that the host agent has.
+fn same(lease: &mozim_inside::DhcpV4Lease) -> DhcpV4Lease {
+    let route = |route: &mozim_inside::DhcpV4ClasslessRoute| DhcpV4ClasslessRoute {
+        destination: route.destination,
+        prefix_length: route.prefix_length,
+        router: route.router,
+    };
+    let mut same = DhcpV4Lease::default();
+    same.siaddr = lease.siaddr;
+    same.yiaddr = lease.yiaddr;
+    same.t1_sec = lease.t1_sec;
+    same.t2_sec = lease.t2_sec;
+    same.lease_time_sec = lease.lease_time_sec;
+    same.srv_id = lease.srv_id;
+    same.subnet_mask = lease.subnet_mask;
+    same.broadcast_addr = lease.broadcast_addr;
+    same.dns_srvs.clone_from(&lease.dns_srvs);
+    same.gateways.clone_from(&lease.gateways);
+    same.ntp_srvs.clone_from(&lease.ntp_srvs);
+    same.mtu = lease.mtu;
+    same.host_name.clone_from(&lease.host_name);
+    same.domain_name.clone_from(&lease.domain_name);
+    same.domain_search.clone_from(&lease.domain_search);
+    same.classless_routes = lease.classless_routes.as_ref().map(|routes| routes.iter().map(route).collect());
+    same
+}
+
+/// An answer with an address and options.
+fn message(rest: &[u8]) -> Vec<u8> {
+    let (address, options) = rest.split_at(rest.len().min(4));
+    let mut head = vec![0; HEAD];
+    // BOOTREPLY, Ethernet, six bytes of address.
+    head[..3].copy_from_slice(&[2, 1, 6]);
+    head[16..16 + address.len()].copy_from_slice(address);
+    [&head, COOKIE.as_slice(), options].concat()
+}
+
+/// Ethernet, IPv4 and UDP around a message.
+fn frame(message: &[u8]) -> Vec<u8> {
+    let bytes = |length: usize| u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x00]);
+    frame.extend([0x45, 0]);
+    frame.extend(bytes(message.len() + 28));
+    frame.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(Ipv4Addr::new(10, 0, 2, 2).octets());
+    frame.extend(Ipv4Addr::BROADCAST.octets());
+    frame.extend([0, 67, 0, 68]);
+    frame.extend(bytes(message.len() + 8));
+    frame.extend([0, 0]);
+    frame.extend(message);
+    frame
+}
+
+/// Options as servers send them (RFC 2132).
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let option = |code: u8, data: &[u8]| [&[code, u8::try_from(data.len()).unwrap_or(0)], data].concat();
+    let (server, mask) = ([10, 0, 2, 2], [255, 255, 255, 0]);
+    let plain = [
+        option(53, &[5]),
+        option(54, &server),
+        option(51, &3600u32.to_be_bytes()),
+        option(1, &mask),
+        option(3, &server),
+        option(6, &[10, 0, 2, 3, 10, 0, 2, 4]),
+    ]
+    .concat();
+    let more = [
+        option(15, b"example.com"),
+        option(119, b"\x03sub\x07example\x03com\0\x05other\xc0\x04"),
+        option(12, b"node-1"),
+        option(26, &1400u16.to_be_bytes()),
+        option(42, &[10, 0, 2, 5]),
+        option(28, &[10, 0, 2, 255]),
+        option(58, &1800u32.to_be_bytes()),
+        option(59, &3000u32.to_be_bytes()),
+        // 10.1.0.0/16 and 0.0.0.0/0 (RFC 3442), and the same as Windows has it.
+        option(121, &[16, 10, 1, 10, 0, 2, 9, 0, 10, 0, 2, 2]),
+        option(249, &[16, 10, 1, 10, 0, 2, 9]),
+        option(52, &[3]),
+        option(51, &u32::MAX.to_be_bytes()),
+    ];
+    let answer = |options: &[u8]| [&[10, 0, 2, 15], plain.as_slice(), options, &[255]].concat();
+    let mut answers: Vec<Vec<u8>> = more.iter().map(|option| answer(option)).collect();
+    answers.push(answer(&[]));
+    answers.push(answer(&more.concat()));
+    let short = answers.iter().map(|answer| [&[2], answer.as_slice()].concat());
+    let whole = answers.iter().take(2).map(|answer| [&[1], message(answer).as_slice()].concat());
+    let frames = answers.iter().take(2).map(|answer| [&[0], frame(&message(answer)).as_slice()].concat());
+    short.chain(whole).chain(frames).collect()
+}
