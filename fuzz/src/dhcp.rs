@@ -9,13 +9,17 @@ use std::net::Ipv4Addr;
 const HEAD: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 
-/// The first byte says what the rest is: a frame, a message, or the address and the options of a message.
+/// The first byte says what the rest is: a frame, a message, or the address and the options of a message; or options of DHCPv6.
 pub(crate) fn check(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
-    let frame = match kind % 3 {
+    let frame = match kind % 4 {
         0 => rest.to_vec(),
         1 => frame(rest),
-        _ => frame(&message(rest)),
+        2 => frame(&message(rest)),
+        _ => {
+            assert!(mozim_inside::options_v6(rest) <= rest.len() / 4);
+            return;
+        }
     };
     let Some(lease) = mozim_inside::lease_v4(&frame) else { return };
     match Wanted::from_lease(&same(&lease)) {
@@ -125,5 +129,33 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let short = answers.iter().map(|answer| [&[2], answer.as_slice()].concat());
     let whole = answers.iter().take(2).map(|answer| [&[1], message(answer).as_slice()].concat());
     let frames = answers.iter().take(2).map(|answer| [&[0], frame(&message(answer)).as_slice()].concat());
-    short.chain(whole).chain(frames).collect()
+    let v6 = [&[3], v6_options().as_slice()].concat();
+    short.chain(whole).chain(frames).chain([v6]).collect()
+}
+
+/// An answer of DHCPv6 (RFC 8415, 21): who it is for and from, an address, a prefix, a status, DNS servers, domains, time servers.
+fn v6_options() -> Vec<u8> {
+    let option = |code: u16, data: &[u8]| {
+        let length = u16::try_from(data.len()).unwrap_or(0);
+        [&code.to_be_bytes(), &length.to_be_bytes(), data].concat()
+    };
+    let duid = [0, 3, 0, 1, 2, 0, 0, 0, 0, 1];
+    let address = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+    let times = [0, 0, 0x0e, 0x10, 0, 0, 0x1c, 0x20];
+    let status = option(13, b"\0\0fine");
+    let one = option(5, &[&address[..], &times, &status].concat());
+    let prefix = option(26, &[&times[..], &[56], &address].concat());
+    [
+        option(1, &duid),
+        option(2, &duid),
+        option(3, &[&[0, 0, 0, 1], &times[..], &one].concat()),
+        option(25, &[&[0, 0, 0, 1], &times[..], &prefix].concat()),
+        option(23, &address),
+        option(24, b"\x07example\x03com\0"),
+        option(56, &[option(1, &address), option(3, b"\x04time\x07example\0")].concat()),
+        option(12, &address),
+        option(14, &[]),
+        status,
+    ]
+    .concat()
 }

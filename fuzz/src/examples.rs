@@ -21,7 +21,9 @@ pub(crate) fn settings() -> Vec<(String, &'static str)> {
     let row = |line: &'static str| match line.split(" | ").collect::<Vec<_>>().as_slice() {
         // Items of lists are in the example of their list.
         [key, _, _, example, _] if key.starts_with("| `settings.") && !key.contains("[]") => {
-            let key = key.trim_start_matches("| ").trim_matches('`').replace("<name>", "web");
+            let key = key.trim_start_matches("| ").trim_matches('`');
+            let name = if key.contains("resource-limits") { "max-open-files" } else { "web" };
+            let key = key.replace("<name>", name);
             Some((key, example.trim_matches('`')))
         }
         _ => None,

@@ -14,8 +14,11 @@ use tokio::task::LocalSet;
 
 use crate::examples;
 
-/// How long a connection may last whose client has said all and reads what comes.
-const LONGEST: Duration = Duration::from_secs(15);
+/// How long a connection may last whose client has said all and reads what comes: ten minutes, and what the last request gets. The
+/// time passes at once whenever all wait for it.
+const LONGEST: Duration = Duration::from_secs(800);
+/// What begins an answer that has no end.
+const EVENTS: &[u8] = b"content-type: text/event-stream";
 /// Before what is written to the socket that only reads.
 const READER: u8 = b'<';
 
@@ -27,7 +30,7 @@ fn place() -> (tempfile::TempDir, Runtime) {
     let folder = crate::folder();
     let files = [("defaults.toml", "motd = \"Welcome\"\n"), ("os-release", "VERSION_ID=0.1.0\n")];
     files.iter().for_each(|(name, text)| write(&folder.path().join(name), text));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     (folder, runtime.unwrap_or_else(|error| panic!("cannot start: {error}")))
 }
 
@@ -75,9 +78,10 @@ async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
     };
     let mut answer = Vec::new();
     let both = async { tokio::join!(write, reader.read_to_end(&mut answer)) };
-    let ended = tokio::time::timeout(LONGEST, both).await;
-    assert!(ended.is_ok(), "the connection did not end within {LONGEST:?}");
+    let ended = tokio::time::timeout(LONGEST, both).await.is_ok();
     serving.abort();
+    let shown = String::from_utf8_lossy(&answer);
+    assert!(ended || count(&answer, EVENTS) > 0, "the connection lasts longer than {LONGEST:?}: {shown}");
     answer
 }
 
@@ -85,15 +89,18 @@ async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
 fn is_acknowledged(store: &Store, access: Access, sent: &[u8], answer: &[u8]) {
     const STATUS: &[u8] = b"HTTP/1.1 ";
     assert!(answer.is_empty() || answer.starts_with(STATUS), "{}", String::from_utf8_lossy(answer));
-    let has = |text: &[u8], part: &[u8]| text.windows(part.len()).filter(|window| window == &part).count();
-    let may_commit = access == Access::Full && has(sent, b"POST") > 0;
+    let may_commit = access == Access::Full && count(sent, b"POST") > 0;
     let generations = usize::try_from(store.number()).unwrap_or(usize::MAX);
     assert!(generations == 0 || may_commit, "{generations} commits that nobody asked for");
     // A commit on trial that cannot be applied is taken back by another one.
-    let answered = 2 * has(answer, STATUS);
+    let answered = 2 * count(answer, STATUS);
     assert!(generations <= answered, "{generations} commits, and {answered} answers");
     let settings = store.settings();
     assert!(settings.check().is_ok(), "{settings:?}");
+}
+
+fn count(text: &[u8], part: &[u8]) -> usize {
+    text.windows(part.len()).filter(|window| window == &part).count()
 }
 
 /// What people send by mistake, each way in with what it takes, and several requests on one connection.

@@ -59,7 +59,7 @@ pub const TARGETS: &[Target] = &[
         largest: 16 << 10,
         memory: 16 << 20,
     },
-    Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 1 << 20 },
+    Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 8 << 20 },
     Target { name: "http", check: http::check, seeds: http::seeds, largest: 16 << 10, memory: 16 << 20 },
 ];
 

@@ -18,3 +18,23 @@ pub fn lease_v4(frame: &[u8]) -> Option<DhcpV4Lease> {
     renewal.to_dhcp_packet().expect("a renewal that can be sent");
     Some(lease)
 }
+
+/// How many options a message of DHCPv6 has, behind its type and transaction. As mozim does, what cannot be read is passed over.
+#[cfg(not(test))]
+pub fn options_v6(options: &[u8]) -> usize {
+    let mut buffer = Buffer::new(options);
+    let mut read = 0;
+    while !buffer.is_empty() {
+        let left = buffer.remain_len();
+        match DhcpV6Option::parse(&mut buffer) {
+            Ok(option) => {
+                // What a client sends back of it.
+                option.emit(&mut BufferMut::new());
+                read += 1;
+            }
+            Err(_) if buffer.remain_len() == left => break,
+            Err(_) => {}
+        }
+    }
+    read
+}
