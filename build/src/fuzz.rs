@@ -5,21 +5,25 @@
 //! by Rust; arithmetic that overflows panics in the profile `fuzz`.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::cache::{Entry, Key, remove_tree};
 use crate::command::{run_logged, run_quiet};
 use crate::guest::{Rust, TARGET};
-use crate::project::Project;
+use crate::project::{self, Project};
 
 /// Seconds for each target in what CI runs.
 pub const SHORT: u32 = 4;
 /// Above these libFuzzer ends the process. The targets look closer: at the memory and the processor time of one input.
 const MOST_MEMORY_MIB: u32 = 1024;
 const LONGEST_INPUT_SECONDS: u32 = 20;
+/// The target that shows that the fuzzer sees (`PROBE` of fuzz/src/lib.rs), and the seconds that it has: it needs one.
+const PROBE: &str = "probe";
+const PROBING: u32 = 60;
 /// Seconds that are spent on making a finding smaller.
 const MINIMISE: u32 = 30;
 
@@ -58,6 +62,7 @@ pub fn run(project: &Project, seconds: u32, names: &[String]) -> Result<()> {
     for name in names {
         fuzzer.target(name)?;
     }
+    fuzzer.sees(project)?;
     for target in &fuzzer.targets {
         if names.is_empty() || names.contains(&target.name) {
             fuzzer.look(project, target, seconds)?;
@@ -157,17 +162,27 @@ impl Fuzzer {
         command
     }
 
+    /// Fails when the fuzzer does not find what is to be found.
+    fn sees(&self, project: &Project) -> Result<()> {
+        let found = folder_of_findings(project, PROBE)?;
+        let mut probe = self.command(&Target { name: PROBE.to_owned(), largest: 64 });
+        probe.arg(format!("-max_total_time={PROBING}")).arg(format!("-artifact_prefix={}/", found.display()));
+        let (_, text) = logged(&mut probe, &project.log("fuzz-probe"))?;
+        ensure!(
+            first_file(&found)?.is_some(),
+            "the fuzzer did not find the one input that it has to find: does this rustc instrument code as FLAGS of build/src/fuzz.rs ask?\n{text}"
+        );
+        remove_tree(&found)
+    }
+
     /// Goes on from the inputs that earlier runs found, and keeps those that it finds.
     fn look(&self, project: &Project, target: &Target, seconds: u32) -> Result<()> {
         let corpus = project.cache.scratch(&format!("corpus/{}", target.name))?;
         let seeds = tempfile::tempdir().context("cannot make a folder for the inputs to begin with")?;
         let mut write = self.command(target);
         run_quiet(write.env("CAISSON_FUZZ_SEEDS", seeds.path()), "writing the inputs to begin with")?;
-        let found = project.sources.join("target/fuzz").join(&target.name);
-        remove_tree(&found)?;
-        fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+        let found = folder_of_findings(project, &target.name)?;
         let log = project.log(&format!("fuzz-{}", target.name));
-        let _ = fs::remove_file(&log);
         let begun = Instant::now();
         let mut fuzz = self.command(target);
         fuzz.arg(format!("-max_total_time={seconds}"))
@@ -175,12 +190,9 @@ impl Fuzzer {
             .arg("-print_final_stats=1")
             .arg(&corpus)
             .arg(seeds.path());
-        let outcome = run_logged(&mut fuzz, &format!("fuzz {}", target.name), &log, None);
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        if let Err(error) = outcome {
-            let Some(input) = fs::read_dir(&found)?.flatten().map(|entry| entry.path()).next() else {
-                return Err(error);
-            };
+        let (ended_well, text) = logged(&mut fuzz, &log)?;
+        if !ended_well {
+            let input = first_file(&found)?.with_context(|| format!("the fuzzer failed:\n{text}"))?;
             let smallest = self.minimise(target, &input, &found.join("smallest"));
             bail!(
                 "{}: this does not hold: {}\nThe input, {} bytes: {}\nTo run it again: cargo caisson test --fuzz-input {} {}\nThe whole output: {}",
@@ -221,6 +233,39 @@ impl Fuzzer {
         let _ = minimise.output();
         if smallest.is_file() { smallest.to_owned() } else { input.to_owned() }
     }
+}
+
+/// Where the findings of a target go; empty.
+fn folder_of_findings(project: &Project, target: &str) -> Result<PathBuf> {
+    let folder = project::target_dir(&project.sources).join("fuzz").join(target);
+    remove_tree(&folder)?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn first_file(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(fs::read_dir(folder)?.next().transpose()?.map(|entry| entry.path()))
+}
+
+/// Runs the fuzzer, and returns whether it ended well and what it said, which is also in `log`. What services would write to their
+/// log (`<6>…`) is left out: it is as many lines as there are inputs.
+fn logged(fuzzer: &mut Command, log: &Path) -> Result<(bool, String)> {
+    let mut child =
+        fuzzer.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("cannot start the fuzzer")?;
+    if let Some(folder) = log.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut text = String::new();
+    for line in BufReader::new(child.stderr.take().context("the fuzzer has no output")?).split(b'\n') {
+        let line = line?;
+        if !line.starts_with(b"<") {
+            writeln!(file, "{}", String::from_utf8_lossy(&line))?;
+            text += &String::from_utf8_lossy(&line);
+            text.push('\n');
+        }
+    }
+    Ok((child.wait()?.success(), text))
 }
 
 /// What the target or libFuzzer said of a finding.

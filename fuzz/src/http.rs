@@ -87,7 +87,7 @@ async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
 
 /// What is stored was asked for, by a request that was answered.
 fn is_acknowledged(store: &Store, access: Access, sent: &[u8], answer: &[u8]) {
-    const STATUS: &[u8] = b"HTTP/1.1 ";
+    const STATUS: &[u8] = b"HTTP/1.";
     assert!(answer.is_empty() || answer.starts_with(STATUS), "{}", String::from_utf8_lossy(answer));
     let may_commit = access == Access::Full && count(sent, b"POST") > 0;
     let generations = usize::try_from(store.number()).unwrap_or(usize::MAX);
