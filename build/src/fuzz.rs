@@ -24,6 +24,8 @@ const LONGEST_INPUT_SECONDS: u32 = 20;
 /// The target that shows that the fuzzer sees (`PROBE` of fuzz/src/lib.rs), and the seconds that it has: it needs one.
 const PROBE: &str = "probe";
 const PROBING: u32 = 60;
+/// Above these a corpus is gone through for inputs that add nothing any more: smaller ones have taken their place.
+const MOST_INPUTS: usize = 4000;
 /// Seconds that are spent on making a finding smaller.
 const MINIMISE: u32 = 30;
 
@@ -178,6 +180,7 @@ impl Fuzzer {
     /// Goes on from the inputs that earlier runs found, and keeps those that it finds.
     fn look(&self, project: &Project, target: &Target, seconds: u32) -> Result<()> {
         let corpus = project.cache.scratch(&format!("corpus/{}", target.name))?;
+        self.tidy(target, &corpus)?;
         let seeds = tempfile::tempdir().context("cannot make a folder for the inputs to begin with")?;
         let mut write = self.command(target);
         run_quiet(write.env("CAISSON_FUZZ_SEEDS", seeds.path()), "writing the inputs to begin with")?;
@@ -219,6 +222,20 @@ impl Fuzzer {
             begun.elapsed().as_secs_f64()
         );
         Ok(())
+    }
+
+    /// Takes from a large corpus what adds nothing.
+    fn tidy(&self, target: &Target, corpus: &Path) -> Result<()> {
+        if fs::read_dir(corpus)?.count() <= MOST_INPUTS {
+            return Ok(());
+        }
+        let tidied = corpus.with_extension("tidied");
+        remove_tree(&tidied)?;
+        fs::create_dir(&tidied).with_context(|| format!("cannot make {}", tidied.display()))?;
+        let mut merge = self.command(target);
+        run_quiet(merge.arg("-merge=1").arg(&tidied).arg(corpus), "tidying the corpus")?;
+        remove_tree(corpus)?;
+        fs::rename(&tidied, corpus).with_context(|| format!("cannot rename {}", tidied.display()))
     }
 
     /// A smaller input with a finding, if there is one.
@@ -293,6 +310,28 @@ fn progress(log: &str) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A change in a crate that is compiled into the targets has to change their key.
+    #[test]
+    fn the_folders_are_all_that_the_targets_are_made_of() {
+        let sources = project::sources().unwrap();
+        let read =
+            |path: &Path| -> toml::Value { toml::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+        let workspace = read(&sources.join("Cargo.toml"));
+        for folder in FOLDERS {
+            let manifest = sources.join(folder).join("Cargo.toml");
+            // Documents are no crate.
+            let manifest = if manifest.is_file() { read(&manifest) } else { continue };
+            for (name, _) in
+                manifest.get("dependencies").and_then(toml::Value::as_table).into_iter().flatten()
+            {
+                let path = workspace["workspace"]["dependencies"].get(name).and_then(|it| it.get("path"));
+                let Some(path) = path.and_then(toml::Value::as_str) else { continue };
+                let covered = FOLDERS.iter().any(|folder| Path::new(path).starts_with(folder));
+                assert!(covered, "the targets are made of {path} too");
+            }
+        }
+    }
 
     #[test]
     fn what_the_fuzzer_writes_is_understood() {

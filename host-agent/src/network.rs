@@ -71,8 +71,8 @@ fn prefix(address: Ipv4Addr, mask: Ipv4Addr) -> Result<u8, String> {
     if mask.is_unspecified() {
         // RFC 791, 3.2.
         return Ok(match address.octets()[0] {
-            ..128 => 8,
-            ..192 => 16,
+            0..128 => 8,
+            128..192 => 16,
             _ => 24,
         });
     }
