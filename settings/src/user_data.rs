@@ -120,18 +120,20 @@ impl Lines {
     const LONGEST_KEY: usize = 700;
 
     fn note(&mut self, key: &str, line: usize) {
-        if key.len() <= Self::LONGEST_KEY {
+        // A name that itself is so long would have no line at all.
+        if key.len() <= Self::LONGEST_KEY || self.nearest(key).is_none() {
             self.0.insert(key.to_owned(), line);
         }
     }
 
     fn nearest(&self, key: &str) -> Option<(usize, usize)> {
-        let mut key = key.split('[').next().unwrap_or(key);
+        let mut key = key;
         loop {
             if let Some(line) = self.0.get(key) {
                 return Some((*line, key.split('.').count()));
             }
-            key = key.rsplit_once('.')?.0;
+            // The table around it, or the list that it is an item of.
+            key = key.rsplit_once(['.', '['])?.0;
         }
     }
 
@@ -238,6 +240,9 @@ mod tests {
             ),
             ("[settings.network]\nhostname = \"a b\"\n", "line 2: settings.network.hostname: \"a b\" is not"),
             ("[setings]\n", "line 1: setings: unknown key; did you mean \"settings\"?"),
+            ("\n\"a[b\" = 1\n", "line 2: a[b: unknown key"),
+            (&format!("\n\"{}\" = 1\n", "🦀".repeat(200)), "line 2: 🦀"),
+            ("[settings.network]\nhosts = [5]\n", "line 2: settings.network.hosts"),
             ("motd = \"hi\"\n", "line 1: motd: put it under [settings]: it is settings.motd"),
             ("[settings]\nmotd = 2026-01-01\n", "line 2: settings.motd: found a date"),
             (

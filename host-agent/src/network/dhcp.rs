@@ -152,17 +152,18 @@ async fn lease_forever(
     hostname: &str,
 ) -> Result<std::convert::Infallible, String> {
     let (name, family) = key;
-    let failed = |error: mozim::DhcpError| format!("no address by {}: {}", protocol(*family), error.msg());
+    let failed = |error: String| format!("no address by {}: {error}", protocol(*family));
     let known = |shared: &Shared| {
         shared.known.borrow().get(key).map(|known| (known.leased.clone(), known.until, known.lease.clone()))
     };
     let before = known(shared).and_then(|(_, _, lease)| lease);
-    let mut asker = Asker::new(name, *family, hostname, before).await.map_err(failed)?;
+    let mut asker =
+        Asker::new(name, *family, hostname, before).await.map_err(|error| failed(error.msg().to_owned()))?;
     let mut told = false;
     loop {
         let lease = match known(shared) {
             Some((Leased::Held(lease), Some(until), _)) => match timeout_at(until, asker.next()).await {
-                Ok(answer) => answer.map_err(failed)?,
+                Ok(answer) => answer.map_err(&failed)?,
                 Err(_) => {
                     told = true;
                     give_up(shared, key, &lease);
@@ -171,7 +172,7 @@ async fn lease_forever(
             },
             Some((Leased::NotYet | Leased::Over, ..)) if !told => {
                 match timeout(TELL_AFTER, asker.next()).await {
-                    Ok(answer) => answer.map_err(failed)?,
+                    Ok(answer) => answer.map_err(&failed)?,
                     Err(_) => {
                         told = true;
                         shared.tell(
@@ -182,7 +183,7 @@ async fn lease_forever(
                     }
                 }
             }
-            _ => asker.next().await.map_err(failed)?,
+            _ => asker.next().await.map_err(&failed)?,
         };
         if let Some((lease, seconds, raw)) = lease {
             told = false;
@@ -246,13 +247,14 @@ impl Asker {
     }
 
     /// What was given, for how many seconds, and as it came; none when only another question was asked.
-    async fn next(&mut self) -> Result<Option<(Lease, u32, Option<DhcpV4Lease>)>, mozim::DhcpError> {
+    async fn next(&mut self) -> Result<Option<(Lease, u32, Option<DhcpV4Lease>)>, String> {
+        let failed = |error: mozim::DhcpError| error.msg().to_owned();
         Ok(match self {
-            Self::V4(client) => match client.run().await? {
-                DhcpV4State::Done(lease) => Some((of_v4(&lease), lease.lease_time_sec, Some(*lease))),
+            Self::V4(client) => match client.run().await.map_err(failed)? {
+                DhcpV4State::Done(lease) => Some((of_v4(&lease)?, lease.lease_time_sec, Some(*lease))),
                 _ => None,
             },
-            Self::V6(client) => match client.run().await? {
+            Self::V6(client) => match client.run().await.map_err(failed)? {
                 DhcpV6State::Done(lease) => Some((of_v6(&lease), lease.valid_time_sec, None)),
                 _ => None,
             },
@@ -260,7 +262,12 @@ impl Asker {
     }
 }
 
-fn of_v4(lease: &DhcpV4Lease) -> Lease {
+/// What a lease is worth. The error says what of it no interface can have: it comes from the network, and may be anything.
+pub fn of_v4(lease: &DhcpV4Lease) -> Result<Lease, String> {
+    let address = lease.yiaddr;
+    if address.octets()[0] == 0 || address.is_loopback() || address.octets()[0] >= 224 {
+        return Err(format!("the server gave the address {address}, which no machine can have"));
+    }
     let via = |router: Ipv4Addr| (!router.is_unspecified()).then_some(IpAddr::V4(router));
     let network = |address: Ipv4Addr, prefix: u8| {
         let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix.into())).unwrap_or(0);
@@ -272,8 +279,8 @@ fn of_v4(lease: &DhcpV4Lease) -> Lease {
         classless.map(|route| (network(route.destination, route.prefix_length), via(route.router))).collect();
     let routers = lease.gateways.iter().flatten().take(1);
     let routers = routers.map(|router| (network(Ipv4Addr::UNSPECIFIED, 0), via(*router)));
-    Lease {
-        address: Cidr { address: lease.yiaddr.into(), prefix: lease.prefix_length() },
+    Ok(Lease {
+        address: Cidr { address: address.into(), prefix: prefix(address, lease.subnet_mask)? },
         routes: if classless.is_empty() { routers.collect() } else { classless },
         // Below the smallest that IPv4 allows it is a mistake or an attack (RFC 791).
         mtu: lease.mtu.filter(|mtu| *mtu >= 576).map(u32::from),
@@ -286,6 +293,24 @@ fn of_v4(lease: &DhcpV4Lease) -> Lease {
             .take(MOST_NTP_SERVERS)
             .map(ToString::to_string)
             .collect(),
+    })
+}
+
+/// How many ones a subnet mask begins with. A server that sends none means the mask of the address's class: with a prefix of 0
+/// every address there is would be sought on the link.
+fn prefix(address: Ipv4Addr, mask: Ipv4Addr) -> Result<u8, String> {
+    if mask.is_unspecified() {
+        // RFC 791, 3.2.
+        return Ok(match address.octets()[0] {
+            0..128 => 8,
+            128..192 => 16,
+            _ => 24,
+        });
+    }
+    let bits = mask.to_bits();
+    match (bits.leading_ones(), bits.count_ones()) {
+        (leading, ones) if leading == ones => Ok(u8::try_from(ones).unwrap_or(32)),
+        _ => Err(format!("the server gave the subnet mask {mask}, whose ones are not all before its zeros")),
     }
 }
 
@@ -305,6 +330,36 @@ fn of_v6(lease: &DhcpV6Lease) -> Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lease(address: [u8; 4], mask: [u8; 4]) -> DhcpV4Lease {
+        let mut lease = DhcpV4Lease::default();
+        lease.yiaddr = address.into();
+        lease.subnet_mask = mask.into();
+        lease
+    }
+
+    #[test]
+    fn a_lease_without_a_mask_has_its_class_and_a_mask_with_holes_is_refused() {
+        for (address, mask, prefix) in [
+            ([10, 0, 2, 15], [255, 255, 255, 0], 24),
+            ([10, 0, 2, 15], [255; 4], 32),
+            ([10, 0, 2, 15], [0; 4], 8),
+            ([172, 16, 0, 2], [0; 4], 16),
+            ([192, 168, 0, 2], [0; 4], 24),
+        ] {
+            assert_eq!(of_v4(&lease(address, mask)).unwrap().address.prefix, prefix);
+        }
+        let error = of_v4(&lease([10, 0, 2, 15], [255, 0, 255, 0])).unwrap_err();
+        assert!(error.contains("the subnet mask 255.0.255.0"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_no_machine_can_have_is_refused() {
+        for address in [[0; 4], [0, 0, 0, 5], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
+            let error = of_v4(&lease(address, [255, 255, 255, 0])).unwrap_err();
+            assert!(error.contains("no machine can have"), "{error}");
+        }
+    }
 
     #[test]
     fn a_lease_is_over_unless_it_is_for_ever() {

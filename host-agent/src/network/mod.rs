@@ -19,9 +19,12 @@ use tokio::time::{sleep, timeout};
 
 use crate::node::Node;
 use crate::resolver::LeasedDns;
+pub use dhcp::of_v4;
+pub use want::Lease;
+
 use dhcp::Clients;
 use plan::{State, Step};
-use want::{Family, Lease, Leased, Want};
+use want::{Family, Leased, Want};
 
 /// How often it is looked whether interfaces have come, and whether all is as it should be.
 const LOOK: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 /// An address and its network, or a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Cidr {
+pub struct Cidr {
     pub address: IpAddr,
     /// In bits.
     pub prefix: u8,

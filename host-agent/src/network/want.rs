@@ -19,7 +19,7 @@ pub(super) enum Family {
 
 /// What a DHCP server gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Lease {
+pub struct Lease {
     pub address: Cidr,
     /// Where to, and the router.
     pub routes: Vec<(Cidr, Option<IpAddr>)>,

@@ -13,7 +13,7 @@ mod source;
 mod words;
 
 use init_control::Problem;
-use settings::Interfaces;
+use settings::{Interfaces, Settings};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -69,6 +69,11 @@ pub async fn apply_once(tell: impl Fn(Vec<Problem>), begin_network: impl Fn(Opti
     });
     tell(not_kept.into_iter().collect());
     true
+}
+
+/// What the sources below `root` say together, or everything that is wrong with them. The metadata service is not asked. Blocks.
+pub fn settings_below(root: &Path) -> Result<Settings, Vec<Problem>> {
+    merge::merge(&collect::collect(root)).map(|merged| merged.settings)
 }
 
 /// What was applied holds, whatever sources say now, so nothing of this is wrong with the node.
