@@ -112,6 +112,16 @@ impl Agent {
         Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
     }
 
+    async fn end(&self, request: &InitRequest) -> Response {
+        if self.node.borrow_mut().bootstrap.puts_off(request) {
+            return Response::Done;
+        }
+        match init::ask(request).await {
+            Ok(_) => Response::Done,
+            Err(error) => failed(format!("PID 1 does not answer: {error}")),
+        }
+    }
+
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
             Request::Apply { generation, settings, .. } => self.apply(generation, &settings, asker).await,
@@ -137,8 +147,8 @@ impl Agent {
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
-            Request::Reboot => end(&InitRequest::Reboot).await,
-            Request::PowerOff => end(&InitRequest::PowerOff).await,
+            Request::Reboot => self.end(&InitRequest::Reboot).await,
+            Request::PowerOff => self.end(&InitRequest::PowerOff).await,
         }
     }
 }
@@ -153,13 +163,6 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
-}
-
-async fn end(request: &InitRequest) -> Response {
-    match init::ask(request).await {
-        Ok(_) => Response::Done,
-        Err(error) => failed(format!("PID 1 does not answer: {error}")),
-    }
 }
 
 fn failed(message: String) -> Response {

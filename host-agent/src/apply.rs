@@ -1,14 +1,15 @@
 //! Making the node match its settings: which steps a change needs (pure), and doing them.
 
 use apiserver::agent::{ApplyOutcome, ApplyStep};
-use settings::{Container, Settings};
+use settings::Settings;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::access::Access;
+use crate::container::spec::lasting;
 use crate::node::Node;
-use crate::{files, hosts};
+use crate::{bootstrap, files, hosts};
 
 const ETC: &str = "/run/etc";
 
@@ -23,13 +24,14 @@ enum Step {
     Lockdown,
     Registries,
     OciDefaults,
+    Bootstrap,
     Containers,
 }
 
 type Differ = fn(&Settings, &Settings) -> bool;
 
 /// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, Differ); 9] = [
+const STEPS: [(Step, &str, Differ); 10] = [
     (Step::Motd, "motd", |old, new| old.motd != new.motd),
     (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
     (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
@@ -38,7 +40,8 @@ const STEPS: [(Step, &str, Differ); 9] = [
     (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
     (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
     (Step::OciDefaults, "oci-defaults", |old, new| old.oci_defaults != new.oci_defaults),
-    (Step::Containers, "containers", |old, new| old.containers != new.containers),
+    (Step::Bootstrap, "bootstrap", |old, new| bootstrap::items(old) != bootstrap::items(new)),
+    (Step::Containers, "containers", |old, new| lasting(old) != lasting(new)),
 ];
 
 fn hostname(settings: &Settings) -> Option<&str> {
@@ -116,20 +119,17 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
             node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
             Ok(())
         }
+        Step::Bootstrap => {
+            let items = bootstrap::items(new);
+            node.containers.keep_images(bootstrap::images(&items));
+            node.bootstrap.set(items);
+            Ok(())
+        }
         Step::Containers => {
-            node.containers.apply(&containers(new));
+            node.containers.apply(lasting(new));
             Ok(())
         }
     }
-}
-
-fn containers(settings: &Settings) -> BTreeMap<String, Container> {
-    settings
-        .containers
-        .iter()
-        .flatten()
-        .map(|(name, container)| (name.as_str().to_owned(), container.clone()))
-        .collect()
 }
 
 fn write_motd(settings: &Settings) -> Result<(), String> {
@@ -168,6 +168,10 @@ mod tests {
             (json!({"container-registry": {"mirrors": {"*": ["a"]}}}), &[Step::Registries]),
             (json!({"oci-defaults": {"capabilities": {"kill": false}}}), &[Step::OciDefaults]),
             (json!({"containers": {"web": {"image": "a"}}}), &[Step::Containers]),
+            (json!({"host-containers": {"admin": {"source": "a", "enabled": true}}}), &[Step::Containers]),
+            (json!({"host-containers": {"admin": {"source": "a", "enabled": false}}}), &[]),
+            (json!({"bootstrap-containers": {"setup": {"source": "a", "mode": "once"}}}), &[Step::Bootstrap]),
+            (json!({"bootstrap-containers": {"setup": {"source": "a"}}}), &[]),
         ] {
             let base = settings::from_json(&base).unwrap();
             let new = base.with(&settings::from_json(&change).unwrap());

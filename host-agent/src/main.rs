@@ -4,7 +4,7 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::node::Node;
-use host_agent::{init, integrity, network, space, user_data};
+use host_agent::{bootstrap, init, integrity, network, space, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::Settings;
@@ -66,7 +66,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
     })
 }
 
-/// The boot: user data, then all settings, then watching for the node to be healthy.
+/// The boot: user data, then all settings, then what runs before all containers, which begin after it; and watching for the node to be healthy.
 async fn start_node(agent: Agent) {
     let (node, applier) = (agent.node.clone(), agent.applier.clone());
     let teller = node.clone();
@@ -104,12 +104,11 @@ async fn start_node(agent: Agent) {
     {
         let mut node = node.borrow_mut();
         node.set_problems("apply", failed);
-        node.containers.stop_strangers();
-        node.applied = true;
         node.phase("applied");
     }
-    // What was committed meanwhile is newer than what was read above, and is applied now.
+    // What was committed meanwhile is newer than what was read above, and is applied now; what bootstrap sets, too.
     agent.start_is_over();
+    tokio::task::spawn_local(bootstrap::run(node.clone()));
     // Health is noticed also when nobody asks.
     for _ in 0..600 {
         if let Ok(status) = init::status().await
