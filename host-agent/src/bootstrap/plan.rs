@@ -29,7 +29,7 @@ pub enum Work {
 /// What ran at this boot, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Record {
+pub(super) struct Record {
     pub ran: BTreeMap<String, Ran>,
     /// The other containers have begun: nothing more runs before the next boot.
     pub over: bool,
@@ -37,14 +37,14 @@ pub struct Record {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Ran {
+pub(super) struct Ran {
     pub work: Work,
     /// None when it succeeded.
     pub failure: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     Run(Item),
     /// Until settings change.
     Blocked,
@@ -86,7 +86,7 @@ pub fn images(items: &[Item]) -> BTreeSet<String> {
     items.iter().filter_map(image).collect()
 }
 
-pub fn next(items: &[Item], record: &Record) -> Next {
+pub(super) fn next(items: &[Item], record: &Record) -> Next {
     for item in items {
         match record.ran.get(&item.name) {
             _ if record.over => return Next::Over,
@@ -101,13 +101,13 @@ pub fn next(items: &[Item], record: &Record) -> Next {
 }
 
 /// Those that have succeeded and are not to run again: their mode becomes `off`.
-pub fn finished<'a>(items: &'a [Item], record: &Record) -> impl Iterator<Item = &'a Item> {
+pub(super) fn finished<'a>(items: &'a [Item], record: &Record) -> impl Iterator<Item = &'a Item> {
     let succeeded = |item: &Item| record.ran.get(&item.name).is_some_and(|ran| ran.failure.is_none());
     items.iter().filter(move |item| item.mode == BootstrapMode::Once && succeeded(item))
 }
 
 /// What went wrong with those that are still wanted.
-pub fn problems(items: &[Item], record: &Record) -> Vec<Problem> {
+pub(super) fn problems(items: &[Item], record: &Record) -> Vec<Problem> {
     let problem = |item: &Item| {
         let failure = record.ran.get(&item.name)?.failure.clone()?;
         let blocks = item.essential && !record.over;
