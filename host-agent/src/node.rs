@@ -114,12 +114,16 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
     if container.kind == ContainerKind::BootstrapContainer && has_ended {
         return None;
     }
-    Some(Problem {
-        source: "containers".to_owned(),
-        subject: spec::key(&container.name),
-        message,
-        hint: format!("apiclient container logs {} shows what it wrote", container.name),
-    })
+    let hint = match container.kind {
+        ContainerKind::BootstrapContainer => {
+            format!(
+                "no other container starts before it has run; apiclient set {}.mode=off goes on without it",
+                container.name
+            )
+        }
+        _ => format!("apiclient container logs {} shows what it wrote", container.name),
+    };
+    Some(Problem { source: "containers".to_owned(), subject: spec::key(&container.name), message, hint })
 }
 
 /// Total and available memory, in KiB.

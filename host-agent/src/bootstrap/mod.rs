@@ -96,8 +96,8 @@ pub async fn run(node: Rc<RefCell<Node>>) {
         eprintln!("<5>{} runs", item.name);
         let is_container = matches!(item.work, Work::Container(_));
         node.borrow_mut().bootstrap.runs_commands = !is_container;
-        let Some(failure) = perform(&node, &item, &mut watched).await else {
-            eprintln!("<5>{} is switched off, and was ended", item.name);
+        let Some(failure) = perform(&node, &item, &watched).await else {
+            eprintln!("<5>{} is ended: its settings have changed", item.name);
             continue;
         };
         if failure.is_none() {
@@ -152,31 +152,36 @@ fn tell(node: &RefCell<Node>, problems: Vec<Problem>) {
     node.borrow_mut().set_problems("bootstrap", problems);
 }
 
-/// Runs it to its end: why it failed, none when it succeeded. Nothing at all when it was switched off meanwhile.
+/// Runs it to its end: why it failed, none when it succeeded. Nothing at all when it was switched off meanwhile, or changed before it
+/// began.
 async fn perform(
     node: &RefCell<Node>,
     item: &Item,
-    watched: &mut watch::Receiver<Vec<Item>>,
+    watched: &watch::Receiver<Vec<Item>>,
 ) -> Option<Option<String>> {
     match &item.work {
         Work::Commands(all) => Some(commands::run(&item.name, all).await.err()),
-        Work::Container(spec) => run_container(node, &item.name, spec, watched).await,
+        Work::Container(spec) => run_container(node, item, spec, watched).await,
     }
 }
 
 async fn run_container(
     node: &RefCell<Node>,
-    name: &str,
+    item: &Item,
     spec: &Spec,
-    watched: &mut watch::Receiver<Vec<Item>>,
+    watched: &watch::Receiver<Vec<Item>>,
 ) -> Option<Option<String>> {
+    let name = item.name.as_str();
     node.borrow_mut().containers.start_bootstrap(name, spec);
     loop {
         let status = node.borrow().containers.status(name);
         if let Some(ended) = status.as_ref().and_then(failure) {
             return Some(ended);
         }
-        if !watched.borrow().iter().any(|item| item.name == name) {
+        // One that has begun runs to its end, whatever its settings become; an image that cannot be had is not waited for.
+        let has_begun = status.is_some_and(|status| status.state != ContainerState::Pulling);
+        let is_wanted = |now: &Item| now.name == name && (has_begun || now.work == item.work);
+        if !watched.borrow().iter().any(is_wanted) {
             node.borrow_mut().containers.stop_bootstrap(name);
             while node.borrow().containers.status(name).is_some() {
                 sleep(LOOK).await;

@@ -34,7 +34,7 @@ const QUICK_LOOKS: u32 = 600;
 /// Between tries to pull.
 const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
-/// For how long a bootstrap container's image is tried to be pulled: others wait for its end.
+/// For how long the image of a bootstrap container that is not essential is tried to be pulled: others wait for its end.
 const BOOTSTRAP_PULL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a container gets from settings that are not its own.
@@ -346,7 +346,8 @@ impl Keeper {
     /// The image, pulled if the node does not have it. Without one: how it ended, none when it was asked to stop.
     async fn image(&mut self) -> Result<Image, Option<Exit>> {
         let reference = self.spec.reference();
-        let is_waited_for = self.spec.kind == ContainerKind::BootstrapContainer;
+        let is_bootstrap = self.spec.kind == ContainerKind::BootstrapContainer;
+        let gives_up = is_bootstrap && self.spec.container.essential != Some(true);
         let begun = (Instant::now(), boottime_ms());
         let mut delay = FIRST_PULL_DELAY;
         loop {
@@ -373,10 +374,10 @@ impl Keeper {
                     Err(forget) => (format!("{error}; cannot forget it: {forget}"), true),
                 },
             };
-            if is_waited_for && (!transient || begun.0.elapsed() >= BOOTSTRAP_PULL_PATIENCE) {
+            if gives_up && (!transient || begun.0.elapsed() >= BOOTSTRAP_PULL_PATIENCE) {
                 return Err(Some(never_ran(error, begun.1)));
             }
-            self.fail(if is_waited_for { ContainerState::Pulling } else { ContainerState::Failed }, &error);
+            self.fail(if is_bootstrap { ContainerState::Pulling } else { ContainerState::Failed }, &error);
             let wait = if transient { delay } else { LONGEST_PULL_DELAY };
             let mut access = self.surroundings.access.clone();
             tokio::select! {

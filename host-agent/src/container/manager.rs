@@ -76,10 +76,10 @@ impl Manager {
         self.reconcile();
     }
 
-    /// Images that no one may remove, as bootstrap containers have them.
+    /// Images that bootstrap containers have, which are not to be removed. From the next change on: what else is wanted may not be
+    /// known yet.
     pub fn keep_images(&mut self, references: BTreeSet<String>) {
         self.bootstrap_images = references;
-        self.reconcile();
     }
 
     /// Starts a bootstrap container, or takes over one that was started at this boot; with other settings than before it runs again.

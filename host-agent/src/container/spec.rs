@@ -47,6 +47,7 @@ impl Spec {
             image: bootstrap.source.clone(),
             command: bootstrap.command.clone(),
             restart: Some(Restart::No),
+            essential: bootstrap.essential,
             ..Container::default()
         };
         Self {
