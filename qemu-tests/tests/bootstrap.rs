@@ -19,7 +19,7 @@ const DATA: &str = "/.bottlerocket/rootfs/data";
 fn containers_prepare_the_node_in_order_and_those_that_are_to_run_once_do() {
     let note = |name: &str| format!("echo {name} >> {DATA}/order");
     let first = format!(
-        "{}; mount -t tmpfs tmpfs /mnt && echo mounted; cat /.bottlerocket/bootstrap-containers/current/user-data",
+        "{}; mkdir /disk; mount -t tmpfs tmpfs /disk && echo mounted; cat /.bottlerocket/bootstrap-containers/current/user-data",
         note("first")
     );
     let mut node = Node::boot(
@@ -65,7 +65,11 @@ fn containers_prepare_the_node_in_order_and_those_that_are_to_run_once_do() {
     assert!(node.problems().contains(told), "{}", node.problems());
 
     node.reboot();
-    node.wait_for_logs("host-containers.main", "begun");
+    // Its log has what it wrote before, too.
+    node.wait_for("it has begun again", Duration::from_secs(60), |node| {
+        let known = node.containers().iter().any(|container| container.name == "host-containers.main");
+        (known && node.logs("host-containers.main").matches("begun").count() == 2).then_some(())
+    });
     node.wait_for_container("bootstrap-containers.first", "it ran at this boot too", |container| {
         container.exit_code == Some(0)
     });
