@@ -3,13 +3,15 @@
 //! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
-use settings::Settings;
+use settings::{Settings, Step};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::client::connect_unix;
+use crate::updates::{UpdateOutcome, UpdateProgress, UpdateStatus};
 
 /// Where the host agent listens.
 pub const SOCKET: &str = "/run/host-agent.sock";
@@ -18,7 +20,8 @@ pub const SOCKET: &str = "/run/host-agent.sock";
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
     /// Make the node match `settings` (the effective ones: defaults and generation merged). `keys` are the dotted names
-    /// that changed (`settings.motd`); empty means all. Answered when done.
+    /// that are to be applied (`settings.motd`) beside those that differ from what was applied before; empty means all.
+    /// Answered when done.
     Apply {
         generation: u64,
         keys: Vec<String>,
@@ -29,11 +32,26 @@ pub enum Request {
     /// Services as PID 1 knows them.
     Services,
     Containers,
+    /// What `GET /metrics` tells of the node.
+    Metrics,
     /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
     ContainerLogs {
         name: String,
         lines: Option<u32>,
     },
+    UpdateStatus,
+    /// Look for updates. Answered when that begins; how it went is in the status.
+    RefreshUpdates,
+    /// Write the chosen update to the spare slot. This and the next three are answered when they begin.
+    PrepareUpdate,
+    /// Let it boot next.
+    ActivateUpdate,
+    /// Let it not boot.
+    DeactivateUpdate,
+    /// Let the version before this one boot next.
+    RollbackUpdate,
+    UpdateProgress,
+    UpdateHistory,
     Reboot,
     PowerOff,
 }
@@ -49,8 +67,18 @@ pub enum Response {
     Containers {
         containers: Vec<ContainerStatus>,
     },
+    Metrics(Box<Metrics>),
     Logs {
         text: String,
+    },
+    Updates {
+        status: Box<UpdateStatus>,
+    },
+    UpdateProgress {
+        progress: Option<UpdateProgress>,
+    },
+    UpdateHistory {
+        outcomes: Vec<UpdateOutcome>,
     },
     Done,
     /// `kind` decides the API's status code.
@@ -65,6 +93,10 @@ pub enum Response {
 pub enum ErrorKind {
     /// 404
     NotFound,
+    /// 409
+    Conflict,
+    /// 423
+    Busy,
     /// 500
     Failed,
 }
@@ -80,10 +112,26 @@ pub struct ApplyOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ApplyStep {
-    /// `motd`, `hostname`, `container NAME`.
+    /// Of a [`settings::Step`].
     pub name: String,
     /// Why it failed; `None` when it is done.
     pub error: Option<String>,
+    /// Files that it made, and services that it restarted; those that it should have, when it failed.
+    #[serde(default)]
+    pub files: Vec<String>,
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Nobody asked for it now: it failed before, and was tried again.
+    #[serde(default)]
+    pub again: bool,
+}
+
+impl ApplyStep {
+    pub fn new(step: Step, error: Option<String>, again: bool) -> Self {
+        let owned = |all: &[&str]| all.iter().map(|&one| one.to_owned()).collect();
+        let (name, files, services) = (step.name().to_owned(), owned(step.files()), owned(step.services()));
+        Self { name, error, files, services, again }
+    }
 }
 
 /// Health of the node.
@@ -99,10 +147,77 @@ pub struct Status {
     /// Milliseconds of CLOCK_BOOTTIME at which each phase of the boot ended, in order.
     pub boot_phases: Vec<(String, u64)>,
     /// Addresses in CIDR notation, by interface.
-    pub addresses: std::collections::BTreeMap<String, Vec<String>>,
+    pub addresses: BTreeMap<String, Vec<String>>,
+    pub time: TimeStatus,
     /// Of the whole node, as `/proc/meminfo` has it.
     pub memory_total_kib: u64,
     pub memory_available_kib: u64,
+    /// Whether the firmware runs only what is signed; none where there is no UEFI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<bool>,
+}
+
+/// Figures of the node at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Metrics {
+    pub status: Status,
+    pub services: Vec<init_status::ServiceStatus>,
+    pub containers: Vec<ContainerStatus>,
+    /// Of CLOCK_BOOTTIME.
+    pub uptime_ms: u64,
+    /// By name, of those that have a control group.
+    pub service_usage: BTreeMap<String, Usage>,
+    pub container_usage: BTreeMap<String, Usage>,
+    pub stalled: Vec<Stalled>,
+}
+
+/// What a control group has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Usage {
+    /// Microseconds of processors.
+    pub cpu_us: u64,
+    pub memory_bytes: u64,
+}
+
+/// How long what ran was held up for the lack of something since the boot (PSI of the kernel).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stalled {
+    /// `cpu`, `memory`, `io`.
+    pub resource: String,
+    /// `some` of it, or `full`: all of it at once.
+    pub share: String,
+    pub microseconds: u64,
+}
+
+/// The node's clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TimeStatus {
+    /// What set it last; `None` when the agent has just started.
+    pub source: Option<ClockSource>,
+    /// Whom the NTP client asks: those of the settings, or those of DHCP.
+    pub servers: Vec<String>,
+    /// Whether it follows them.
+    pub synchronised: bool,
+    /// Microseconds by which it may be off, while it is synchronised.
+    pub largest_error_us: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockSource {
+    /// The host's clock, as KVM shows it.
+    PtpKvm,
+    /// The machine's clock, as the kernel read it.
+    Rtc,
+    /// A moment at which it was synchronised before the node's start: the machine's clock is behind that.
+    LastKnown,
+    /// The image's release: nothing else is later.
+    Image,
+    Ntp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -90,10 +90,10 @@ async fn run(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
     let reverted = state.borrow_mut().revert(&Event::ApplyFailed(number), Peer::default());
     let what_then = match reverted {
         Ok(None) => return Err(refusal),
-        // Everything: what of the failed one was done is not known.
-        Ok(Some(back)) => match once(state, Vec::new()).await {
+        Ok(Some(back)) => match once(state, back.keys.clone()).await {
             Ok(()) => format!(
-                "it was on trial, and is taken back: what was before it is applied, as generation {back}"
+                "it was on trial, and is taken back: what was before it is applied, as generation {}",
+                back.generation
             ),
             Err(again) => {
                 state.borrow_mut().trials.not_applied(back);
@@ -109,6 +109,12 @@ async fn run(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
 }
 
 async fn once(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
+    let outcome = ask(state, keys).await;
+    state.borrow_mut().counts.failed_applies += u64::from(outcome.is_err());
+    outcome
+}
+
+async fn ask(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
     let request = state.borrow().apply_request(keys);
     let number = state.borrow().store.number();
     let outcome = match ask_agent(state, &request).await {
@@ -132,10 +138,12 @@ async fn once(state: &RefCell<State>, keys: Vec<String>) -> Outcome {
     })
 }
 
+/// What failed of what was asked for. What failed before and was tried again by the way is no news: the node's problems have it.
 fn failures(outcome: &ApplyOutcome) -> Option<String> {
     let failed: Vec<String> = outcome
         .steps
         .iter()
+        .filter(|step| !step.again)
         .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
         .collect();
     (!failed.is_empty()).then(|| failed.join("\n"))

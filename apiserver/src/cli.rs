@@ -1,18 +1,27 @@
 //! `apiclient`: the API from a command line. In the guest it talks to `/run/api.sock`; `cargo caisson client` uses it for a VM.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use hyper::Method;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::ffi::OsString;
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent::{ContainerStatus, Status};
+use crate::cli_colour::Colour;
 use crate::cli_diff;
-use crate::cli_trial::{self, How};
-use crate::client::{Answer, ClientError, Endpoint, request_blocking};
+use crate::cli_edit;
+use crate::cli_explain;
+use crate::cli_progress::Progress;
+use crate::cli_trial;
+pub(crate) use crate::cli_trial::How;
+use crate::cli_update::{self, Update};
+use crate::cli_watch::{self, Watch};
+use crate::client::{Answer, ClientError, Endpoint, request_with_json_errors};
 use crate::store::Listed;
 use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, history, list};
 
@@ -26,7 +35,10 @@ use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, h
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
     apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
     apiclient history\n  apiclient diff 3\n  apiclient restore 3\n  \
-    apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n  \
+    apiclient explain network.hostname\n  apiclient edit network\n  apiclient watch network.hostname\n\n\
+    On the host `cargo caisson client completion bash|zsh|fish` prints completion for a shell, and `cargo caisson client man` the \
+    manual.\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -74,6 +86,9 @@ enum Command {
     /// Containers and what they wrote
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// New versions of the system
+    #[command(subcommand)]
+    Update(Update),
     /// Remove settings, durably, and apply that; a default of the image holds again
     Delete {
         /// Values (motd) or tables with all in them (containers.web)
@@ -100,6 +115,20 @@ enum Command {
         #[arg(short, long)]
         generation: Option<u64>,
     },
+    /// What a key is for, what it takes, its default, an example; what it is now and since when. Of a table: the keys in it
+    Explain {
+        /// Nothing means all
+        key: Option<String>,
+    },
+    /// Change settings in the editor that VISUAL or EDITOR names, with comments on what may be set
+    Edit {
+        /// Only this key, or what is below it
+        key: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// What happens on the node, a line each, until it is interrupted
+    Watch(Watch),
     /// What was committed with --try and is not confirmed yet
     Trial {
         /// Take it back now
@@ -155,18 +184,55 @@ pub(crate) enum Failure {
         method: Method,
         uri: String,
         reason: String,
+        /// What is wrong with settings, one by one.
+        mistakes: Vec<Mistake>,
     },
 }
 
+/// One thing that is wrong with settings, as the node tells it.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Mistake {
+    pub(crate) key: String,
+    reason: String,
+    #[serde(default)]
+    hint: Option<String>,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [Some(&self.key).filter(|key| !key.is_empty()), Some(&self.reason), self.hint.as_ref()];
+        let parts: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+        f.write_str(&parts.join(": "))
+    }
+}
+
+/// The body of a refusal.
+#[derive(Deserialize)]
+struct Told {
+    error: String,
+    #[serde(default)]
+    mistakes: Vec<Mistake>,
+}
+
 impl Failure {
-    /// What a person reads. Whoever gave the path of a request is told it again, as Bottlerocket's client does.
-    fn told(&self, command: &Command) -> String {
+    /// What a person reads who gave no path of a request.
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Usage(text) | Self::Failed(text) => text.clone(),
-            Self::Refused { reason, .. } if command.names_settings() && !reason.is_empty() => reason.clone(),
-            Self::Refused { status, method, uri, reason } => {
+            Self::Refused { reason, .. } if !reason.is_empty() => reason.clone(),
+            Self::Refused { status, method, uri, reason, .. } => {
                 format!("Status {status} when {method}ing {uri}: {reason}")
             }
+        }
+    }
+
+    /// Whoever gave the path of a request is told it again, as Bottlerocket's client does.
+    fn told(&self, command: &Command) -> String {
+        match self {
+            Self::Refused { status, method, uri, reason, .. } if !command.names_settings() => {
+                format!("Status {status} when {method}ing {uri}: {reason}")
+            }
+            failure => failure.text(),
         }
     }
 }
@@ -183,6 +249,9 @@ impl Command {
                 | Self::Restore { .. }
                 | Self::Confirm { .. }
                 | Self::Trial { .. }
+                | Self::Explain { .. }
+                | Self::Edit { .. }
+                | Self::Watch(_)
         )
     }
 }
@@ -191,6 +260,11 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         Self::Failed(error.to_string())
     }
+}
+
+/// The whole command line, for manuals and for shells.
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs a command line (its first item is the program's name) against the socket it names, or else `default`.
@@ -227,7 +301,7 @@ fn print(text: &str) {
 }
 
 pub(crate) struct Api {
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     timeout: Duration,
     verbose: bool,
 }
@@ -237,7 +311,7 @@ impl Api {
         if self.verbose {
             eprintln!("> {method} {uri}");
         }
-        let answer = request_blocking(
+        let answer = request_with_json_errors(
             &self.endpoint,
             method.clone(),
             uri,
@@ -250,7 +324,9 @@ impl Api {
         if answer.is_success() {
             return Ok(answer);
         }
-        Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: answer.text() })
+        let plain = || Told { error: answer.text(), mistakes: Vec::new() };
+        let Told { error, mistakes } = serde_json::from_slice(&answer.body).unwrap_or_else(|_| plain());
+        Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: error, mistakes })
     }
 
     pub(crate) fn get(&self, uri: &str) -> Result<Value, Failure> {
@@ -265,7 +341,7 @@ impl Api {
     }
 
     /// Stages changes and commits them in one transaction of our own.
-    fn commit(
+    pub(crate) fn commit(
         &self,
         kind: &str,
         changes: &[(Method, &str, Option<Value>)],
@@ -284,8 +360,11 @@ impl Api {
         }
         let trial = how.trial.map(|seconds| format!("&try={seconds}")).unwrap_or_default();
         let dry = if how.dry_run { "&dry-run=true" } else { "" };
-        let uri = format!("/tx/commit_and_apply?tx={transaction}{trial}{dry}");
+        let after = how.after.map(|generation| format!("&generation={generation}")).unwrap_or_default();
+        let uri = format!("/tx/commit_and_apply?tx={transaction}{trial}{dry}{after}");
+        let progress = Progress::begin(&self.endpoint, "applying");
         let committed = self.send(Method::POST, &uri, None);
+        drop(progress);
         if committed.is_err() || how.dry_run {
             let _ = self.send(Method::DELETE, &format!("/tx?tx={transaction}"), None);
         }
@@ -298,7 +377,7 @@ impl Api {
     }
 }
 
-fn nanos() -> u32 {
+pub(crate) fn nanos() -> u32 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos())
 }
 
@@ -342,14 +421,14 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Status => {
             let value = api.get("/?prefix=status")?;
             let told = match api.read::<Status>(value["status"].clone()) {
-                Ok(status) => describe(&status),
+                Ok(status) => describe(&status, Colour::of_stdout()),
                 // The agent is not there: the server says what it knows.
                 Err(_) => {
                     let part: PartialStatus = api.read(value["status"].clone())?;
-                    describe_partial(&part)
+                    describe_partial(&part, Colour::of_stdout())
                 }
             };
-            Ok(told + &describe_notes(&api.read(value["status"].clone())?))
+            Ok(told + &describe_notes(&api.read(value["status"].clone())?, Colour::of_stdout()))
         }
         Command::Container(Container::List) => {
             let containers = api.get("/containers")?;
@@ -359,6 +438,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
             Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
         }
+        Command::Update(command) => cli_update::run(api, command),
         Command::Delete { keys, how } => {
             let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();
             let uri = format!("/settings?keys={}", keys.join(","));
@@ -373,16 +453,21 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Confirm { generation } => cli_trial::confirm(api, *generation),
         Command::Trial { revert: false } => cli_trial::show(api),
         Command::Trial { revert: true } => cli_trial::revert(api),
+        Command::Explain { key } => cli_explain::explain(api, key.as_deref()),
+        Command::Edit { key, how } => cli_edit::edit(api, key.as_deref(), how),
+        Command::Watch(watch) => cli_watch::watch(api, watch),
         Command::History => {
             let generations = api.get("/generations")?;
-            Ok(history(&api.read::<Vec<Listed>>(generations)?))
+            Ok(history(&api.read::<Vec<Listed>>(generations)?, Colour::of_stdout()))
         }
     }
 }
 
 fn restore(api: &Api, generation: u64, trial: Option<u32>) -> Result<String, Failure> {
     let query = trial.map(|seconds| format!("?try={seconds}")).unwrap_or_default();
+    let progress = Progress::begin(&api.endpoint, "applying");
     let restored = api.send(Method::POST, &format!("/generations/{generation}/restore{query}"), None)?;
+    drop(progress);
     let keys: Vec<String> = api.read(serde_json::from_slice(&restored.body).unwrap_or_default())?;
     if keys.is_empty() {
         return Ok(format!("the settings are those of generation {generation} already"));
@@ -440,14 +525,14 @@ fn merge(base: &mut Value, more: Value) {
     }
 }
 
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     text.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
 }
 
-fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 

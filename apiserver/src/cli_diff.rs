@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+
+use crate::cli_colour::Colour;
 
 /// A setting before and after; null where it is not set.
 #[derive(Debug, Deserialize)]
@@ -12,31 +13,20 @@ pub(crate) struct Difference {
     new: Value,
 }
 
-const RED: &str = "\x1b[31m";
-const GREEN: &str = "\x1b[32m";
-const PLAIN: &str = "\x1b[0m";
-
-/// Colour is for people only (<https://no-color.org>).
 pub(crate) fn show(differences: &BTreeMap<String, Difference>) -> String {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    compare(differences, std::io::stdout().is_terminal() && !plain)
+    compare(differences, Colour::of_stdout())
 }
 
-fn compare(differences: &BTreeMap<String, Difference>, colour: bool) -> String {
+fn compare(differences: &BTreeMap<String, Difference>, colour: Colour) -> String {
     if differences.is_empty() {
         return "no setting differs".to_owned();
     }
-    let line = |sign: char, colour_of: &str, value: &Value| {
-        // What was not there needs no line.
-        let text = format!("  {sign} {value}");
-        match (value.is_null(), colour) {
-            (true, _) => String::new(),
-            (false, true) => format!("{colour_of}{text}{PLAIN}\n"),
-            (false, false) => format!("{text}\n"),
-        }
-    };
+    // What was not there needs no line.
+    let line = |sign: char, value: &Value| (!value.is_null()).then(|| format!("  {sign} {value}"));
     let lines = differences.iter().map(|(key, Difference { old, new })| {
-        format!("{key}\n{}{}", line('-', RED, old), line('+', GREEN, new))
+        let old = line('-', old).map(|line| colour.red(&line) + "\n").unwrap_or_default();
+        let new = line('+', new).map(|line| colour.green(&line) + "\n").unwrap_or_default();
+        format!("{key}\n{old}{new}")
     });
     lines.collect()
 }
@@ -55,9 +45,9 @@ mod tests {
         });
         let differences = serde_json::from_value(differences).unwrap();
         let expected = "settings.a\n  - \"x\"\n  + \"y\"\nsettings.b\n  + [\"l\"]\nsettings.c\n  - 5\n";
-        assert_eq!(compare(&differences, false), expected);
-        let coloured = compare(&differences, true);
+        assert_eq!(compare(&differences, Colour::new(false)), expected);
+        let coloured = compare(&differences, Colour::new(true));
         assert!(coloured.contains("\x1b[31m  - 5\x1b[0m\n"), "{coloured:?}");
-        assert_eq!(compare(&BTreeMap::new(), true), "no setting differs");
+        assert_eq!(compare(&BTreeMap::new(), Colour::new(true)), "no setting differs");
     }
 }

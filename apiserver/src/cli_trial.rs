@@ -18,6 +18,9 @@ pub(crate) struct How {
     /// Only show what would change, or why it would be refused
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Only if this generation is the newest
+    #[arg(skip)]
+    pub(crate) after: Option<u64>,
 }
 
 /// Of 30s, 5m, 1h, or several in a row: 1h30m.

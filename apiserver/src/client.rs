@@ -2,13 +2,16 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 
 /// The vsock port that the API listens on.
 pub const VSOCK_PORT: u32 = 1024;
@@ -72,7 +75,19 @@ pub async fn request(
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Answer, ClientError> {
-    let answer = tokio::time::timeout(timeout, request_unbounded(endpoint, method, uri, body)).await;
+    within(endpoint, &Ask { method, uri, body, headers: &[] }, timeout).await
+}
+
+/// What is asked for.
+struct Ask<'a> {
+    method: Method,
+    uri: &'a str,
+    body: Vec<u8>,
+    headers: &'a [(&'static str, &'a str)],
+}
+
+async fn within(endpoint: &Endpoint, ask: &Ask<'_>, timeout: Duration) -> Result<Answer, ClientError> {
+    let answer = tokio::time::timeout(timeout, request_unbounded(endpoint, ask)).await;
     answer.unwrap_or_else(|_| {
         Err(ClientError::TimedOut { path: endpoint.path().to_owned(), seconds: timeout.as_secs() })
     })
@@ -86,50 +101,156 @@ pub fn request_blocking(
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Answer, ClientError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| ClientError::Connect { path: endpoint.path().to_owned(), error })?;
-    runtime.block_on(request(endpoint, method, uri, body, timeout))
+    runtime(endpoint)?.block_on(request(endpoint, method, uri, body, timeout))
 }
 
-async fn request_unbounded(
+/// As [`request_blocking`]; a refusal is JSON, with its mistakes one by one.
+pub(crate) fn request_with_json_errors(
     endpoint: &Endpoint,
     method: Method,
     uri: &str,
     body: Vec<u8>,
+    timeout: Duration,
 ) -> Result<Answer, ClientError> {
+    let ask = Ask { method, uri, body, headers: &[("accept", "application/json")] };
+    runtime(endpoint)?.block_on(within(endpoint, &ask, timeout))
+}
+
+fn runtime(endpoint: &Endpoint) -> Result<Runtime, ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| ClientError::Connect { path: endpoint.path().to_owned(), error })
+}
+
+/// A stream of server-sent events that has begun.
+pub(crate) struct Stream {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    body: Incoming,
+    events: Events,
+    waiting: VecDeque<Event>,
+}
+
+/// One event of a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) id: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) data: String,
+}
+
+impl Stream {
+    /// After so long without a byte the node is taken to be gone: it says something every 15 s.
+    const SILENCE: Duration = Duration::from_secs(45);
+
+    /// Begins behind the event with the id `last`, or with what comes next. Or what the node refused it with.
+    pub(crate) fn begin(
+        endpoint: &Endpoint,
+        uri: &str,
+        last: Option<&str>,
+    ) -> Result<Result<Self, Answer>, ClientError> {
+        let runtime = runtime(endpoint)?;
+        let headers: Vec<(&'static str, &str)> =
+            last.into_iter().map(|last| ("last-event-id", last)).collect();
+        let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &headers };
+        let head = async { tokio::time::timeout(Self::SILENCE, begin(endpoint, &ask)).await };
+        let response = runtime.block_on(head).unwrap_or_else(|_| Err(silent(endpoint)))?;
+        if response.status() != 200 {
+            return runtime.block_on(whole(endpoint, response)).map(Err);
+        }
+        let (endpoint, body) = (endpoint.clone(), response.into_body());
+        Ok(Ok(Self { runtime, endpoint, body, events: Events::default(), waiting: VecDeque::new() }))
+    }
+
+    /// Waits for the next event; none when the stream has ended.
+    pub(crate) fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        while self.waiting.is_empty() {
+            let frame = async { tokio::time::timeout(Self::SILENCE, self.body.frame()).await };
+            let frame = self.runtime.block_on(frame).map_err(|_| silent(&self.endpoint))?;
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| broken(&self.endpoint, error.to_string()))?;
+            self.waiting.extend(frame.data_ref().map(|data| self.events.read(data)).into_iter().flatten());
+        }
+        Ok(self.waiting.pop_front())
+    }
+}
+
+fn silent(endpoint: &Endpoint) -> ClientError {
+    ClientError::TimedOut { path: endpoint.path().to_owned(), seconds: Stream::SILENCE.as_secs() }
+}
+
+/// Bytes of a stream that are not a whole event yet.
+#[derive(Debug, Default)]
+struct Events(Vec<u8>);
+
+impl Events {
+    /// Larger than any event of the server's.
+    const LARGEST: usize = 4 << 20;
+
+    fn read(&mut self, bytes: &[u8]) -> Vec<Event> {
+        self.0.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        while let Some(end) = self.0.windows(2).position(|pair| pair == b"\n\n") {
+            let rest = self.0.split_off(end + 2);
+            let text = std::mem::replace(&mut self.0, rest);
+            events.extend(event(&String::from_utf8_lossy(&text)));
+        }
+        if self.0.len() > Self::LARGEST {
+            self.0.clear();
+        }
+        events
+    }
+}
+
+/// None of a comment.
+fn event(text: &str) -> Option<Event> {
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim_start)
+            .map(str::to_owned)
+    };
+    Some(Event { id: field("id"), kind: field("event")?, data: field("data")? })
+}
+
+fn broken(endpoint: &Endpoint, reason: String) -> ClientError {
+    ClientError::Broken { path: endpoint.path().to_owned(), reason }
+}
+
+/// Sends a request, and waits for the head of its answer.
+async fn begin(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>, ClientError> {
+    let uri = ask.uri;
     // "settings" would be taken for the name of a host.
     if !uri.starts_with('/') {
         return Err(ClientError::BadUri(uri.to_owned()));
     }
-    let broken = |reason: String| ClientError::Broken { path: endpoint.path().to_owned(), reason };
-    let mut builder =
-        Request::builder().method(method).uri(uri).header("host", "localhost").header("connection", "close");
-    if !body.is_empty() {
+    let mut builder = Request::builder().method(ask.method.clone()).uri(uri);
+    builder = builder.header("host", "localhost").header("connection", "close");
+    if !ask.body.is_empty() {
         builder = builder.header("content-type", "application/json");
     }
-    let request =
-        builder.body(Full::new(Bytes::from(body))).map_err(|_| ClientError::BadUri(uri.to_owned()))?;
+    for (name, value) in ask.headers {
+        builder = builder.header(*name, *value);
+    }
+    let body = Full::new(Bytes::from(ask.body.clone()));
+    let request = builder.body(body).map_err(|_| ClientError::BadUri(uri.to_owned()))?;
     let stream = connect(endpoint).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| broken(error.to_string()))?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|error| broken(error.to_string()))?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), LARGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|error| broken(error.to_string()))?;
-        Ok(Answer { status, body: body.to_bytes().to_vec() })
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        biased;
-        answer = &mut exchange => answer,
-        // The connection has ended; what it carried may still be in the exchange's hands.
-        _ = connection => exchange.await,
-    }
+        .map_err(|error| broken(endpoint, error.to_string()))?;
+    // It ends with the answer, or with the interest in it.
+    tokio::spawn(connection);
+    sender.send_request(request).await.map_err(|error| broken(endpoint, error.to_string()))
+}
+
+async fn request_unbounded(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Answer, ClientError> {
+    whole(endpoint, begin(endpoint, ask).await?).await
+}
+
+async fn whole(endpoint: &Endpoint, response: Response<Incoming>) -> Result<Answer, ClientError> {
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
+    let body = body.map_err(|error| broken(endpoint, error.to_string()))?;
+    Ok(Answer { status, body: body.to_bytes().to_vec() })
 }
 
 /// Connects; waits while the listener's queue is full, which a socket that does not block reports as an error (connect(2)).
@@ -167,4 +288,28 @@ async fn connect(endpoint: &Endpoint) -> Result<UnixStream, ClientError> {
         }
     }
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_however_they_are_cut() {
+        let stream = b"id: a-1\nevent: commit\ndata: {\"a\":1}\n\n: still here\n\nevent: lost\ndata: {}\n\n";
+        let expected = [("a-1", "commit", "{\"a\":1}"), ("", "lost", "{}")].map(|(id, kind, data)| Event {
+            id: Some(id.to_owned()).filter(|id| !id.is_empty()),
+            kind: kind.to_owned(),
+            data: data.to_owned(),
+        });
+        for size in [1, 2, 7, stream.len()] {
+            let mut events = Events::default();
+            let read: Vec<Event> = stream.chunks(size).flat_map(|bytes| events.read(bytes)).collect();
+            assert_eq!(read, expected, "{size}");
+        }
+        // Whatever has no end takes no memory.
+        let mut events = Events::default();
+        (0..5).for_each(|_| assert!(events.read(&[b'x'; 1 << 20]).is_empty()));
+        assert!(events.0.len() < 2 << 20);
+    }
 }

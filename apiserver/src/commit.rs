@@ -1,5 +1,6 @@
 //! Commits that clients ask for: plain, tried without committing anything, or on trial.
 
+use hyper::StatusCode;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -22,6 +23,7 @@ pub(crate) fn commit(
         let reason = "what is not applied cannot be tried: POST /tx/commit_and_apply?try=SECONDS does both";
         return Err(Refusal::bad_request(reason));
     }
+    is_after(&state.borrow(), query)?;
     if is_dry(query)? {
         return dry_run(&state.borrow(), transaction);
     }
@@ -35,6 +37,7 @@ pub(crate) async fn commit_and_apply(
     peer: Peer,
 ) -> Result<Reply, Refusal> {
     let trial = trial(query)?;
+    is_after(&state.borrow(), query)?;
     if is_dry(query)? {
         return dry_run(&state.borrow(), transaction);
     }
@@ -65,6 +68,19 @@ pub(crate) async fn restore(
 fn dry_run(state: &State, transaction: &str) -> Result<Reply, Refusal> {
     let next = state.dry_run(transaction)?;
     Ok(differences(&state.store.settings(), &next))
+}
+
+/// Refuses a commit that was made to follow another generation than the newest: it would undo what it does not know of.
+fn is_after(state: &State, query: &Query) -> Result<(), Refusal> {
+    let Some(expected) = query.get("generation")? else { return Ok(()) };
+    let (expected, newest) = (parse(expected)?, state.store.number());
+    if expected == newest {
+        return Ok(());
+    }
+    let reason = format!(
+        "generation {newest} is the newest, not {expected}: look at what changed meanwhile (apiclient diff {expected}, GET /generations/diff?from={expected}) and commit again; nothing was changed"
+    );
+    Err(Refusal::new(StatusCode::CONFLICT, reason))
 }
 
 fn is_dry(query: &Query) -> Result<bool, Refusal> {

@@ -34,9 +34,14 @@ pub(crate) fn diff(state: &State, from: Option<&str>, to: Option<&str>) -> Resul
         let reason = "name two generations: GET /generations/diff?from=1&to=2; without \"to\": to the newest";
         return Err(Refusal::bad_request(reason));
     };
-    let old = state.generation(parse(from)?)?.content.settings;
+    // Before the first one nothing was set.
+    let settings_of = |number: &str| match parse(number)? {
+        0 => Ok(Settings::default()),
+        number => state.generation(number).map(|generation| generation.content.settings),
+    };
+    let old = settings_of(from)?;
     let new = match to {
-        Some(to) => state.generation(parse(to)?)?.content.settings,
+        Some(to) => settings_of(to)?,
         None => state.store.settings(),
     };
     Ok(differences(&old, &new))

@@ -1,22 +1,51 @@
-//! What Bottlerocket's clients ask beside settings, and this system answers in its own way: the host agent applies all settings
-//! itself, without templates, commands or files of services, and there is no updater.
+//! What Bottlerocket's clients ask beside settings, answered from the declaration of steps ([`settings::Step`]): each is a service
+//! of the host agent in Bottlerocket's sense. There are no templates and commands.
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
+use settings::Step;
 
+use crate::prefix::Selection;
 use crate::query::Query;
 use crate::reply::{self, Refusal, Reply};
 use crate::state::State;
 
-/// Which service acts on keys: for each that is set, or is a table with something set in it, the host agent.
+/// Which steps act on keys, and which services they restart: for each that is set, or is a table with something set in it.
 pub(crate) fn affected_services(state: &State, keys: Option<Vec<String>>) -> Result<Reply, Refusal> {
     let set = settings::flatten(&state.effective());
     let is_set = |key: &String| {
         let below = format!("{key}.");
         set.keys().any(|name| name == key || name.starts_with(&below))
     };
-    let affected = required(keys)?.into_iter().filter(is_set).map(|key| (key, json!(["host-agent"])));
+    let affected = |key: String| {
+        let steps = Step::ALL.iter().filter(|step| step.depends_on(&key));
+        let names = steps.flat_map(|step| [step.name()].into_iter().chain(step.services().iter().copied()));
+        let names: Vec<&str> = names.collect();
+        (key, json!(names))
+    };
+    let affected = required(keys)?.into_iter().filter(is_set).map(affected);
     Ok(reply::json(&Value::Object(affected.collect())))
+}
+
+/// A step as Bottlerocket's clients expect a service.
+pub(crate) fn service(step: Step) -> Value {
+    json!({"configuration-files": files(step).map(name).collect::<Vec<_>>(), "restart-commands": []})
+}
+
+/// The files that a step makes; those of a service are made by the steps that restart it.
+fn files(step: Step) -> impl Iterator<Item = &'static str> {
+    step.files().iter().copied()
+}
+
+/// Names of the files that are made for a service of PID 1.
+pub(crate) fn files_of_service(service: &str) -> Vec<&'static str> {
+    let steps = Step::ALL.iter().filter(|step| step.services().contains(&service));
+    steps.flat_map(|step| files(*step)).map(name).collect()
+}
+
+/// What a file is called in the API.
+fn name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// None: no setting is made of a template.
@@ -25,37 +54,33 @@ pub(crate) fn templates(keys: Option<Vec<String>>) -> Result<Reply, Refusal> {
     Ok(none())
 }
 
-/// An empty table: no setting is generated, no file is a service's.
+/// An empty table: no setting is generated.
 pub(crate) fn none() -> Reply {
     reply::json(&Map::new())
 }
 
+/// Files by their names. They are made without templates, so none has a `template-path`.
 pub(crate) fn configuration_files(query: &Query) -> Result<Reply, Refusal> {
-    query.get("prefix")?;
-    match query.list("names")?.and_then(|names| names.into_iter().next()) {
-        Some(name) => {
-            let reason = format!(
-                "there is no configuration file {name:?}: the host agent makes them without templates"
-            );
-            Err(Refusal::new(StatusCode::NOT_FOUND, reason))
+    let all = Step::ALL.iter().flat_map(|step| files(*step));
+    let mut all: Map<String, Value> =
+        all.map(|path| (name(path).to_owned(), json!({"path": path}))).collect();
+    let names = query.list("names")?;
+    // Names win over a prefix.
+    let selection =
+        Selection::of_area(query.get("prefix")?.filter(|_| names.is_none()), "configuration-files");
+    if let Some(names) = names {
+        if let Some(missing) = names.iter().find(|name| !all.contains_key(*name)) {
+            let known: Vec<&str> = all.keys().map(String::as_str).collect();
+            let reason =
+                format!("there is no configuration file {missing:?}: there are {}", known.join(", "));
+            return Err(Refusal::new(StatusCode::NOT_FOUND, reason));
         }
-        None => Ok(none()),
+        all.retain(|name, _| names.contains(name));
     }
+    let selected = selection.of("configuration-files", &Value::Object(all));
+    Ok(reply::json(&selected.unwrap_or_else(|| json!({}))))
 }
 
 fn required(keys: Option<Vec<String>>) -> Result<Vec<String>, Refusal> {
     keys.ok_or_else(|| Refusal::bad_request("Missing required input 'keys'"))
-}
-
-/// Bottlerocket's answer while nobody has looked for updates.
-pub(crate) fn update_status() -> Refusal {
-    let reason = "Update status is uninitialized, refresh-updates to initialize it";
-    Refusal::new(StatusCode::NOT_FOUND, reason)
-}
-
-/// Bottlerocket's code for an update that does not exist, and for an image that is not staged. It has none for a system that cannot
-/// look for updates; that is told in the same way, as no answer of the server's (5xx) would change by trying again.
-pub(crate) fn no_updater(action: &str) -> Refusal {
-    let reason = format!("{action}: this version of Caisson has no updater: install another image instead");
-    Refusal::new(StatusCode::NOT_FOUND, reason)
 }

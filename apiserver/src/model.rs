@@ -2,12 +2,14 @@
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
+use settings::Step;
 use std::cell::RefCell;
 use std::time::Duration;
 
 use crate::access::Access;
 use crate::agent::init_status::ServiceStatus;
 use crate::agent::{Health, Request, Response};
+use crate::metadata;
 use crate::prefix::Selection;
 use crate::reply::{self, Refusal, Reply};
 use crate::state::{State, ask_agent, problem, unexpected};
@@ -98,21 +100,28 @@ async fn services_by_name(state: &RefCell<State>, names: Option<Vec<String>>) ->
     let Response::Services { services } = ask_agent(state, &Request::Services).await? else {
         return Err(unexpected());
     };
-    if let Some(missing) =
-        names.iter().flatten().find(|name| !services.iter().any(|service| service.name == **name))
+    let mut shown: Map<String, Value> = services
+        .iter()
+        .filter(|service| names.as_ref().is_none_or(|names| names.contains(&service.name)))
+        .map(|service| (service.name.clone(), shown(service)))
+        .collect();
+    // Who was told of a step by /metadata/affected-services asks for it here.
+    for name in
+        names.into_iter().flatten().filter(|name| !services.iter().any(|service| service.name == *name))
     {
-        return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no service {missing:?}")));
+        let Some(step) = Step::named(&name) else {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}")));
+        };
+        shown.insert(name, metadata::service(step));
     }
-    let wanted =
-        services.iter().filter(|service| names.as_ref().is_none_or(|names| names.contains(&service.name)));
-    Ok(Value::Object(wanted.map(|service| (service.name.clone(), shown(service))).collect()))
+    Ok(Value::Object(shown))
 }
 
-/// A service as Bottlerocket's clients expect it, and beside that what PID 1 knows of it. The agent applies settings itself, so no
-/// service has files or commands of its own.
+/// A service as Bottlerocket's clients expect it, and beside that what PID 1 knows of it. The agent restarts it itself, so there are
+/// no commands.
 fn shown(service: &ServiceStatus) -> Value {
     let mut shown = Map::from_iter([
-        ("configuration-files".to_owned(), json!([])),
+        ("configuration-files".to_owned(), json!(metadata::files_of_service(&service.name))),
         ("restart-commands".to_owned(), json!([])),
     ]);
     if let Value::Object(status) = json!(service) {

@@ -50,7 +50,7 @@ impl Selection {
             (Self::Whole, _) => Some(value.clone()),
             (Self::Beginning(_), Value::Object(table)) => {
                 let part = |(name, value): (&String, &Value)| {
-                    Some((name.clone(), self.of(&format!("{area}.{name}"), value)?))
+                    Some((name.clone(), self.of(&settings::join_key(area, name), value)?))
                 };
                 let table: serde_json::Map<_, _> = table.iter().filter_map(part).collect();
                 (!table.is_empty()).then_some(Value::Object(table))
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn prefixes_are_bottlerockets() {
         let model = json!({
-            "settings": {"motd": "m", "network": {"hostname": "n"}},
+            "settings": {"motd": "m", "network": {"hostname": "n"}, "kernel": {"sysctl": {"net.core.somaxconn": "1"}}},
             "services": {"apiserver": {"restarts": 0, "restart-commands": []}, "host-agent": {"restarts": 1}},
         });
         let root = |prefix: Option<&str>| {
@@ -92,6 +92,11 @@ mod tests {
             (Some("settings.m.t"), json!({})),
             (Some("settings.network.h"), json!({"settings": {"network": {"hostname": "n"}}})),
             (Some("settingsx"), json!({})),
+            (
+                Some("settings.kernel.sysctl.\"net"),
+                json!({"settings": {"kernel": model["settings"]["kernel"]}}),
+            ),
+            (Some("settings.kernel.sysctl.\"vm"), json!({})),
             (Some("services.host"), json!({"services": {"host-agent": {"restarts": 1}}})),
             (
                 Some("services.apiserver.restart-"),

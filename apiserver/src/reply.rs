@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 use settings::{Mistake, Mistakes};
 
+use crate::openmetrics;
+
 pub(crate) type Reply = Response<Bytes>;
 
 /// Why a request failed: a status and what a person needs to mend it.
@@ -61,38 +63,14 @@ impl Refusal {
 }
 
 fn mistake(mistake: &Mistake) -> serde_json::Value {
-    let (reason, hint) = reason_and_hint(&mistake.reason);
-    let mut told = json!({"key": mistake.key, "reason": reason});
-    if let Some(hint) = hint {
-        told["hint"] = hint.into();
+    let mut told = json!({"key": mistake.key, "reason": mistake.reason});
+    if let Some(hint) = &mistake.hint {
+        told["hint"] = json!(hint);
     }
     if let Some(line) = mistake.line {
         told["line"] = line.into();
     }
     told
-}
-
-/// A reason says what is wrong and then, behind "; " or ": ", what to do.
-fn reason_and_hint(reason: &str) -> (&str, Option<&str>) {
-    let from = begin_of_words(reason);
-    let rest = reason.get(from..).unwrap_or_default();
-    match ["; ", ": "].iter().filter_map(|separator| rest.find(separator)).min() {
-        Some(at) => (&reason[..from + at], reason.get(from + at + 2..)),
-        None => (reason, None),
-    }
-}
-
-/// Behind what a reason may begin with: `item 1: `, and what it shows of the input, which may hold anything.
-fn begin_of_words(reason: &str) -> usize {
-    let item = reason.starts_with("item ").then(|| reason.find(": ").map(|at| at + 2)).flatten().unwrap_or(0);
-    let Some(shown) = reason.get(item..).and_then(|rest| rest.strip_prefix('"')) else { return item };
-    let mut escaped = false;
-    let end = shown.find(|letter| {
-        let is_end = letter == '"' && !escaped;
-        escaped = letter == '\\' && !escaped;
-        is_end
-    });
-    end.map_or(item, |end| item + 1 + end + 1)
 }
 
 pub(crate) fn json(value: &impl Serialize) -> Reply {
@@ -107,6 +85,10 @@ pub(crate) fn text(text: String) -> Reply {
     typed(StatusCode::OK, "text/plain; charset=utf-8", text.into())
 }
 
+pub(crate) fn openmetrics(text: String) -> Reply {
+    typed(StatusCode::OK, openmetrics::CONTENT_TYPE, text.into())
+}
+
 pub(crate) fn nothing() -> Reply {
     let mut reply = Response::new(Bytes::new());
     *reply.status_mut() = StatusCode::NO_CONTENT;
@@ -118,32 +100,4 @@ fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Reply {
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     reply
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hint_is_what_follows_what_is_wrong() {
-        for (reason, expected) in [
-            ("expected a string, found a number", ("expected a string, found a number", None)),
-            ("unknown key; did you mean \"motd\"?", ("unknown key", Some("did you mean \"motd\"?"))),
-            (
-                "\"a: b; \\\"c\" is not a size: try \"1MiB\"",
-                ("\"a: b; \\\"c\" is not a size", Some("try \"1MiB\"")),
-            ),
-            (
-                "item 2: \"a..b\" is not a key: a part is empty",
-                ("item 2: \"a..b\" is not a key", Some("a part is empty")),
-            ),
-            (
-                "item 1 is not KEY=VALUE, such as motd=hello",
-                ("item 1 is not KEY=VALUE, such as motd=hello", None),
-            ),
-            ("\"", ("\"", None)),
-        ] {
-            assert_eq!(reason_and_hint(reason), expected, "{reason}");
-        }
-    }
 }

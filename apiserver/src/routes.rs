@@ -7,20 +7,29 @@
 //! | `PATCH /settings?tx=T` | stages a JSON object of settings |
 //! | `PATCH /settings/keypair?tx=T` | stages `{"request_payload": ["a.b=c"]}` |
 //! | `DELETE /settings?keys=A,B&tx=T` | *stages the removal of values, or of tables with all in them; 404 for what is not set* |
+//! | `GET /schema`, `GET /schema?key=K` | *JSON Schema of all settings, or of a key; 404 with near names for what is none* |
 //! | `GET`, `DELETE /tx?tx=T`, `GET /tx/list` | what is staged to be set; drops it; names of transactions |
+//! | `GET /tx/removed?tx=T` | *the keys that are staged to be removed, before the others are set* |
 //! | `POST /tx/commit?tx=T` | commits; the keys that were set or removed |
 //! | `POST /tx/apply?keys=A,B` | applies what is committed; no keys: everything |
 //! | `POST /tx/commit_and_apply?tx=T` | both |
 //! | `GET /os?prefix=P`, `GET /services?names=A,B` or `?prefix=P` | those areas |
-//! | `GET /metadata/affected-services?keys=A,B`, `/metadata/templates?keys=A,B`, `/metadata/setting-generators`, `GET /configuration-files` | the host agent acts on all keys that are set; nothing else there is |
-//! | `GET /updates/status`, `POST /actions/refresh-updates`, `/actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 404: there is no updater |
+//! | `GET /metadata/affected-services?keys=A,B` | for keys that are set, the steps that act on them (also in `/services?names=`) and the services that these restart |
+//! | `GET /configuration-files?names=A,B` or `?prefix=P` | the files that are made from settings |
+//! | `GET /metadata/templates?keys=A,B`, `/metadata/setting-generators` | nothing: there are none |
+//! | `POST /actions/refresh-updates`, `GET /updates/status` | begins to look for updates; what there is, and how looking went; both 423 meanwhile |
+//! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 204: begins; the chosen update goes to the spare slot, boots next, does not; 404, 409 when there is none, or it makes no sense; 423 meanwhile |
+//! | `POST /actions/rollback-update` | 204: the version before boots next |
+//! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
+//! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
-//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest* |
+//! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest; 0: nothing set* |
 //! | `POST /generations/N/restore` | *commits N's settings as transaction `restore-N` and applies them; the keys that differed* |
 //! | either with `try=SECONDS` (1 to 86400) | *takes it back by a commit `revert-N` unless it is confirmed so soon, or when it cannot be applied; see `trial.rs`* |
+//! | commits with `generation=N` | *only if N is the newest generation (0: there is none); else 409* |
 //! | commits with `dry-run=true` | *commit nothing: what would change, as `/generations/diff` has it, or the refusal* |
 //! | `GET /actions/trial` | *what is on trial: `{"generation", "before", "seconds", "seconds-left"}`, or null* |
 //! | `POST /actions/confirm?generation=N` | *it stays; 409 when nothing or another generation is on trial* |
@@ -46,10 +55,12 @@ use crate::commit;
 use crate::events::{self, AnyBody};
 use crate::generations;
 use crate::metadata;
+use crate::metrics;
 use crate::model;
 use crate::prefix::Selection;
 use crate::query::{Query, decode};
 use crate::reply::{self, Refusal, Reply};
+use crate::schema;
 use crate::state::{State, ask_agent, unexpected};
 use crate::transactions::DEFAULT;
 use crate::trials;
@@ -68,11 +79,16 @@ pub(crate) async fn handle(
     let as_json = header(ACCEPT).unwrap_or_default().contains("application/json");
     if request.method() == Method::GET && request.uri().path() == "/events" {
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
-        return listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json)));
+        return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
-    whole(held.unwrap_or_else(|refusal| refusal.reply(as_json)))
+    counted(state, whole(held.unwrap_or_else(|refusal| refusal.reply(as_json))))
+}
+
+fn counted(state: &RefCell<State>, response: Response<AnyBody>) -> Response<AnyBody> {
+    *state.borrow_mut().counts.requests.entry(response.status().as_u16()).or_default() += 1;
+    response
 }
 
 fn whole(reply: Reply) -> Response<AnyBody> {
@@ -111,6 +127,7 @@ async fn route(
             let effective = state.borrow().effective();
             Ok(reply::json(&access.shown(settings::select(&effective, wanted), &effective)))
         }
+        (&Method::GET, ["schema"]) => schema::show(query.get("key")?),
         (&Method::PATCH, ["settings"]) => {
             let value = read_json(&budget, body).await?;
             let change = settings::from_json(&value).map_err(Refusal::mistakes)?;
@@ -137,6 +154,10 @@ async fn route(
             let pending = state.borrow().transactions.pending(transaction);
             Ok(reply::json(&access.shown(pending.set().to_json(), pending.set())))
         }
+        (&Method::GET, ["tx", "removed"]) => {
+            let pending = state.borrow().transactions.pending(transaction);
+            Ok(reply::json(&pending.removed().collect::<Vec<_>>()))
+        }
         (&Method::GET, ["tx", "list"]) => Ok(reply::json(&state.borrow().transactions.names())),
         (&Method::DELETE, ["tx"]) => {
             let deleted = state.borrow_mut().transactions.take(transaction).unwrap_or_default();
@@ -160,14 +181,32 @@ async fn route(
         (&Method::GET, ["metadata", "setting-generators"]) => Ok(metadata::none()),
         (&Method::GET, ["metadata", "templates"]) => metadata::templates(keys(&query)?),
         (&Method::GET, ["configuration-files"]) => metadata::configuration_files(&query),
-        (&Method::GET, ["updates", "status"]) => Err(metadata::update_status()),
-        (
-            &Method::POST,
-            [
-                "actions",
-                action @ ("refresh-updates" | "prepare-update" | "activate-update" | "deactivate-update"),
-            ],
-        ) => Err(metadata::no_updater(action)),
+        (&Method::GET, ["updates", "status"]) => {
+            match ask_agent(state, &agent::Request::UpdateStatus).await? {
+                agent::Response::Updates { status } => Ok(reply::json(&status)),
+                _ => Err(unexpected()),
+            }
+        }
+        (&Method::POST, ["actions", "refresh-updates"]) => begun(state, agent::Request::RefreshUpdates).await,
+        (&Method::GET, ["updates", "progress"]) => {
+            match ask_agent(state, &agent::Request::UpdateProgress).await? {
+                agent::Response::UpdateProgress { progress } => Ok(reply::json(&progress)),
+                _ => Err(unexpected()),
+            }
+        }
+        (&Method::GET, ["updates", "history"]) => {
+            match ask_agent(state, &agent::Request::UpdateHistory).await? {
+                agent::Response::UpdateHistory { outcomes } => Ok(reply::json(&outcomes)),
+                _ => Err(unexpected()),
+            }
+        }
+        (&Method::POST, ["actions", "prepare-update"]) => begun(state, agent::Request::PrepareUpdate).await,
+        (&Method::POST, ["actions", "activate-update"]) => begun(state, agent::Request::ActivateUpdate).await,
+        (&Method::POST, ["actions", "deactivate-update"]) => {
+            begun(state, agent::Request::DeactivateUpdate).await
+        }
+        (&Method::POST, ["actions", "rollback-update"]) => begun(state, agent::Request::RollbackUpdate).await,
+        (&Method::GET, ["metrics"]) => Ok(metrics::show(state).await),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
@@ -209,8 +248,10 @@ const KNOWN: &[(&str, &str)] = &[
     ("", "GET"),
     ("settings", "GET, PATCH, DELETE"),
     ("settings/keypair", "PATCH"),
+    ("schema", "GET"),
     ("tx", "GET, DELETE"),
     ("tx/list", "GET"),
+    ("tx/removed", "GET"),
     ("tx/commit", "POST"),
     ("tx/apply", "POST"),
     ("tx/commit_and_apply", "POST"),
@@ -221,7 +262,10 @@ const KNOWN: &[(&str, &str)] = &[
     ("metadata/setting-generators", "GET"),
     ("metadata/templates", "GET"),
     ("updates/status", "GET"),
+    ("updates/progress", "GET"),
+    ("updates/history", "GET"),
     ("events", "GET"),
+    ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),
     ("generations", "GET"),
@@ -236,7 +280,14 @@ const KNOWN: &[(&str, &str)] = &[
     ("actions/prepare-update", "POST"),
     ("actions/activate-update", "POST"),
     ("actions/deactivate-update", "POST"),
+    ("actions/rollback-update", "POST"),
 ];
+
+/// Asks the agent to begin something. How it goes is told elsewhere.
+async fn begun(state: &RefCell<State>, request: agent::Request) -> Result<Reply, Refusal> {
+    ask_agent(state, &request).await?;
+    Ok(reply::nothing())
+}
 
 fn no_such(method: &Method, path: &[&str]) -> Refusal {
     let is_like = |pattern: &str| {

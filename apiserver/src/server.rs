@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::access::{Access, Client};
 use crate::events::AnyBody;
+use crate::impatient::Impatient;
 use crate::reply::Refusal;
 use crate::routes;
 use crate::state::State;
@@ -37,7 +38,9 @@ const SEND_BUFFER: usize = 8 << 10;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of request line and headers.
 const LARGEST_HEAD: usize = 16 << 10;
-/// How long one connection may last: a client that never reads its answer would hold it for ever.
+/// How long a client may take nothing of its answer; as long as a listener to events.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one connection may last: one that is always busy would never be looked at again.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
 /// What a request that is under way then still gets; applying takes the longest.
 const LAST_REQUEST: Duration = Duration::from_secs(150);
@@ -55,15 +58,23 @@ pub struct Server {
     state: Rc<RefCell<State>>,
     active: Rc<Cell<usize>>,
     readers: Rc<Cell<usize>>,
+    longest_connection: Duration,
     stopping: watch::Sender<bool>,
 }
 
 impl Server {
     /// Within a `LocalSet`.
     pub fn new(state: State) -> Self {
+        let active = state.counts.connections.clone();
         let state = Rc::new(RefCell::new(state));
         tokio::task::spawn_local(trials::watch(state.clone()));
-        Self { state, active: Rc::default(), readers: Rc::default(), stopping: watch::Sender::new(false) }
+        Self {
+            state,
+            active,
+            readers: Rc::default(),
+            longest_connection: LONGEST_CONNECTION,
+            stopping: watch::Sender::new(false),
+        }
     }
 
     /// Closes idle connections, and lets requests that are under way finish for 8 seconds.
@@ -147,7 +158,7 @@ impl Server {
             .max_buf_size(LARGEST_HEAD)
             // Else answers are copied into one more buffer, which no budget counts.
             .writev(true)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Impatient::new(stream, WRITE_TIMEOUT)), service);
         tokio::pin!(connection);
         let mut stopping = self.stopping.subscribe();
         // What a broken client did to its connection is nobody else's business.
@@ -155,7 +166,7 @@ impl Server {
             tokio::select! {
                 _ = &mut connection => return,
                 _ = stopping.wait_for(|stopping| *stopping) => break STOPPING,
-                () = tokio::time::sleep(LONGEST_CONNECTION) => {
+                () = tokio::time::sleep(self.longest_connection) => {
                     // Who listens may stay; who takes nothing is no listener any more.
                     if listener.borrow().strong_count() == 0 {
                         break LAST_REQUEST;
@@ -183,4 +194,60 @@ async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin) {
         .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Paths;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::task::LocalSet;
+    use tokio::time::{sleep, timeout};
+
+    fn server(dir: &std::path::Path) -> Server {
+        let at = |name: &str| dir.join(name);
+        std::fs::create_dir(at("settings")).unwrap();
+        std::fs::write(at("defaults.toml"), "").unwrap();
+        std::fs::write(at("os-release"), "").unwrap();
+        let paths = Paths {
+            settings: at("settings"),
+            defaults: at("defaults.toml"),
+            os_release: at("os-release"),
+            agent: at("agent.sock"),
+        };
+        let longest_connection = Duration::from_millis(100);
+        Server { longest_connection, ..Server::new(State::open(&paths).unwrap()) }
+    }
+
+    async fn read(stream: &mut UnixStream) -> Option<String> {
+        let mut buffer = [0; 4096];
+        let count = timeout(Duration::from_secs(10), stream.read(&mut buffer)).await.unwrap().unwrap();
+        (count > 0).then(|| String::from_utf8_lossy(&buffer[..count]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_its_end_unless_somebody_listens_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let story = async {
+            let server = server(dir.path());
+            let connect = || {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                server.admit(ours, Client { access: Access::Full, peer: Peer::default() });
+                theirs
+            };
+            let (mut idle, mut listener) = (connect(), connect());
+            listener.write_all(b"GET /events HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            assert!(read(&mut listener).await.unwrap().contains("200 OK"));
+            idle.write_all(b"GET /tx/list HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            while read(&mut idle).await.is_some() {}
+            sleep(server.longest_connection * 3).await;
+            server.state.borrow().events.committed(7, "t", &[]);
+            let mut heard = String::new();
+            while !heard.contains("\"generation\":7") {
+                heard += &read(&mut listener).await.unwrap();
+            }
+        };
+        LocalSet::new().run_until(story).await;
+    }
 }

@@ -17,11 +17,12 @@ use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
 use crate::events::Events;
+use crate::metrics::Counts;
 use crate::reply::Refusal;
 use crate::store::{Content, Generation, Origin, Peer, Store, StoreError, Trial};
 use crate::transactions::Transactions;
 use crate::trial::{Action, Event, Moment, decide};
-use crate::trials::{self, Trials};
+use crate::trials::{self, Reverted, Trials};
 use crate::whole::WholeSettings;
 
 /// Where things are; tests put them elsewhere.
@@ -45,6 +46,7 @@ pub struct State {
     pub(crate) applies: Applies,
     pub(crate) trials: Trials,
     pub(crate) events: Events,
+    pub(crate) counts: Counts,
     pub(crate) whole: WholeSettings,
     pub store: Store,
     /// What was wrong with the store when it was opened.
@@ -88,6 +90,7 @@ impl State {
             applies: Applies::default(),
             trials: Trials::default(),
             events: Events::default(),
+            counts: Counts::default(),
             whole: WholeSettings::default(),
             store,
             problems,
@@ -194,13 +197,14 @@ impl State {
         })?;
         let on_trial = trial.map(|seconds| format!(", on trial for {seconds} s")).unwrap_or_default();
         self.events.committed(number, transaction, &keys);
+        self.counts.commits += 1;
         eprintln!("<6>generation {number} committed from {transaction}{on_trial}");
         self.trials.changed();
         Ok(())
     }
 
-    /// Takes back what is on trial, if [`decide`] says so of an event: the number of the generation that it is taken back with.
-    pub(crate) fn revert(&mut self, event: &Event, peer: Peer) -> Result<Option<u64>, StoreError> {
+    /// Takes back what is on trial, if [`decide`] says so of an event.
+    pub(crate) fn revert(&mut self, event: &Event, peer: Peer) -> Result<Option<Reverted>, StoreError> {
         if decide(self.store.on_trial(), event, &self.now()) != Action::Revert {
             return Ok(None);
         }
@@ -208,9 +212,10 @@ impl State {
         let number = self.store.revert(peer, self.os_version())?;
         let keys = settings::changed(&before, &self.store.settings());
         self.events.committed(number, &format!("revert-{on_trial}"), &keys);
+        self.counts.commits += 1;
         eprintln!("<5>generation {number} takes back what was on trial");
         self.trials.changed();
-        Ok(Some(number))
+        Ok(Some(Reverted { generation: number, keys }))
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -315,6 +320,12 @@ async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
     match agent::call(agent, request, patience).await {
         Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
             Err(Refusal::new(StatusCode::NOT_FOUND, message))
+        }
+        Ok(Response::Error { kind: ErrorKind::Conflict, message }) => {
+            Err(Refusal::new(StatusCode::CONFLICT, message))
+        }
+        Ok(Response::Error { kind: ErrorKind::Busy, message }) => {
+            Err(Refusal::new(StatusCode::LOCKED, message))
         }
         Ok(Response::Error { kind: ErrorKind::Failed, message }) => {
             Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message))

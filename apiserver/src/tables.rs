@@ -4,7 +4,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::init_status::Problem;
-use crate::agent::{ContainerState, ContainerStatus, Health, Status};
+use crate::agent::{ContainerState, ContainerStatus, Health, Status, TimeStatus};
+use crate::cli_colour::Colour;
 use crate::store::Listed;
 
 /// What the server can say without the host agent.
@@ -18,8 +19,17 @@ fn word(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-pub(crate) fn describe_partial(status: &PartialStatus) -> String {
-    format!("health      {}\n{}", word(&json!(status.health)), describe_problems(&status.problems))
+pub(crate) fn describe_partial(status: &PartialStatus, colour: Colour) -> String {
+    format!("health      {}\n{}", health(status.health, colour), describe_problems(&status.problems, colour))
+}
+
+fn health(health: Health, colour: Colour) -> String {
+    let word = word(&json!(health));
+    match health {
+        Health::Healthy => colour.green(&word),
+        Health::Starting => colour.yellow(&word),
+        Health::Degraded => colour.red(&word),
+    }
 }
 
 /// What is beside health and problems, on a node of a newer version.
@@ -29,24 +39,26 @@ pub(crate) struct Notes {
     notes: Vec<String>,
 }
 
-pub(crate) fn describe_notes(Notes { notes }: &Notes) -> String {
-    notes.iter().map(|note| format!("\nNOTE     {note}\n")).collect()
+pub(crate) fn describe_notes(Notes { notes }: &Notes, colour: Colour) -> String {
+    let word = colour.yellow("NOTE");
+    notes.iter().map(|note| format!("\n{word}     {note}\n")).collect()
 }
 
-fn describe_problems(problems: &[Problem]) -> String {
+fn describe_problems(problems: &[Problem], colour: Colour) -> String {
+    let word = colour.red("PROBLEM");
     let lines = problems.iter().map(|problem| {
         format!(
-            "\nPROBLEM  {}: {}: {}\n         {}\n",
+            "\n{word}  {}: {}: {}\n         {}\n",
             problem.source, problem.subject, problem.message, problem.hint
         )
     });
     lines.collect()
 }
 
-pub(crate) fn describe(status: &Status) -> String {
+pub(crate) fn describe(status: &Status, colour: Colour) -> String {
     let mut text = format!(
         "health      {}\nmachine id  {}\nstate on    {}\ndata on     {}\nmemory      {} of {} MiB available\n",
-        word(&json!(status.health)),
+        health(status.health, colour),
         status.machine_id,
         status.state,
         status.data,
@@ -56,10 +68,21 @@ pub(crate) fn describe(status: &Status) -> String {
     for (interface, addresses) in &status.addresses {
         text.push_str(&format!("{interface:<11} {}\n", addresses.join(", ")));
     }
+    text.push_str(&format!("clock       {}\n", describe_clock(&status.time)));
     let phases: Vec<String> = status.boot_phases.iter().map(|(name, at)| format!("{name} {at} ms")).collect();
     text.push_str(&format!("boot        {}\n", phases.join(", ")));
-    text.push_str(&describe_problems(&status.problems));
+    text.push_str(&describe_problems(&status.problems, colour));
     text
+}
+
+fn describe_clock(time: &TimeStatus) -> String {
+    let source = time.source.map_or("nobody".to_owned(), |source| word(&json!(source)));
+    let servers = time.servers.join(", ");
+    match time.largest_error_us {
+        Some(error) => format!("set by {source}, within {:.3} ms of {servers}", error as f64 / 1000.0),
+        None if time.servers.is_empty() => format!("set by {source}; no NTP server to ask"),
+        None => format!("set by {source}; not yet synchronised with {servers}"),
+    }
 }
 
 pub(crate) fn list(containers: &[ContainerStatus]) -> String {
@@ -93,7 +116,7 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
     text
 }
 
-pub(crate) fn history(generations: &[Listed]) -> String {
+pub(crate) fn history(generations: &[Listed], colour: Colour) -> String {
     if generations.is_empty() {
         return "no generations: nothing was ever set on this node".to_owned();
     }
@@ -102,18 +125,23 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         let applied = match &generation.outcome {
             None => "not told".to_owned(),
             Some(outcome) => {
-                let failed: Vec<String> = outcome
-                    .steps
-                    .iter()
-                    .filter_map(|step| step.error.as_ref().map(|error| format!("{}: {error}", step.name)))
-                    .collect();
-                if failed.is_empty() { "yes".to_owned() } else { failed.join("; ") }
+                let failed = |again: bool| -> Vec<String> {
+                    let steps = outcome.steps.iter().filter(|step| step.again == again);
+                    steps
+                        .filter_map(|step| Some(format!("{}: {}", step.name, step.error.as_ref()?)))
+                        .collect()
+                };
+                let own = failed(false);
+                let own =
+                    if own.is_empty() { vec!["yes".to_owned()] } else { vec![colour.red(&own.join("; "))] };
+                let before = failed(true).into_iter().map(|step| format!("still not {step}"));
+                own.into_iter().chain(before).collect::<Vec<_>>().join("; ")
             }
         };
         let trial = match (&generation.head.trial, &generation.confirmed) {
-            (None, _) => "",
-            (Some(_), Some(_)) => ", confirmed",
-            (Some(_), None) => ", not confirmed",
+            (None, _) => String::new(),
+            (Some(_), Some(_)) => ", confirmed".to_owned(),
+            (Some(_), None) => colour.yellow(", not confirmed"),
         };
         text.push_str(&format!(
             "{:>6}  {:<30} {:<36} {applied}{trial}\n",
@@ -121,4 +149,20 @@ pub(crate) fn history(generations: &[Listed]) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::ClockSource;
+
+    #[test]
+    fn the_clock_is_told_in_words() {
+        let mut time = TimeStatus { source: Some(ClockSource::PtpKvm), ..TimeStatus::default() };
+        assert_eq!(describe_clock(&time), "set by ptp-kvm; no NTP server to ask");
+        time.servers = vec!["10.0.0.1".to_owned(), "a.example".to_owned()];
+        assert_eq!(describe_clock(&time), "set by ptp-kvm; not yet synchronised with 10.0.0.1, a.example");
+        time = TimeStatus { source: Some(ClockSource::Ntp), largest_error_us: Some(1234), ..time };
+        assert_eq!(describe_clock(&time), "set by ntp, within 1.234 ms of 10.0.0.1, a.example");
+    }
 }

@@ -39,10 +39,18 @@ pub(crate) struct Trials {
     boot: String,
     /// That a trial has begun or ended.
     changed: Rc<Notify>,
-    /// A generation that took another back, and is not applied yet.
-    not_applied: Option<u64>,
+    /// What took a trial back, and is not applied yet.
+    not_applied: Option<Reverted>,
     /// Why a trial could not be ended.
     stuck: Option<String>,
+}
+
+/// A generation that took another back.
+#[derive(Debug)]
+pub(crate) struct Reverted {
+    pub(crate) generation: u64,
+    /// What it changed: of these keys it is not known what is applied.
+    pub(crate) keys: Vec<String>,
 }
 
 impl Default for Trials {
@@ -65,13 +73,13 @@ impl Trials {
     }
 
     /// What was taken back is to be applied again.
-    pub(crate) fn not_applied(&mut self, generation: u64) {
-        self.not_applied = Some(generation);
+    pub(crate) fn not_applied(&mut self, reverted: Reverted) {
+        self.not_applied = Some(reverted);
         self.changed();
     }
 
     pub(crate) fn problem(&self) -> Option<Problem> {
-        let applying = self.not_applied.map(|generation| {
+        let applying = self.not_applied.as_ref().map(|Reverted { generation, .. }| {
             let message =
                 format!("generation {generation} takes back what was on trial, and is not applied yet");
             problem("trial", message, "it is tried again; `apiclient history` tells what failed")
@@ -136,14 +144,14 @@ pub(crate) async fn revert(state: &Rc<RefCell<State>>, peer: Peer) -> Result<Rep
     {
         return Err(Refusal::new(StatusCode::CONFLICT, reason));
     }
-    let before = state.borrow().store.settings();
     let reverted = state.borrow_mut().revert(&Event::Revert, peer);
-    reverted.map_err(|error| {
+    let reverted = reverted.map_err(|error| {
         Refusal::internal(format!("the trial goes on, as it cannot be taken back: {error}"))
     })?;
-    let keys = settings::changed(&before, &state.borrow().store.settings());
-    let number = state.borrow().store.number();
-    apply(state, Vec::new()).await.inspect_err(|_| state.borrow_mut().trials.not_applied(number))?;
+    // What was on trial a moment ago, as nothing was awaited since.
+    let Some(reverted) = reverted else { return Err(Refusal::internal("there is no trial any more")) };
+    let keys = reverted.keys.clone();
+    apply(state, keys.clone()).await.inspect_err(|_| state.borrow_mut().trials.not_applied(reverted))?;
     Ok(reply::json(&keys))
 }
 
@@ -151,8 +159,8 @@ pub(crate) async fn revert(state: &Rc<RefCell<State>>, peer: Peer) -> Result<Rep
 pub(crate) async fn watch(state: Rc<RefCell<State>>) {
     loop {
         let reverted = look(&mut state.borrow_mut());
-        if let Some(number) = reverted {
-            state.borrow_mut().trials.not_applied(number);
+        if let Some(reverted) = reverted {
+            state.borrow_mut().trials.not_applied(reverted);
         }
         let (changed, wait) = (state.borrow().trials.changed.clone(), next(&state.borrow()));
         tokio::select! {
@@ -163,8 +171,8 @@ pub(crate) async fn watch(state: Rc<RefCell<State>>) {
     }
 }
 
-/// Does what time asks for. Returns the generation that took another back.
-fn look(state: &mut State) -> Option<u64> {
+/// Does what time asks for.
+fn look(state: &mut State) -> Option<Reverted> {
     let action = decide(state.store.on_trial(), &Event::Time, &state.now());
     let done = match action {
         // It is in force in any case; what is not written counts as gone by after a power cut.
@@ -193,15 +201,15 @@ fn next(state: &State) -> Option<Duration> {
 
 /// Applies what took a trial back, until that is done or something newer is committed. A task of its own: the clock goes on.
 fn apply_again(state: &Rc<RefCell<State>>) {
-    let Some(number) = state.borrow_mut().trials.not_applied.take() else { return };
-    if number != state.borrow().store.number() {
+    let Some(reverted) = state.borrow_mut().trials.not_applied.take() else { return };
+    if reverted.generation != state.borrow().store.number() {
         return;
     }
     let state = state.clone();
     tokio::task::spawn_local(async move {
-        if let Err(refusal) = apply(&state, Vec::new()).await {
+        if let Err(refusal) = apply(&state, reverted.keys.clone()).await {
             eprintln!("<3>what was on trial is taken back, but: {}", refusal.message);
-            state.borrow_mut().trials.not_applied = Some(number);
+            state.borrow_mut().trials.not_applied = Some(reverted);
             sleep(AGAIN).await;
             state.borrow().trials.changed();
         }

@@ -66,6 +66,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         image::build(project, "default", LockPolicy::Newest)?;
         // The tests need it too; built here, its progress is shown.
         let toolbox = toolbox::Toolbox::open(project, LockPolicy::Newest)?;
+        toolbox::Toolbox::for_tests(project)?;
         guest::vhost_device_vsock(project, &toolbox, &guest::Rust::find(project)?)?;
     }
     let mut tests = Command::new(nextest);

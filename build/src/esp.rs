@@ -3,57 +3,87 @@
 
 use anyhow::Result;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::artifacts::uki_name;
 use crate::cache::{Entry, Key};
 use crate::command::run_quiet;
 use crate::project::{Project, SOURCE_DATE_EPOCH};
+use crate::secure_boot;
 use crate::toolbox::Toolbox;
 use crate::variant::Mib;
 
-const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// In the toolbox.
+pub const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
 /// Boots the newest entry at once, and nobody at the console changes its command line.
 const LOADER_CONF: &str = "timeout 0\neditor no\n";
 
-pub fn build(project: &Project, toolbox: &Toolbox, uki: &Entry, size: Mib) -> Result<Entry> {
-    let key = Key::new("esp 1")
+pub fn build(
+    project: &Project,
+    toolbox: &Toolbox,
+    uki: &Entry,
+    signed: Option<&Entry>,
+    size: Mib,
+) -> Result<Entry> {
+    let mut key = Key::new("esp 2")
         .text(&toolbox.id)
         .entry(uki)
         .text(&size.0.to_string())
         .text(LOADER_CONF)
         .text(project.version);
+    if let Some(signed) = signed {
+        key = key.entry(signed);
+    }
     project.cache.step("esp", "systemd-boot and the unified kernel image", key, |out| {
+        let uki = signed.unwrap_or(uki).path.join(uki_name(project.version));
         let image = out.join("esp.img");
-        fs::File::create(&image)?.set_len(size.bytes())?;
-        run_quiet(
-            toolbox.command("mkfs.vfat").args(["--invariant", "-F", "32", "-n", "ESP"]).arg(&image),
-            "making the file system of the ESP",
-        )?;
-        let loader_conf = out.join("loader.conf");
-        fs::write(&loader_conf, LOADER_CONF)?;
-        let mtools = |program: &str| {
-            let mut command = toolbox.command(program);
-            command
-                .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH.to_string())
-                .env("TZ", "UTC")
-                .arg("-i")
-                .arg(&image);
-            command
-        };
-        run_quiet(
-            mtools("mmd").args(["::/EFI", "::/EFI/BOOT", "::/EFI/Linux", "::/loader"]),
-            "making folders in the ESP",
-        )?;
-        let uki_name = uki_name(project.version);
-        for (from, to) in [
-            (Path::new("/").join(LOADER), "::/EFI/BOOT/BOOTX64.EFI".to_owned()),
-            (uki.path.join(&uki_name), format!("::/EFI/Linux/{uki_name}")),
-            (loader_conf.clone(), "::/loader/loader.conf".to_owned()),
-        ] {
-            run_quiet(mtools("mcopy").arg(from).arg(&to), &format!("writing {to} in the ESP"))?;
+        match signed {
+            None => write(toolbox, &image, size, &toolbox.root.join(LOADER), &uki, &[]),
+            Some(signed) => {
+                let keys = secure_boot::enrolment(&signed.path);
+                write(toolbox, &image, size, &signed.path.join(secure_boot::LOADER), &uki, &keys)
+            }
         }
-        Ok(fs::remove_file(loader_conf)?)
     })
+}
+
+/// Makes the file system in `image`, with a loader, a unified kernel image by its own name, and what more is to be in it.
+pub fn write(
+    toolbox: &Toolbox,
+    image: &Path,
+    size: Mib,
+    loader: &Path,
+    uki: &Path,
+    more: &[(PathBuf, String)],
+) -> Result<()> {
+    fs::File::create(image)?.set_len(size.bytes())?;
+    run_quiet(
+        toolbox.command("mkfs.vfat").args(["--invariant", "-F", "32", "-n", "ESP"]).arg(image),
+        "making the file system of the ESP",
+    )?;
+    let loader_conf = image.with_file_name("loader.conf");
+    fs::write(&loader_conf, LOADER_CONF)?;
+    let mtools = |program: &str| {
+        let mut command = toolbox.command(program);
+        command.env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH.to_string()).env("TZ", "UTC").arg("-i").arg(image);
+        command
+    };
+    let mut folders: Vec<String> =
+        ["::/EFI", "::/EFI/BOOT", "::/EFI/Linux", "::/loader"].map(str::to_owned).to_vec();
+    if !more.is_empty() {
+        folders.extend(["::/loader/keys", secure_boot::KEYS_FOLDER].map(str::to_owned));
+    }
+    run_quiet(mtools("mmd").args(folders), "making folders in the ESP")?;
+    let uki_name = uki.file_name().unwrap_or_default().to_string_lossy();
+    let mut files = vec![
+        (loader.to_owned(), "::/EFI/BOOT/BOOTX64.EFI".to_owned()),
+        (uki.to_owned(), format!("::/EFI/Linux/{uki_name}")),
+        (loader_conf.clone(), "::/loader/loader.conf".to_owned()),
+    ];
+    files.extend_from_slice(more);
+    for (from, to) in files {
+        run_quiet(mtools("mcopy").arg(from).arg(&to), &format!("writing {to} in the ESP"))?;
+    }
+    Ok(fs::remove_file(loader_conf)?)
 }

@@ -50,7 +50,7 @@ pub const GUEST_PACKAGES: &[GuestPackage] = &[
         package: "caisson-host-agent",
         programs: &["host-agent", "container-shim"],
         tools: &[],
-        folders: &["host-agent", "apiserver", "settings", "init/control"],
+        folders: &["host-agent", "apiserver", "settings", "update", "init/control"],
     },
 ];
 
@@ -194,6 +194,8 @@ pub fn build(project: &Project, toolbox: &Toolbox, rust: &Rust, guest: &GuestPac
 /// A program from the crates registry, with the lock file it was published with.
 struct Published {
     name: &'static str,
+    /// What is built of it.
+    program: &'static str,
     version: &'static str,
     environment: &'static [(&'static str, &'static str)],
     /// Arguments of cargo that select its features.
@@ -201,15 +203,27 @@ struct Published {
     what: &'static str,
 }
 
+/// A step that built programs, and their names.
+pub type Programs = (Entry, Vec<&'static str>);
+
+/// Published programs that are part of the image.
+pub fn bundled(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Vec<Programs>> {
+    Ok(vec![
+        (youki(project, toolbox, rust)?, vec!["youki"]),
+        (ntpd(project, toolbox, rust)?, vec!["ntp-daemon"]),
+    ])
+}
+
 /// The OCI runtime of the guest. Without the features `seccomp` and `cgroupsv2_devices` it ignores profiles and device rules
 /// in silence: both are asked for here, and tests in the guest ask the kernel whether they hold.
-pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
         project,
         toolbox,
         rust,
         &Published {
             name: "youki",
+            program: "youki",
             version: "0.7.0",
             features: &["--no-default-features", "--features", "v2,seccomp,cgroupsv2_devices"],
             environment: &[
@@ -227,6 +241,34 @@ pub fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry>
     )
 }
 
+/// The NTP client of the guest, `ntp-daemon`. Without what would be a large library of cryptography: it asks in the clear, as there
+/// are no settings for NTS.
+fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
+    published(
+        project,
+        toolbox,
+        rust,
+        &Published {
+            name: "ntpd",
+            program: "ntp-daemon",
+            version: "1.9.0",
+            features: &["--no-default-features", "--features", "rustcrypto"],
+            environment: &[
+                // Its build asks git, of whatever repository is around it.
+                ("NTPD_RS_GIT_REV", "-"),
+                ("NTPD_RS_GIT_DATE", "-"),
+                ("RUSTFLAGS", "-C target-feature=+crt-static"),
+                ("CARGO_PROFILE_RELEASE_STRIP", "true"),
+                ("CARGO_PROFILE_RELEASE_LTO", "true"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+                ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+            ],
+            what: "the NTP client, about 4 minutes on two cores",
+        },
+    )
+}
+
 /// vsock for guests on hosts whose kernel has no vhost-vsock: a tool of the runner.
 pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
@@ -235,6 +277,7 @@ pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> 
         rust,
         &Published {
             name: "vhost-device-vsock",
+            program: "vhost-device-vsock",
             version: "0.3.0",
             features: &[],
             environment: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
@@ -265,12 +308,13 @@ fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Publis
         fs::create_dir(&build)?;
         let mut cargo = rust.cargo(toolbox, &copy, &build);
         cargo
-            .args(["build", "--locked", "--release", "--bin", program.name])
+            .args(["build", "--locked", "--release", "--bin", program.program])
             .args(["--target", TARGET])
             .args(program.features);
         cargo.envs(program.environment.iter().copied());
         run_logged(&mut cargo, &format!("{}: compiling", program.name), &log, None)?;
-        fs::copy(build.join(TARGET).join("release").join(program.name), out.join(program.name))?;
+        let built = build.join(TARGET).join("release").join(program.program);
+        fs::copy(built, out.join(program.program))?;
         let crates = crate::crates::collect(&copy, &[program.name], program.features, &out.join("texts"))?;
         fs::write(out.join("crates.json"), serde_json::to_vec_pretty(&crates)?)?;
         crate::cache::remove_tree(&build)?;

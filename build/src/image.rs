@@ -9,7 +9,8 @@ use crate::artifacts::{Artifacts, copy_sparse, uki_name};
 use crate::cache::{Entry, Key, remove_tree, sha256_file};
 use crate::project::{Project, SOURCE_DATE_EPOCH};
 use crate::sbom::Part;
-use crate::toolbox::{LockPolicy, Toolbox};
+use crate::secure_boot::Keys;
+use crate::toolbox::{LockPolicy, Set, Toolbox};
 use crate::variant::Variant;
 use crate::verity::Verity;
 use crate::{disk, esp, guest, kernel, oci, root, sbom, uki};
@@ -19,11 +20,14 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
     let begun = Instant::now();
     let variant = Variant::load(project, variant)?;
     let toolbox = Toolbox::open(project, lock)?;
+    if lock == LockPolicy::Update {
+        Toolbox::open_set(project, Set::Tests, lock)?;
+    }
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;
-    let youki = guest::youki(project, &toolbox, &rust)?;
-    let mut built = vec![(youki.clone(), vec!["youki"])];
+    let bundled = guest::bundled(project, &toolbox, &rust)?;
+    let mut built = bundled.clone();
     for package in guest::GUEST_PACKAGES {
         built.push((guest::build(project, &toolbox, &rust, package)?, package.programs.to_vec()));
     }
@@ -34,13 +38,15 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
         .iter()
         .map(|name| oci::preload(project, &toolbox, name))
         .collect::<Result<Vec<_>>>()?;
-    let licences = sbom::collect(project, &toolbox, &rust, &youki, &kernel)?;
+    let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
     let inputs =
         root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
     let (root, verity) = root::build(project, &toolbox, &inputs)?;
     let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
     let uki = unified(project, &toolbox, &kernel, &variant, &cmdline)?;
-    let esp = esp::build(project, &toolbox, &uki, variant.partitions.esp)?;
+    let signed = Keys::find(project)?.map(|keys| keys.signed(project, &toolbox, &uki)).transpose()?;
+    let esp = esp::build(project, &toolbox, &uki, signed.as_ref(), variant.partitions.esp)?;
+    let uki = signed.unwrap_or(uki);
     let inputs = disk::Inputs { esp: &esp, root: &root, verity: &verity, sizes: &variant.partitions };
     let disk = disk::build(project, &toolbox, &inputs)?;
 

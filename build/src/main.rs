@@ -3,10 +3,12 @@
 use anyhow::{Context, Result};
 use apiserver::client::Endpoint;
 use build::project::Project;
+use build::secure_boot::Keys;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, report};
+use build::{bench, checks, image, inspect, manual, repo, report};
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,14 +53,45 @@ enum Command {
     /// Measure the image: a table to read, and JSON on the standard output
     #[command(subcommand)]
     Bench(Bench),
+    /// Publish built variants for nodes to update themselves from
+    #[command(subcommand)]
+    Repo(repo::Repo),
     /// Show what is on a powered-off disk: partitions, versions, root hashes, files
     Inspect(InspectOptions),
+    /// Make keys for Secure Boot: from then on, images are signed with them
+    Keys {
+        /// Not there yet; without it `CAISSON_KEYS`, else `keys` in the sources, which git ignores
+        folder: Option<PathBuf>,
+    },
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
     #[command(trailing_var_arg = true)]
     Toolbox {
+        /// Of the tree that holds what only tests and benches want
+        #[arg(long)]
+        tests: bool,
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+const KEYS_WORDS: &str = "\
+Keep *.key secret and safe: who has db.key signs what your machines run, and without PK.key their keys can never be changed.
+Images that are built from now on are signed, and carry the lists that firmware takes. A virtual machine whose firmware has no
+keys yet takes them at its first boot: cargo caisson run --firmware uefi --fresh";
+
+/// What `cargo caisson client` does beside the commands of `apiclient`, without a machine.
+#[derive(Parser)]
+enum Offline {
+    /// Print completion of `apiclient` for a shell
+    Completion { shell: Shell },
+    /// Print the manual page of `apiclient`, for `man -l -`
+    Man,
+}
+
+impl Offline {
+    fn is_asked_for(arguments: &[OsString]) -> bool {
+        arguments.first().is_some_and(|command| command == "completion" || command == "man")
+    }
 }
 
 #[derive(Subcommand)]
@@ -120,9 +153,24 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let artifacts = image::build(&Project::open()?, &options.variant, lock)?;
             println!("{}", artifacts.dir.display());
         }
+        Command::Keys { folder } => {
+            let project = Project::open()?;
+            let folder = folder.unwrap_or_else(|| Keys::folder(&project));
+            Keys::generate(&project, &folder)?;
+            println!("{}", folder.display());
+            eprintln!("{}", KEYS_WORDS);
+        }
         Command::Inspect(options) => inspect(&options)?,
+        Command::Repo(what) => repo::run(&Project::open()?, &what)?,
         Command::Bench(what) => measure(&what)?,
         Command::Run(options) => return runner::run(&Project::open()?, &options),
+        Command::Client { arguments, .. } if Offline::is_asked_for(&arguments) => {
+            let name = OsString::from("cargo caisson client");
+            match Offline::parse_from(std::iter::once(name).chain(arguments)) {
+                Offline::Completion { shell } => print!("{}", manual::completion(shell)?),
+                Offline::Man => print!("{}", manual::page()?),
+            }
+        }
         Command::Client { name, arguments } => {
             let program = OsString::from("apiclient");
             // Help needs no machine.
@@ -136,8 +184,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test { filters, no_vm } => {
             checks::run(&Project::open()?, &checks::Options { filters, no_vm })?
         }
-        Command::Toolbox { command } => {
-            let toolbox = Toolbox::open(&Project::open()?, LockPolicy::Newest)?;
+        Command::Toolbox { tests, command } => {
+            let project = Project::open()?;
+            let toolbox = if tests {
+                Toolbox::for_tests(&project)
+            } else {
+                Toolbox::open(&project, LockPolicy::Newest)
+            }?;
             let here = std::env::current_dir()?;
             let (program, arguments) = command.split_first().context("name a program of the toolbox")?;
             let mut command = toolbox.with_share(&here).command("env");

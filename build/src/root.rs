@@ -36,9 +36,9 @@ const LINKS: &[(&str, &str)] = &[
 const FILES: &[(&str, &str)] = &[
     (
         "etc/passwd",
-        "root:x:0:0:root:/:/bin/false\napi:x:274:274:API server:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        "root:x:0:0:root:/:/bin/false\napi:x:274:274:API server:/:/bin/false\nntp:x:275:275:NTP client:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     ),
-    ("etc/group", "root:x:0:\napi:x:274:\nnogroup:x:65534:\n"),
+    ("etc/group", "root:x:0:\napi:x:274:\nntp:x:275:\nnogroup:x:65534:\n"),
     // Static getaddrinfo loads no other module than these.
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
 ];
@@ -157,6 +157,10 @@ fn os_files(project: &Project, variant: &Variant) -> Result<Vec<(PathBuf, String
             os.join(format!("services/{service}.toml")),
             format!("usr/lib/caisson/services/{service}.toml"),
         ));
+    }
+    if let Some(root) = &variant.update_root {
+        crate::repo::check_root(root).context("update-root of the variant")?;
+        files.push((root.clone(), "usr/lib/caisson/updates/root.json".to_owned()));
     }
     let extra = os.join("files");
     if extra.is_dir() {

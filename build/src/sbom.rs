@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::cache::{Entry, Key, files_below};
 use crate::crates::{self, Crate};
-use crate::guest::{GUEST_PACKAGES, Rust};
+use crate::guest::{GUEST_PACKAGES, Programs, Rust};
 use crate::project::Project;
 use crate::toolbox::Toolbox;
 
@@ -43,16 +43,18 @@ pub fn collect(
     project: &Project,
     toolbox: &Toolbox,
     rust: &Rust,
-    youki: &Entry,
+    bundled: &[Programs],
     kernel: &Entry,
 ) -> Result<Entry> {
     let mut key = Key::new("licences 1")
         .text(&toolbox.id)
         .text(rust.version())
-        .entry(youki)
         .entry(kernel)
         .file(&project.sources.join("Cargo.lock"))?
         .file(&project.sources.join("Cargo.toml"))?;
+    for (program, _) in bundled {
+        key = key.entry(program);
+    }
     for (name, licence) in BUNDLED {
         key = key.text(name).text(licence);
     }
@@ -66,11 +68,13 @@ pub fn collect(
         let texts = licences.join("crates");
         let roots: Vec<&str> = GUEST_PACKAGES.iter().map(|guest| guest.package).collect();
         let mut crates = crates::collect(&project.sources, &roots, &[], &texts)?;
-        let of_youki: Vec<Crate> = serde_json::from_slice(&fs::read(youki.path.join("crates.json"))?)?;
-        for file in files_below(&youki.path.join("texts"))? {
-            fs::copy(&file, texts.join(file.file_name().unwrap_or_default()))?;
+        for (program, _) in bundled {
+            let its: Vec<Crate> = serde_json::from_slice(&fs::read(program.path.join("crates.json"))?)?;
+            for file in files_below(&program.path.join("texts"))? {
+                fs::copy(&file, texts.join(file.file_name().unwrap_or_default()))?;
+            }
+            crates.extend(its);
         }
-        crates.extend(of_youki);
         crates.sort();
         crates.dedup();
         fs::write(licences.join("crates.txt"), index(&crates))?;

@@ -20,8 +20,56 @@ const SUITE: &str = "trixie";
 /// Changes with the code that makes the tree.
 const RECIPE: &str = "toolbox 3";
 
-/// What is installed, by purpose.
-const PACKAGES: &[&str] = &[
+/// Which tree. What only tests, benches and signing want is in one of its own: a server more builds no kernel anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Set {
+    /// The compilers and tools that make an image, and what runs it.
+    Build,
+    /// Servers and rivals for tests and benches, and what signs.
+    Tests,
+}
+
+impl Set {
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Build => BUILD_PACKAGES,
+            Self::Tests => TESTS_PACKAGES,
+        }
+    }
+
+    /// Where its packages are locked, below the sources.
+    fn lock(self) -> &'static str {
+        match self {
+            Self::Build => "os/toolbox.lock",
+            Self::Tests => "os/toolbox-tests.lock",
+        }
+    }
+}
+
+const TESTS_PACKAGES: &[&str] = &[
+    // a system that commands can run in
+    "base-files",
+    "libc-bin",
+    "bash",
+    "dash",
+    "coreutils",
+    "util-linux",
+    "ca-certificates",
+    "openssl",
+    // a static file server with ranges
+    "nginx-light",
+    // Secure Boot: signed programs, and firmware's lists of keys
+    "sbsigntool",
+    "efitools",
+    // other ways to update an image
+    "rauc",
+    "casync",
+    "xdelta3",
+    "zstd",
+];
+
+/// What is installed to build and to run, by purpose.
+const BUILD_PACKAGES: &[&str] = &[
     // a system that commands can run in
     "base-files",
     "libc-bin",
@@ -121,15 +169,24 @@ pub struct Toolbox {
 impl Toolbox {
     /// The toolbox, made if it is missing (about 250 MB to download, 20 s to unpack).
     pub fn open(project: &Project, lock: LockPolicy) -> Result<Self> {
-        let lock_file = project.sources.join("os/toolbox.lock");
+        Self::open_set(project, Set::Build, lock)
+    }
+
+    /// The tree with what only tests, benches and signing want.
+    pub fn for_tests(project: &Project) -> Result<Self> {
+        Self::open_set(project, Set::Tests, LockPolicy::Newest)
+    }
+
+    pub fn open_set(project: &Project, set: Set, lock: LockPolicy) -> Result<Self> {
+        let lock_file = project.sources.join(set.lock());
         let locked = fs::read_to_string(&lock_file).unwrap_or_default();
-        let mut key = Key::new(RECIPE).text(SUITE).text(&PACKAGES.join(" ")).text(&locked);
+        let mut key = Key::new(RECIPE).text(SUITE).text(&set.packages().join(" ")).text(&locked);
         if lock == LockPolicy::Update {
             // What the mirror has now, whatever was taken before.
             key = key.text(&format!("{:?}", std::time::SystemTime::now()));
         }
         let entry =
-            project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, out))?;
+            project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, set, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
             &fs::read(entry.path.join("packages.json"))
                 .context("the toolbox in the cache has no packages.json")?,
@@ -235,9 +292,10 @@ fn compare_with_lock(packages: &[Package], locked: &str, lock_file: &Path, polic
     }
     let shown = changed.iter().take(5).map(|line| format!("\n    {line}")).collect::<String>();
     let text = format!(
-        "{} of {} packages differ from os/toolbox.lock:{shown}\n    (mirrors keep the newest point release only; `cargo caisson image --update-lock` accepts them)",
+        "{} of {} packages differ from {}:{shown}\n    (mirrors keep the newest point release only; `cargo caisson image --update-lock` accepts them)",
         changed.len(),
-        packages.len()
+        packages.len(),
+        lock_file.display()
     );
     if policy == LockPolicy::Strict {
         bail!("--locked: {text}");
@@ -246,7 +304,7 @@ fn compare_with_lock(packages: &[Package], locked: &str, lock_file: &Path, polic
     Ok(())
 }
 
-fn make(project: &Project, out: &Path) -> Result<()> {
+fn make(project: &Project, set: Set, out: &Path) -> Result<()> {
     let log = project.log("toolbox");
     let _ = fs::remove_file(&log);
     let apt = out.join("apt");
@@ -289,7 +347,7 @@ fn make(project: &Project, out: &Path) -> Result<()> {
     };
     run_logged(apt_get().args(["-q", "update"]), "toolbox: package lists", &log, None)?;
     run_logged(
-        apt_get().args(["-y", "-q", "install", "--download-only"]).args(PACKAGES),
+        apt_get().args(["-y", "-q", "install", "--download-only"]).args(set.packages()),
         "toolbox: downloading",
         &log,
         Some(240),
@@ -332,7 +390,7 @@ fn describe(archive: &Path) -> Result<Package> {
 fn finish_tree(root: &Path) -> Result<()> {
     for (name, to) in [("cc", "gcc"), ("awk", "gawk"), ("mkisofs", "genisoimage")] {
         let link = root.join("usr/bin").join(name);
-        if !link.exists() {
+        if !link.exists() && root.join("usr/bin").join(to).exists() {
             symlink(to, &link)?;
         }
     }

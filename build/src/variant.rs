@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::fs;
+use std::path::PathBuf;
 
 use crate::project::Project;
 
@@ -20,6 +21,9 @@ pub struct Variant {
     pub services: Vec<String>,
     /// Containers to preload: names of images that the builder knows how to make.
     pub preload: Vec<String>,
+    /// Which repository of updates a node trusts: its `metadata/1.root.json`, by its path in the sources. Without it, none.
+    #[serde(default)]
+    pub update_root: Option<PathBuf>,
     pub partitions: Partitions,
 }
 
@@ -81,6 +85,7 @@ impl Variant {
             let file = project.sources.join(format!("os/services/{service}.toml"));
             ensure!(file.is_file(), "images/{name}.toml: services: there is no os/services/{service}.toml");
         }
+        variant.update_root = variant.update_root.map(|path| project.sources.join(path));
         Ok(variant)
     }
 }

@@ -3,18 +3,14 @@
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
+use update::verity;
 
 use crate::cache::hex;
 
-pub const BLOCK: usize = 4096;
-
-/// The salt of the product line. It stays the same from release to release, so that equal blocks have equal hashes and an
-/// update can tell which blocks a node has already.
-pub const SALT: [u8; 32] = *b"caisson: one salt for all roots.";
+pub use update::verity::{BLOCK, SALT};
 
 /// What the kernel needs to open a root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,49 +86,21 @@ pub fn check(root: &[u8], tree: &[u8]) -> Result<String> {
 }
 
 fn hash(mut reader: impl Read, data_blocks: u64) -> Result<(Verity, Vec<u8>)> {
-    let mut level = Vec::with_capacity(usize::try_from(data_blocks)? * 32);
+    let mut out = vec![0; usize::try_from(verity::tree_size(data_blocks))?];
+    out[..BLOCK].copy_from_slice(&verity::superblock(&SALT, data_blocks));
+    let mut sink = |offset: u64, block: &[u8; BLOCK]| {
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        out[at..at + BLOCK].copy_from_slice(block);
+        Ok(())
+    };
+    let mut tree = verity::Tree::new(&SALT, data_blocks)?;
     let mut block = [0; BLOCK];
     for _ in 0..data_blocks {
         reader.read_exact(&mut block)?;
-        level.extend(digest(&block));
+        tree.push(&block, &mut sink)?;
     }
-    // From the leaves up; on disk the top comes first, after the superblock.
-    let mut levels = Vec::new();
-    let root_hash = loop {
-        level.resize(level.len().next_multiple_of(BLOCK), 0);
-        let upper: Vec<u8> = level.chunks(BLOCK).flat_map(digest).collect();
-        levels.push(level);
-        if let Ok(root_hash) = <[u8; 32]>::try_from(upper.as_slice()) {
-            break root_hash;
-        }
-        level = upper;
-    };
-    let mut out = superblock(data_blocks);
-    for level in levels.iter().rev() {
-        out.extend(level);
-    }
+    let root_hash = tree.finish(&mut sink)?;
     Ok((Verity { root_hash, data_blocks }, out))
-}
-
-fn digest(block: &[u8]) -> [u8; 32] {
-    Sha256::new().chain_update(SALT).chain_update(block).finalize().into()
-}
-
-/// One block; the layout is that of cryptsetup's `struct verity_sb`.
-fn superblock(data_blocks: u64) -> Vec<u8> {
-    let mut block = vec![0; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"verity\0\0");
-    put(8, &1u32.to_le_bytes()); // superblock version
-    put(12, &1u32.to_le_bytes()); // hash type: salt first
-    put(16, b"caisson verity\0\0"); // UUID
-    put(32, b"sha256");
-    put(64, &(BLOCK as u32).to_le_bytes());
-    put(68, &(BLOCK as u32).to_le_bytes());
-    put(72, &data_blocks.to_le_bytes());
-    put(80, &(SALT.len() as u16).to_le_bytes());
-    put(88, &SALT);
-    block
 }
 
 /// A GUID's text. Its first three fields are little-endian on disk (UEFI specification, appendix A); we take the bytes of the

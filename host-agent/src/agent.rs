@@ -17,8 +17,10 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::log;
 use crate::container::record::Places;
+use crate::figures;
 use crate::init;
 use crate::node::Node;
+use crate::update::{Command, Refused, Updates};
 
 /// root, and the API server.
 const ADMITTED: [u32; 2] = [0, 274];
@@ -36,6 +38,7 @@ const LARGEST_LOG: u64 = 1 << 20;
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
     pub applier: Rc<RefCell<Applier>>,
+    pub updates: Updates,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -43,7 +46,8 @@ pub struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
-        Self { node: Rc::default(), applier: Rc::default(), free, started: watch::Sender::new(false) }
+        let (node, applier, updates) = (Rc::default(), Rc::default(), Updates::default());
+        Self { node, applier, updates, free, started: watch::Sender::new(false) }
     }
 }
 
@@ -99,7 +103,13 @@ impl Agent {
         let _ = timeout(PATIENCE, stream.write_all(&answer)).await;
     }
 
-    async fn apply(&self, generation: u64, settings: &Settings, asker: &UnixStream) -> Response {
+    async fn apply(
+        &self,
+        generation: u64,
+        keys: &[String],
+        settings: &Settings,
+        asker: &UnixStream,
+    ) -> Response {
         let mut started = self.started.subscribe();
         if timeout(START_PATIENCE, started.wait_for(|started| *started)).await.is_err() {
             return failed(
@@ -109,7 +119,18 @@ impl Agent {
         if has_gone(asker) {
             return failed(GONE.to_owned());
         }
-        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, settings))
+        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, keys, settings))
+    }
+
+    fn update(&self, command: Command) -> Response {
+        self.with_settings(|settings| self.updates.begin(command, settings))
+    }
+
+    fn with_settings(&self, begin: impl FnOnce(Settings) -> Result<(), Refused>) -> Response {
+        let Some(settings) = self.applier.borrow().applied().cloned() else {
+            return failed("the node is still starting: try again when its settings are applied".to_owned());
+        };
+        begin(settings).map_or_else(not_begun, |()| Response::Done)
     }
 
     async fn end(&self, request: &InitRequest) -> Response {
@@ -124,7 +145,9 @@ impl Agent {
 
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
-            Request::Apply { generation, settings, .. } => self.apply(generation, &settings, asker).await,
+            Request::Apply { generation, keys, settings } => {
+                self.apply(generation, &keys, &settings, asker).await
+            }
             Request::Status => match init::status().await {
                 Ok(status) => Response::Status(self.node.borrow_mut().status(&status)),
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
@@ -136,6 +159,12 @@ impl Agent {
             Request::Containers => {
                 Response::Containers { containers: self.node.borrow().containers.statuses() }
             }
+            Request::Metrics => match init::status().await {
+                Ok(status) => {
+                    Response::Metrics(Box::new(figures::collect(&mut self.node.borrow_mut(), &status)))
+                }
+                Err(error) => failed(format!("PID 1 does not answer: {error}")),
+            },
             Request::ContainerLogs { name, lines } => {
                 if self.node.borrow().containers.status(&name).is_none() {
                     return Response::Error {
@@ -146,6 +175,21 @@ impl Agent {
                 let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
+            Request::UpdateStatus => match self.updates.status() {
+                Ok(Some(status)) => Response::Updates { status: Box::new(status) },
+                Ok(None) => Response::Error {
+                    kind: ErrorKind::NotFound,
+                    message: "Update status is uninitialized, refresh-updates to initialize it".to_owned(),
+                },
+                Err(refused) => not_begun(refused),
+            },
+            Request::RefreshUpdates => self.with_settings(|settings| self.updates.refresh(settings)),
+            Request::PrepareUpdate => self.update(Command::Prepare),
+            Request::ActivateUpdate => self.update(Command::Activate),
+            Request::DeactivateUpdate => self.update(Command::Deactivate),
+            Request::RollbackUpdate => self.update(Command::Rollback),
+            Request::UpdateProgress => Response::UpdateProgress { progress: self.updates.progress() },
+            Request::UpdateHistory => Response::UpdateHistory { outcomes: self.updates.history() },
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
             Request::Reboot => self.end(&InitRequest::Reboot).await,
             Request::PowerOff => self.end(&InitRequest::PowerOff).await,
@@ -163,6 +207,17 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+fn not_begun(refused: Refused) -> Response {
+    let (kind, message) = match refused {
+        Refused::Busy => {
+            (ErrorKind::Busy, "an update command is running: try again when it is over".to_owned())
+        }
+        Refused::Nothing(message) => (ErrorKind::NotFound, message),
+        Refused::Conflict(message) => (ErrorKind::Conflict, message),
+    };
+    Response::Error { kind, message }
 }
 
 fn failed(message: String) -> Response {
@@ -185,20 +240,20 @@ mod tests {
         assert!(has_gone(&ours));
     }
 
-    /// Nothing to do, so that the test touches nothing: what was applied is what is asked for.
+    /// Nothing to do, so that the test touches nothing: no step depends on the key.
     #[tokio::test]
     async fn an_apply_waits_for_the_start_and_is_not_done_for_nobody() {
         let apply = async {
             let agent = Agent::default();
             let nothing = Settings::default();
-            agent.applier.borrow_mut().note_applied(&nothing);
+            let keys = ["settings.nonesuch".to_owned()];
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let mut early = Box::pin(agent.apply(1, &nothing, &ours));
+            let mut early = Box::pin(agent.apply(1, &keys, &nothing, &ours));
             assert!(timeout(Duration::from_millis(20), &mut early).await.is_err());
             agent.start_is_over();
             assert!(matches!(early.await, Response::Apply(outcome) if outcome.generation == 1));
             drop(theirs);
-            assert_eq!(agent.apply(2, &nothing, &ours).await, failed(GONE.to_owned()));
+            assert_eq!(agent.apply(2, &keys, &nothing, &ours).await, failed(GONE.to_owned()));
         };
         LocalSet::new().run_until(apply).await;
     }

@@ -1,104 +1,82 @@
 //! Making the node match its settings: which steps a change needs (pure), and doing them.
 
 use apiserver::agent::{ApplyOutcome, ApplyStep};
-use settings::Settings;
+use init_control::Problem;
+use settings::{ListenAddress, Settings, Step};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::access::Access;
 use crate::container::spec::lasting;
 use crate::node::Node;
-use crate::{bootstrap, files, hosts};
+use crate::{bootstrap, files, hosts, init};
 
 const ETC: &str = "/run/etc";
 
-/// In the order in which they are done: containers come last, and begin with all that the others have done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Step {
-    Motd,
-    Hostname,
-    Hosts,
-    Dns,
-    Sysctl,
-    Lockdown,
-    Registries,
-    OciDefaults,
-    Bootstrap,
-    Containers,
+/// A step that has to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Planned {
+    step: Step,
+    /// Nobody asks for it now: it failed before.
+    again: bool,
 }
 
-type Differ = fn(&Settings, &Settings) -> bool;
-
-/// Each step, what it is called in an outcome, and whether it has to be done when settings change.
-const STEPS: [(Step, &str, Differ); 10] = [
-    (Step::Motd, "motd", |old, new| old.motd != new.motd),
-    (Step::Hostname, "hostname", |old, new| hostname(old) != hostname(new)),
-    (Step::Hosts, "hosts", |old, new| hostname(old) != hostname(new) || hosts(old) != hosts(new)),
-    (Step::Dns, "dns", |old, new| old.dns != new.dns),
-    (Step::Sysctl, "sysctl", |old, new| sysctl(old) != sysctl(new)),
-    (Step::Lockdown, "lockdown", |old, new| lockdown(old) != lockdown(new)),
-    (Step::Registries, "registries", |old, new| Access::of(old) != Access::of(new)),
-    (Step::OciDefaults, "oci-defaults", |old, new| old.oci_defaults != new.oci_defaults),
-    (Step::Bootstrap, "bootstrap", |old, new| bootstrap::items(old) != bootstrap::items(new)),
-    (Step::Containers, "containers", |old, new| lasting(old) != lasting(new)),
-];
-
-fn hostname(settings: &Settings) -> Option<&str> {
-    settings.network.as_ref()?.hostname.as_deref()
-}
-
-fn hosts(settings: &Settings) -> Option<&[settings::HostEntry]> {
-    settings.network.as_ref()?.hosts.as_deref()
-}
-
-fn sysctl(settings: &Settings) -> Option<&BTreeMap<settings::SysctlKey, settings::SysctlValue>> {
-    settings.kernel.as_ref()?.sysctl.as_ref()
-}
-
-fn lockdown(settings: &Settings) -> Option<settings::Lockdown> {
-    settings.kernel.as_ref()?.lockdown
-}
-
-/// What differs, and what failed before; everything when nothing was applied yet.
-fn plan(old: Option<&Settings>, failed: &[Step], new: &Settings) -> Vec<(Step, &'static str)> {
-    let needed =
-        |step: &Step, differs: Differ| failed.contains(step) || old.is_none_or(|old| differs(old, new));
-    STEPS
-        .iter()
-        .filter(|(step, _, differs)| needed(step, *differs))
-        .map(|(step, name, _)| (*step, *name))
-        .collect()
+/// The steps that depend on a key that was asked for (none: all are) or that has changed, and those that failed before.
+fn plan(changed: &[String], asked: &[String], failed: &[Step]) -> Vec<Planned> {
+    let is_wanted =
+        |step: Step| asked.is_empty() || changed.iter().chain(asked).any(|key| step.depends_on(key));
+    let planned = |&step: &Step| match (is_wanted(step), failed.contains(&step)) {
+        (false, false) => None,
+        (is_wanted, _) => Some(Planned { step, again: !is_wanted }),
+    };
+    Step::ALL.iter().filter_map(planned).collect()
 }
 
 /// What was applied last.
 #[derive(Default)]
 pub struct Applier {
-    applied: Option<Settings>,
+    applied: Settings,
+    is_applied: bool,
     failed: Vec<Step>,
 }
 
 impl Applier {
-    #[cfg(test)]
-    pub(crate) fn note_applied(&mut self, settings: &Settings) {
-        self.applied = Some(settings.clone());
+    /// The settings that hold; none before the first apply.
+    pub fn applied(&self) -> Option<&Settings> {
+        self.is_applied.then_some(&self.applied)
     }
 
-    /// Does what a change needs. A step that fails is told, does not stop the others, and is tried again with the next apply.
-    pub fn apply(&mut self, node: &RefCell<Node>, generation: u64, new: &Settings) -> ApplyOutcome {
-        let planned = plan(self.applied.as_ref(), &self.failed, new);
+    /// Does what a change needs, and what was asked for by dotted names; none: everything. A step that fails is told, does not
+    /// stop the others, and is tried again with each apply until it is done.
+    pub fn apply(
+        &mut self,
+        node: &RefCell<Node>,
+        generation: u64,
+        asked: &[String],
+        new: &Settings,
+    ) -> ApplyOutcome {
+        let planned = plan(&settings::changed(&self.applied, new), asked, &self.failed);
         self.failed.clear();
         let mut steps = Vec::new();
-        for (step, name) in planned {
+        for Planned { step, again } in planned {
             let error = take(step, &mut node.borrow_mut(), new).err();
             if error.is_some() {
                 self.failed.push(step);
             }
-            steps.push(ApplyStep { name: name.to_owned(), error });
+            steps.push(ApplyStep::new(step, error, again));
         }
-        self.applied = Some(new.clone());
+        self.applied = new.clone();
+        self.is_applied = true;
+        node.borrow_mut().set_problems("apply", steps.iter().filter_map(problem).collect());
         ApplyOutcome { generation, steps }
     }
+}
+
+/// What is wrong with the node since a step failed.
+fn problem(step: &ApplyStep) -> Option<Problem> {
+    let message = step.error.clone()?;
+    let hint = "mend what it says: it is tried again with each change of the settings".to_owned();
+    Some(Problem { source: "apply".to_owned(), subject: step.name.clone(), message, hint })
 }
 
 fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
@@ -107,6 +85,7 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
         Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
+        Step::Ntp => node.time.set_settings(new.ntp.as_ref(), &node.ntp_servers),
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
@@ -119,6 +98,12 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
             node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
             Ok(())
         }
+        // What looks for updates and keeps a version on trial reads them when it needs them.
+        Step::Updates => Ok(()),
+        Step::Metrics => {
+            let address = new.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
+            node.exporter.listen(address.and_then(ListenAddress::get))
+        }
         Step::Bootstrap => {
             let items = bootstrap::items(new);
             node.containers.keep_images(bootstrap::images(&items));
@@ -128,6 +113,10 @@ fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
         Step::Containers => {
             node.containers.apply(lasting(new));
             Ok(())
+        }
+        Step::Api => {
+            let wanted = new.api.as_ref().and_then(|api| api.vsock).unwrap_or(false);
+            init::switch("api-vsock", wanted)
         }
     }
 }
@@ -142,40 +131,28 @@ fn write_motd(settings: &Settings) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn planned(old: Option<&serde_json::Value>, failed: &[Step], new: &serde_json::Value) -> Vec<Step> {
-        let settings = |tree: &serde_json::Value| settings::from_json(tree).unwrap();
-        let steps = plan(old.map(settings).as_ref(), failed, &settings(new));
-        steps.into_iter().map(|(step, _)| step).collect()
+    fn keys(keys: &[&str]) -> Vec<String> {
+        keys.iter().map(|&key| key.to_owned()).collect()
+    }
+
+    fn planned(changed: &[&str], asked: &[&str], failed: &[Step]) -> Vec<(Step, bool)> {
+        let steps = plan(&keys(changed), &keys(asked), failed);
+        steps.into_iter().map(|planned| (planned.step, planned.again)).collect()
     }
 
     #[test]
-    fn only_what_changed_and_what_failed_is_done() {
-        let base = json!({"motd": "a", "network": {"hostname": "n"}});
-        assert_eq!(planned(None, &[], &base), STEPS.map(|(step, ..)| step));
-        assert_eq!(planned(Some(&base), &[], &base), []);
-        assert_eq!(planned(Some(&base), &[Step::Dns], &base), [Step::Dns]);
-        for (change, steps) in [
-            (json!({"motd": "b"}), &[Step::Motd][..]),
-            (json!({"network": {"hostname": "m"}}), &[Step::Hostname, Step::Hosts]),
-            (json!({"network": {"hosts": [["10.0.0.1", ["a"]]]}}), &[Step::Hosts]),
-            (json!({"dns": {"name-servers": ["10.0.0.1"]}}), &[Step::Dns]),
-            (json!({"kernel": {"sysctl": {"vm.swappiness": "1"}}}), &[Step::Sysctl]),
-            (json!({"kernel": {"lockdown": "integrity"}}), &[Step::Lockdown]),
-            (json!({"network": {"https-proxy": "p:1"}}), &[Step::Registries]),
-            (json!({"network": {"no-proxy": ["a"]}}), &[Step::Registries]),
-            (json!({"container-registry": {"mirrors": {"*": ["a"]}}}), &[Step::Registries]),
-            (json!({"oci-defaults": {"capabilities": {"kill": false}}}), &[Step::OciDefaults]),
-            (json!({"containers": {"web": {"image": "a"}}}), &[Step::Containers]),
-            (json!({"host-containers": {"admin": {"source": "a", "enabled": true}}}), &[Step::Containers]),
-            (json!({"host-containers": {"admin": {"source": "a", "enabled": false}}}), &[]),
-            (json!({"bootstrap-containers": {"setup": {"source": "a", "mode": "once"}}}), &[Step::Bootstrap]),
-            (json!({"bootstrap-containers": {"setup": {"source": "a"}}}), &[]),
-        ] {
-            let base = settings::from_json(&base).unwrap();
-            let new = base.with(&settings::from_json(&change).unwrap());
-            assert_eq!(planned(Some(&base.to_json()), &[], &new.to_json()), steps, "{change}");
-        }
+    fn what_changed_what_was_asked_for_and_what_failed_is_done() {
+        let (motd, dns) = ("settings.motd", "settings.dns.search-list");
+        assert_eq!(planned(&[motd], &[motd], &[]), [(Step::Motd, false)]);
+        assert_eq!(planned(&[dns], &[motd], &[]), [(Step::Motd, false), (Step::Dns, false)]);
+        assert_eq!(
+            planned(&[motd], &[motd], &[Step::Lockdown]),
+            [(Step::Motd, false), (Step::Lockdown, true)]
+        );
+        assert_eq!(planned(&[], &["settings.kernel.lockdown"], &[Step::Lockdown]), [(Step::Lockdown, false)]);
+        assert_eq!(planned(&[], &["settings.nonesuch"], &[]), []);
+        let all: Vec<_> = Step::ALL.iter().map(|step| (*step, false)).collect();
+        assert_eq!(planned(&[], &[], &[Step::Lockdown]), all);
     }
 }

@@ -1,7 +1,7 @@
 //! Files that others read while we write them: the old content or the new, never half.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// Replaces a file. Not flushed: for files in memory (`/run`).
@@ -12,6 +12,16 @@ pub fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
 /// Replaces a file; it survives a power cut when this returns.
 pub fn replace_durably(path: &Path, data: &[u8]) -> io::Result<()> {
     write_and_rename(path, data, true)
+}
+
+/// Reads a file of at most `largest` bytes; one that is larger is an error.
+pub fn read_bounded(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    File::open(path)?.take(largest.saturating_add(1)).read_to_end(&mut data)?;
+    if data.len() as u64 > largest {
+        return Err(io::Error::other(format!("it has more than {largest} bytes")));
+    }
+    Ok(data)
 }
 
 fn write_and_rename(path: &Path, data: &[u8], durably: bool) -> io::Result<()> {

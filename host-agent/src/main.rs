@@ -4,10 +4,10 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::node::Node;
-use host_agent::{bootstrap, init, integrity, network, space, user_data};
+use host_agent::{bootstrap, init, integrity, network, space, time, update, user_data};
 use hyper::Method;
 use init_control::Problem;
-use settings::Settings;
+use settings::{Mistake, Settings};
 use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -51,8 +51,10 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
             .and_then(|()| UnixListener::from_std(listener))
             .map_err(|error| format!("cannot use the socket that was passed: {error}"))?;
         let agent = Agent::default();
+        agent.node.borrow_mut().time.source = Some(time::set_clock());
         tokio::task::spawn_local(agent.clone().serve(listener));
         tokio::task::spawn_local(network::run(agent.node.clone()));
+        tokio::task::spawn_local(time::run(agent.node.clone()));
         tokio::task::spawn_local(watch_space(agent.node.clone()));
         tokio::task::spawn_local(start_node(agent.clone()));
         let mut terminate =
@@ -62,6 +64,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
         // Containers run on in their shims.
         terminate.recv().await;
         agent.stop().await;
+        time::note_if_right(&agent.node);
         Ok(())
     })
 }
@@ -77,7 +80,7 @@ async fn start_node(agent: Agent) {
     }
     node.borrow_mut().phase("user-data");
     let mut delay = Duration::from_millis(100);
-    let settings = loop {
+    let (settings, refused) = loop {
         match settings_of_api().await {
             Ok(settings) => break settings,
             Err(message) => {
@@ -90,25 +93,20 @@ async fn start_node(agent: Agent) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    let outcome = applier.borrow_mut().apply(&node, 0, &settings);
-    let failed = outcome.steps.iter().filter_map(|step| {
-        let message = step.error.clone()?;
-        Some(Problem {
-            source: "apply".to_owned(),
-            subject: step.name.clone(),
-            message,
-            hint: "set it again, or restart the node".to_owned(),
-        })
-    });
-    let failed: Vec<Problem> = failed.collect();
+    applier.borrow_mut().apply(&node, 0, &[], &settings);
     {
         let mut node = node.borrow_mut();
-        node.set_problems("apply", failed);
+        node.set_problems("settings", refused.into_iter().map(left_out).collect());
         node.phase("applied");
     }
     // What was committed meanwhile is newer than what was read above, and is applied now; what bootstrap sets, too.
     agent.start_is_over();
     tokio::task::spawn_local(bootstrap::run(node.clone()));
+    // On trial, this is what decides: an agent that hangs before this point lets the watchdog or the next start do it.
+    let (updates, applied) = (agent.updates.clone(), applier.clone());
+    tokio::task::spawn_local(update::watch(updates, node.clone(), move || {
+        applied.borrow().applied().cloned()
+    }));
     // Health is noticed also when nobody asks.
     for _ in 0..600 {
         if let Ok(status) = init::status().await
@@ -119,6 +117,17 @@ async fn start_node(agent: Agent) {
         sleep(Duration::from_millis(500)).await;
     }
     integrity::check_root().await;
+}
+
+/// A value that was taken once and is of no use to this version. It stays a problem until the agent starts again: whoever sets the
+/// key anew is told at once what is wrong with it.
+fn left_out(mistake: Mistake) -> Problem {
+    Problem {
+        source: "apply".to_owned(),
+        message: format!("{}; it is left out, the rest is applied", mistake.reason),
+        hint: format!("set it again, or apiclient delete {}", mistake.key),
+        subject: mistake.key,
+    }
 }
 
 /// Through the API, which has one apply after the other, each with the newest settings.
@@ -142,7 +151,8 @@ async fn watch_space(node: Rc<RefCell<Node>>) {
     }
 }
 
-async fn settings_of_api() -> Result<Settings, String> {
+/// What can be used of the settings, and what is wrong with the rest.
+async fn settings_of_api() -> Result<(Settings, Vec<Mistake>), String> {
     let answer =
         request(&Endpoint::Unix(API.into()), Method::GET, "/settings", Vec::new(), Duration::from_secs(10))
             .await;
@@ -151,5 +161,5 @@ async fn settings_of_api() -> Result<Settings, String> {
         return Err(answer.text());
     }
     let value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-    settings::from_json(&value).map_err(|mistakes| mistakes.to_string())
+    Ok(settings::from_json_in_part(&value))
 }

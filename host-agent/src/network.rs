@@ -30,6 +30,7 @@ struct Wanted {
     routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
     mtu: Option<u16>,
     dns: LeasedDns,
+    ntp: Vec<Ipv4Addr>,
 }
 
 impl Wanted {
@@ -56,6 +57,7 @@ impl Wanted {
                     .clone()
                     .unwrap_or_else(|| lease.domain_name.iter().cloned().collect()),
             },
+            ntp: lease.ntp_srvs.clone().unwrap_or_default(),
         }
     }
 }
@@ -198,6 +200,8 @@ impl Interface {
         self.leases.borrow_mut().insert(self.name.clone(), (wanted.clone(), until));
         if before.as_ref() != Some(&wanted) {
             self.node.borrow_mut().resolver.set_lease(&self.name, Some(wanted.dns.clone()))?;
+            let ntp = wanted.ntp.iter().copied().map(Into::into).collect();
+            self.node.borrow_mut().set_ntp_servers(&self.name, ntp)?;
         }
         let mut node = self.node.borrow_mut();
         node.addresses.insert(self.name.clone(), vec![address]);
@@ -213,6 +217,7 @@ impl Interface {
         let removed = remove_address(&self.handle, index, address).await;
         self.node.borrow_mut().addresses.remove(&self.name);
         let written = self.node.borrow_mut().resolver.set_lease(&self.name, None);
+        let written = written.and(self.node.borrow_mut().set_ntp_servers(&self.name, Vec::new()));
         let more = removed.err().map(|error| error.to_string()).or(written.err());
         let more = more.map(|error| format!("; {error}")).unwrap_or_default();
         self.tell(format!("the lease of {address} is over, and no DHCP server has renewed it{more}"));

@@ -4,12 +4,17 @@ use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus, Health, S
 use init_control::{NodeStatus, Problem, ServiceState};
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 
 use crate::bootstrap::Bootstrap;
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
 use crate::container::spec;
+use crate::exporter::Exporter;
 use crate::resolver::Resolver;
+use crate::time::Time;
+
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 #[derive(Default)]
 pub struct Node {
@@ -17,6 +22,10 @@ pub struct Node {
     pub bootstrap: Bootstrap,
     pub addresses: BTreeMap<String, Vec<String>>,
     pub resolver: Resolver,
+    pub exporter: Exporter,
+    /// By interface, as DHCP gives them.
+    pub ntp_servers: BTreeMap<String, Vec<IpAddr>>,
+    pub time: Time,
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,
@@ -52,6 +61,12 @@ impl Node {
         self.set_problems(source, problems);
     }
 
+    /// Notes the NTP servers that one interface's lease names; none when it is over.
+    pub fn set_ntp_servers(&mut self, interface: &str, servers: Vec<IpAddr>) -> Result<(), String> {
+        self.ntp_servers.insert(interface.to_owned(), servers);
+        self.time.follow(&self.ntp_servers)
+    }
+
     /// Health of the whole, with what PID 1 says.
     pub fn status(&mut self, init: &NodeStatus) -> Status {
         let containers = self.containers.statuses();
@@ -83,8 +98,10 @@ impl Node {
             data: init.data.clone(),
             boot_phases,
             addresses: self.addresses.clone(),
+            time: self.time.status(),
             memory_total_kib,
             memory_available_kib,
+            secure_boot: secure_boot(),
         }
     }
 }
@@ -124,6 +141,12 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
         _ => format!("apiclient container logs {} shows what it wrote", container.name),
     };
     Some(Problem { source: "containers".to_owned(), subject: spec::key(&container.name), message, hint })
+}
+
+/// What the firmware's variable says (UEFI specification, section 3.3): four bytes of attributes, one of value.
+fn secure_boot() -> Option<bool> {
+    let variable = fs::read(SECURE_BOOT).ok()?;
+    variable.get(4).map(|value| *value == 1)
 }
 
 /// Total and available memory, in KiB.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use init::accounts::Accounts;
 use init::control::Problem;
 use init::service::{self, Service};
+use init::switches::Switches;
 
 use crate::console::Console;
 use crate::{disks, identity, mounts, power};
@@ -18,7 +19,7 @@ pub(crate) struct Machine {
     pub(crate) phases: Vec<(String, u64)>,
     pub(crate) accounts: Accounts,
     pub(crate) services: Vec<Service>,
-    pub(crate) switches: Vec<&'static str>,
+    pub(crate) switches: Switches,
     pub(crate) state: &'static str,
     pub(crate) data: &'static str,
     pub(crate) machine_id: String,
@@ -132,10 +133,10 @@ fn read_services() -> (Vec<Service>, Vec<String>) {
 }
 
 /// What the VMM asks for, on the kernel's command line or by fw_cfg.
-fn switches() -> Vec<&'static str> {
+fn switches() -> Switches {
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let by_cmdline = cmdline.split_whitespace().any(|word| word == "caisson.api-vsock=on");
     let by_fw_cfg = fs::read("/sys/firmware/qemu_fw_cfg/by_name/opt/caisson/api-vsock/raw")
         .is_ok_and(|value| value.trim_ascii() == b"on");
-    if by_cmdline || by_fw_cfg { vec!["api-vsock"] } else { Vec::new() }
+    Switches::new((by_cmdline || by_fw_cfg).then(|| "api-vsock".to_owned()))
 }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use init::control::{NodeStatus, Problem, Request, Response};
 use init::log_line::Lines;
+use init::service::Start;
 use init::supervisor::{Action, Event, Id, Supervisor};
 
 use crate::boot::Machine;
@@ -187,18 +188,53 @@ impl Shell {
     fn make_sockets(&mut self) {
         let ids = 0..self.supervisor.status().len();
         for id in ids {
-            let Some(service) = self.supervisor.service(id).cloned() else { continue };
-            match spawn::make_sockets(&service, &self.machine.accounts, &self.machine.switches) {
-                Ok(sockets) => {
-                    self.sockets.insert(id, sockets);
-                }
-                Err(message) => self.problem(
-                    &service.name,
+            for message in self.make_sockets_of(id) {
+                let name = self.supervisor.service(id).map(|service| service.name.clone());
+                self.problem(
+                    &name.unwrap_or_default(),
                     message,
-                    "the service runs without its sockets: see the boot log",
-                ),
+                    "the service runs without this socket: see the boot log",
+                );
             }
         }
+    }
+
+    /// Makes the sockets that a service is to have, and closes those that it is not. Returns what could not be made.
+    fn make_sockets_of(&mut self, id: Id) -> Vec<String> {
+        let Some(service) = self.supervisor.service(id) else { return Vec::new() };
+        let there = self.sockets.remove(&id).unwrap_or_default();
+        let (sockets, failures) =
+            spawn::make_sockets(service, &self.machine.accounts, &self.machine.switches, there);
+        self.sockets.insert(id, sockets);
+        failures
+    }
+
+    /// Services get their sockets when they start: those that have such a socket are started again.
+    fn switch(&mut self, name: &str, on: bool) -> Result<(), String> {
+        let concerned: Vec<Id> = (0..self.supervisor.status().len())
+            .filter(|id| {
+                let sockets = self.supervisor.service(*id).into_iter().flat_map(|service| &service.sockets);
+                sockets.into_iter().any(|socket| socket.when.as_deref() == Some(name))
+            })
+            .collect();
+        if concerned.is_empty() {
+            return Err(format!("no socket has the switch {name:?}"));
+        }
+        if !self.machine.switches.set(name, on) {
+            return Ok(());
+        }
+        let failures: Vec<String> = concerned.iter().flat_map(|id| self.make_sockets_of(*id)).collect();
+        if !failures.is_empty() {
+            // As before, so that who asks again has it tried again.
+            self.machine.switches.set(name, !on);
+            return Err(failures.join("; "));
+        }
+        let what = if on { "on" } else { "off" };
+        self.machine.console.say(6, "init", &format!("{name}: turned {what} by the settings"));
+        for id in concerned {
+            self.happened(Event::RestartAsked(id));
+        }
+        Ok(())
     }
 
     /// Tells the supervisor, and does what it says until nothing is left to do.
@@ -361,6 +397,22 @@ impl Shell {
                     Response::Done
                 }
                 None => Response::Error { message: format!("there is no service {service:?}") },
+            },
+            Request::Stop { service } => match self.supervisor.find(&service) {
+                Some(id)
+                    if self.supervisor.service(id).is_some_and(|service| service.start == Start::Asked) =>
+                {
+                    self.happened(Event::StopAsked(id));
+                    Response::Done
+                }
+                Some(_) => Response::Error {
+                    message: format!("{service} is started with the node, and ends with it"),
+                },
+                None => Response::Error { message: format!("there is no service {service:?}") },
+            },
+            Request::Switch { name, on } => match self.switch(&name, on) {
+                Ok(()) => Response::Done,
+                Err(message) => Response::Error { message },
             },
             Request::Reboot => {
                 self.asked = Some(power::End::Reboot);

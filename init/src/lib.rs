@@ -25,6 +25,7 @@ pub mod grow;
 pub mod log_line;
 pub mod service;
 pub mod supervisor;
+pub mod switches;
 pub mod sys;
 
 pub use init_control as control;

@@ -23,10 +23,20 @@ fn early() -> [(&'static str, &'static str, MsFlags, Option<&'static str>); 9] {
     ]
 }
 
+/// What is there only where the firmware or the kernel has it: its variables, and the last words of a kernel that died.
+const WHERE_THERE: [(&str, &str); 2] =
+    [("efivarfs", "/sys/firmware/efi/efivars"), ("pstore", "/sys/fs/pstore")];
+
 /// Mounts everything; returns what failed, in words.
 pub(crate) fn mount_all() -> Vec<String> {
     let mut problems = Vec::new();
-    for (kind, target, flags, data) in early() {
+    let all = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let wanted = |(kind, target): (&'static str, &'static str)| {
+        Path::new(target).is_dir().then_some((kind, target, all, None))
+    };
+    let further = WHERE_THERE.into_iter().filter_map(wanted);
+    // Looked for one after the other: these are below /sys, which is mounted by then.
+    for (kind, target, flags, data) in early().into_iter().chain(further) {
         let _ = fs::create_dir(target);
         if let Err(error) = mount(Some(kind), target, Some(kind), flags, data) {
             // The kernel has mounted /dev before it started init, with flags of its own.

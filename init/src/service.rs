@@ -24,13 +24,16 @@ pub struct Service {
     #[serde(default)]
     pub required: bool,
     pub restart: Restart,
+    #[serde(default)]
+    pub start: Start,
     #[serde(default = "half_a_minute")]
     pub start_timeout: Span,
     #[serde(default = "ten_seconds")]
     pub stop_timeout: Span,
     /// A folder below /state, owned by the user, 0700.
     pub state_directory: Option<String>,
-    /// Capabilities that stay in the bounding set, as `CAP_…`; absent: all. Another user than root has none either way.
+    /// Capabilities that stay, as `CAP_…`; absent: all for root, none for another user, who gets those that are named as ambient
+    /// ones (capabilities(7)).
     pub capabilities: Option<Vec<String>>,
     #[serde(default)]
     pub no_new_privileges: bool,
@@ -57,6 +60,15 @@ pub enum Restart {
     Always,
     OnFailure,
     No,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    #[default]
+    Boot,
+    /// When it is asked for through the control socket, which can also stop it.
+    Asked,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -144,11 +156,6 @@ impl Service {
         }
         if service.exec.iter().any(|item| item.contains('\0')) {
             return wrong("exec: an item holds a zero byte");
-        }
-        if service.user != "root" && service.capabilities.as_ref().is_some_and(|list| !list.is_empty()) {
-            return wrong(
-                "capabilities: only root keeps capabilities; leave the list empty for another user",
-            );
         }
         if service
             .state_directory

@@ -17,6 +17,7 @@ use std::time::Duration;
 use init::accounts::{Accounts, User};
 use init::service::{Service, Socket};
 use init::supervisor::End;
+use init::switches::Switches;
 use init::sys;
 
 pub(crate) const NOTIFY: &str = "/run/notify.sock";
@@ -30,17 +31,26 @@ pub(crate) fn group_of(service: &str) -> PathBuf {
     Path::new(GROUPS).join(service)
 }
 
-/// Makes the sockets of a service, in the order of its file; those whose switch is off are left out.
+/// The sockets of a service, in the order of its file, without those whose switch is off. What is there already is kept: others
+/// may be connecting to it. What could not be made is told.
 pub(crate) fn make_sockets(
     service: &Service,
     accounts: &Accounts,
-    switches: &[&str],
-) -> Result<Vec<(String, OwnedFd)>, String> {
-    let wanted = service
-        .sockets
-        .iter()
-        .filter(|socket| socket.when.as_deref().is_none_or(|when| switches.contains(&when)));
-    wanted.map(|wanted| make_socket(wanted, accounts).map(|fd| (wanted.name.clone(), fd))).collect()
+    switches: &Switches,
+    mut there: Vec<(String, OwnedFd)>,
+) -> (Vec<(String, OwnedFd)>, Vec<String>) {
+    let (mut sockets, mut failures) = (Vec::new(), Vec::new());
+    for wanted in service.sockets.iter().filter(|socket| switches.want(socket)) {
+        let made = match there.iter().position(|(name, _)| *name == wanted.name) {
+            Some(at) => Ok(there.swap_remove(at)),
+            None => make_socket(wanted, accounts).map(|fd| (wanted.name.clone(), fd)),
+        };
+        match made {
+            Ok(socket) => sockets.push(socket),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    (sockets, failures)
 }
 
 fn make_socket(wanted: &Socket, accounts: &Accounts) -> Result<OwnedFd, String> {
@@ -306,12 +316,15 @@ const CAPABILITIES: [&str; 41] = [
 ];
 
 fn drop_privileges(service: &Service, user: User) -> Result<(), String> {
+    let mut passed = Vec::new();
     if let Some(kept) = &service.capabilities {
         if let Some(unknown) = kept.iter().find(|name| !CAPABILITIES.contains(&name.as_str())) {
             return Err(format!("capabilities: there is no {unknown}"));
         }
         for (number, name) in (0..).zip(CAPABILITIES) {
-            if !kept.iter().any(|kept| kept == name) {
+            if kept.iter().any(|kept| kept == name) {
+                passed.push(number);
+            } else {
                 sys::drop_from_bounding_set(number)
                     .map_err(|error| format!("cannot drop {name}: {error}"))?;
             }
@@ -320,9 +333,16 @@ fn drop_privileges(service: &Service, user: User) -> Result<(), String> {
     if user.uid != 0 {
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
         let failed = |error: nix::Error| format!("cannot become the user {}: {error}", service.user);
+        if !passed.is_empty() {
+            sys::keep_capabilities().map_err(failed)?;
+        }
         setgroups(&[gid]).map_err(failed)?;
         setresgid(gid, gid, gid).map_err(failed)?;
         setresuid(uid, uid, uid).map_err(failed)?;
+        if !passed.is_empty() {
+            sys::pass_capabilities(&passed)
+                .map_err(|error| format!("cannot give {} its capabilities: {error}", service.user))?;
+        }
     }
     if service.no_new_privileges {
         sys::set_no_new_privileges().map_err(|error| format!("cannot set no-new-privileges: {error}"))?;

@@ -2,7 +2,7 @@
 //! [`Action`]s and tells what happened as [`Event`]s. Times are milliseconds of one clock that never goes back.
 
 use crate::control::{ServiceState, ServiceStatus};
-use crate::service::{Readiness, Restart, Service};
+use crate::service::{Readiness, Restart, Service, Start};
 
 /// The first delay before a service is started again; each further one is twice as long.
 pub const FIRST_DELAY: u64 = 100;
@@ -46,6 +46,8 @@ pub enum Event {
     Exited(Id, End),
     /// Someone asks to stop and start it.
     RestartAsked(Id),
+    /// Someone asks to stop it, and not to start it again.
+    StopAsked(Id),
     /// Stop everything, for good.
     Stop,
     /// Time passed.
@@ -94,6 +96,7 @@ struct Unit {
     restarts: u32,
     last_exit: Option<String>,
     restart_asked: bool,
+    stop_asked: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -105,9 +108,9 @@ pub struct Supervisor {
 impl Supervisor {
     /// `services` in an order in which each comes after those that it waits for.
     pub fn new(services: Vec<Service>) -> Self {
-        let unit = |service| Unit {
+        let unit = |service: Service| Unit {
+            phase: if service.start == Start::Asked { Phase::Done } else { Phase::Waiting },
             service,
-            phase: Phase::Waiting,
             pid: None,
             started_at: 0,
             ready_at: None,
@@ -116,6 +119,7 @@ impl Supervisor {
             restarts: 0,
             last_exit: None,
             restart_asked: false,
+            stop_asked: false,
         };
         Self { units: services.into_iter().map(unit).collect(), stopping: false }
     }
@@ -193,6 +197,7 @@ impl Supervisor {
             Event::Ready(id) => self.became_ready(id, now, &mut actions),
             Event::Exited(id, end) => self.ended(id, end.words(), end.clean(), now, &mut actions),
             Event::RestartAsked(id) => self.restart(id, now, &mut actions),
+            Event::StopAsked(id) => self.stop(id, now, &mut actions),
             Event::Stop => self.stopping = true,
             Event::Tick => {}
         }
@@ -240,6 +245,12 @@ impl Supervisor {
             unit.restart_asked = false;
             unit.restarts = unit.restarts.saturating_add(1);
             unit.phase = Phase::BackOff { until: now };
+            return;
+        }
+        if unit.stop_asked {
+            unit.stop_asked = false;
+            unit.phase = Phase::Done;
+            actions.push(Action::Say(id, 5, "stopped".to_owned()));
             return;
         }
         if one_shot && clean {
@@ -290,6 +301,26 @@ impl Supervisor {
                 actions.push(Action::Terminate(id));
             }
             Phase::BackOff { .. } | Phase::Done | Phase::Failed => unit.phase = Phase::BackOff { until: now },
+            Phase::Stopping { .. } => {
+                unit.stop_asked = false;
+                unit.restart_asked = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, id: Id, now: u64, actions: &mut Vec<Action>) {
+        let Some(unit) = self.units.get_mut(id) else { return };
+        unit.restart_asked = false;
+        match unit.phase {
+            Phase::Starting { .. } | Phase::Ready if unit.pid.is_some() => {
+                unit.stop_asked = true;
+                unit.phase =
+                    Phase::Stopping { until: now.saturating_add(millis(unit.service.stop_timeout.0)) };
+                actions.push(Action::Terminate(id));
+            }
+            Phase::Stopping { .. } => unit.stop_asked = true,
+            Phase::Waiting | Phase::BackOff { .. } | Phase::Failed => unit.phase = Phase::Done,
             _ => {}
         }
     }
@@ -478,6 +509,37 @@ mod tests {
         assert_eq!(spawns(&supervisor.handle(6, Event::Exited(0, End::Code(0)))), [0]);
     }
 
+    #[test]
+    fn a_service_that_is_off_runs_from_when_it_is_asked_for_until_it_is_stopped() {
+        let ntp = service("ntp", "start = \"asked\"\n");
+        let mut supervisor = Supervisor::new(vec![ntp, service("c", "after = [\"ntp\"]\n")]);
+        let off = |supervisor: &Supervisor| supervisor.status()[0].state == ServiceState::Done;
+        assert_eq!(
+            spawns(&supervisor.handle(0, Event::Tick)),
+            [1],
+            "who waits for it does not wait for ever"
+        );
+        assert!(off(&supervisor));
+        assert_eq!(spawns(&supervisor.handle(1, Event::RestartAsked(0))), [0]);
+        supervisor.handle(1, Event::Spawned(0, 7));
+        supervisor.handle(2, Event::Ready(0));
+        assert!(supervisor.handle(3, Event::StopAsked(0)).contains(&Action::Terminate(0)));
+        assert!(spawns(&supervisor.handle(4, Event::Exited(0, End::Signal(15)))).is_empty());
+        assert!(off(&supervisor));
+        // A change of mind while it ends.
+        assert_eq!(spawns(&supervisor.handle(5, Event::RestartAsked(0))), [0]);
+        supervisor.handle(5, Event::Spawned(0, 8));
+        supervisor.handle(6, Event::StopAsked(0));
+        supervisor.handle(7, Event::RestartAsked(0));
+        assert_eq!(spawns(&supervisor.handle(8, Event::Exited(0, End::Signal(15)))), [0]);
+        // It ends by itself, and is not wanted when its delay is over.
+        supervisor.handle(8, Event::Spawned(0, 9));
+        supervisor.handle(9, Event::Exited(0, End::Code(70)));
+        supervisor.handle(10, Event::StopAsked(0));
+        assert!(spawns(&supervisor.handle(100_000, Event::Tick)).is_empty());
+        assert!(off(&supervisor));
+    }
+
     /// A world that starts what it is asked to start and lets things happen in any order.
     #[derive(Debug, Clone)]
     enum Happens {
@@ -485,6 +547,7 @@ mod tests {
         Exit(usize, i32),
         Refuse(usize),
         Restart(usize),
+        Off(usize),
         Time(u64),
         Stop,
     }
@@ -495,6 +558,7 @@ mod tests {
             4 => (0..3usize, 0..2i32).prop_map(|(id, code)| Happens::Exit(id, code)),
             1 => (0..3usize).prop_map(Happens::Refuse),
             1 => (0..3usize).prop_map(Happens::Restart),
+            1 => (0..3usize).prop_map(Happens::Off),
             6 => (0..20_000u64).prop_map(Happens::Time),
             1 => Just(Happens::Stop),
         ];
@@ -523,6 +587,7 @@ mod tests {
                     Happens::Exit(..) => {}
                     Happens::Refuse(id) => refuse[id] = true,
                     Happens::Restart(id) => queue.push(Event::RestartAsked(id)),
+                    Happens::Off(id) => queue.push(Event::StopAsked(id)),
                     Happens::Time(by) => { now += by; queue.push(Event::Tick); }
                     Happens::Stop => { stop = true; queue.push(Event::Stop); }
                 }

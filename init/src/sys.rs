@@ -94,6 +94,48 @@ pub fn drop_from_bounding_set(capability: u32) -> nix::Result<()> {
     nix::errno::Errno::result(result).map(drop)
 }
 
+/// Lets capabilities outlast the next change of the user, up to exec.
+pub fn keep_capabilities() -> nix::Result<()> {
+    // SAFETY: prctl with numbers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Has these capabilities and no others, and the program that is run next has them too (ambient, capabilities(7)).
+pub fn pass_capabilities(capabilities: &[u32]) -> nix::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let wanted = capabilities.iter().fold(0, |set, number| set | 1u64.checked_shl(*number).unwrap_or(0));
+    let half = |shift: u32| {
+        let bits = u32::try_from(wanted.checked_shr(shift).unwrap_or(0) & 0xffff_ffff).unwrap_or(0);
+        Sets { effective: bits, permitted: bits, inheritable: bits }
+    };
+    let sets = [half(0), half(32)];
+    // SAFETY: the structures are laid out as linux/capability.h says for this version, and live until the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
+    nix::errno::Errno::result(result)?;
+    for capability in capabilities {
+        let raise = libc::c_ulong::try_from(libc::PR_CAP_AMBIENT_RAISE).unwrap_or(0);
+        let number = libc::c_ulong::from(*capability);
+        // SAFETY: prctl with numbers only.
+        let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, 0, 0) };
+        nix::errno::Errno::result(result)?;
+    }
+    Ok(())
+}
+
 /// Sets a name and a value for all descendants: no program they run can gain privileges.
 pub fn set_no_new_privileges() -> nix::Result<()> {
     // SAFETY: prctl with numbers only.

@@ -4,13 +4,25 @@ use apiserver::agent::{ContainerStatus, Status};
 use apiserver::client::{Answer, ClientError, Endpoint, request_blocking};
 use hyper::Method;
 use serde_json::{Value, json};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::bench::apiclient;
 use crate::node::{Node, POLL, REQUEST};
 
 impl Node {
     pub fn endpoint(&self) -> Endpoint {
         Endpoint::Unix(self.path("api.sock"))
+    }
+
+    /// Runs the image's own `apiclient` on this side of the socket: its exit code, and what it said.
+    #[track_caller]
+    pub fn client(&self, arguments: &[&str]) -> (i32, String) {
+        let socket = self.path("api.sock");
+        let output = Command::new(apiclient()).arg("--socket").arg(socket).args(arguments).output();
+        let output = output.unwrap_or_else(|error| panic!("apiclient: {error}"));
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
     }
 
     pub fn request_within(

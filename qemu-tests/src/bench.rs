@@ -29,6 +29,16 @@ pub fn bench() -> &'static Bench {
     })
 }
 
+/// `apiclient` as it is in the image.
+pub(crate) fn apiclient() -> PathBuf {
+    let Bench { project, toolbox, .. } = bench();
+    let package = guest::GUEST_PACKAGES.iter().find(|guest| guest.programs.contains(&"apiclient"));
+    let built = package
+        .context("no package has apiclient")
+        .and_then(|package| guest::build(project, toolbox, &Rust::find(project)?, package));
+    built.unwrap_or_else(|error| panic!("apiclient: {error:#}")).path.join("apiclient")
+}
+
 fn find() -> Result<Bench> {
     let project = Project::open()?;
     let mut artifacts = Artifacts::of(&project, "default");

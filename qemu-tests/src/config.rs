@@ -41,6 +41,12 @@ pub struct Config {
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
+    /// Without firmware: what boots is chosen among the slots, at each start.
+    pub choose_slot: bool,
+    /// Firmware that can refuse what is not signed.
+    pub secure_boot: bool,
+    /// The API is open to the host from the start; else only where settings say so.
+    pub api: bool,
     /// Further arguments of QEMU.
     pub extra: Vec<String>,
 }
@@ -63,6 +69,9 @@ impl Config {
             guest_forward: None,
             tap: None,
             skip_idle_time: false,
+            choose_slot: false,
+            secure_boot: false,
+            api: true,
             extra: Vec::new(),
         }
     }

@@ -20,14 +20,26 @@ use crate::node::Node;
 /// a story does by this.
 #[track_caller]
 pub fn install_in_slot_b(node: &mut Node, name: &str, script: &str) {
-    let cmdline = build_and_write(node, name, script);
-    node.config.cmdline = Some(cmdline.unwrap_or_else(|error| panic!("the root with {name}: {error:#}")));
+    let installed = with_service(node, name, script)
+        .and_then(|(project, variant)| build_and_write(node, &project, &variant));
+    node.config.cmdline = Some(installed.unwrap_or_else(|error| panic!("the root with {name}: {error:#}")));
 }
 
-fn build_and_write(node: &Node, name: &str, script: &str) -> Result<String> {
-    let bench = bench();
-    let real = &bench.project;
-    // The sources of what a root takes from os/, with the service added.
+/// The same, with nothing more than the root of trust of a repository of updates.
+#[track_caller]
+pub fn install_with_update_root(node: &mut Node, update_root: &Path) {
+    let real = &bench().project;
+    let installed = Variant::load(real, "default").and_then(|mut variant| {
+        variant.update_root = Some(update_root.to_owned());
+        build_and_write(node, real, &variant)
+    });
+    node.config.cmdline =
+        Some(installed.unwrap_or_else(|error| panic!("the root with an update root: {error:#}")));
+}
+
+/// The sources of what a root takes from os/, and the variant, with the service added.
+fn with_service(node: &Node, name: &str, script: &str) -> Result<(Project, Variant)> {
+    let real = &bench().project;
     let sources = node.path("sources");
     let os = real.sources.join("os");
     for file in files_below(&os)? {
@@ -40,12 +52,16 @@ fn build_and_write(node: &Node, name: &str, script: &str) -> Result<String> {
         "description = \"A story\"\nexec = {exec}\nafter = [\"apiserver\", \"host-agent\"]\nready = \"started\"\nrestart = \"no\"\n"
     );
     fs::write(sources.join(format!("os/services/{name}.toml")), service)?;
-    let project = Project { sources, cache: real.cache.clone(), version: real.version };
-
     let mut variant = Variant::load(real, "default")?;
     variant.services.push(name.to_owned());
+    Ok((Project { sources, cache: real.cache.clone(), version: real.version }, variant))
+}
+
+fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<String> {
+    let bench = bench();
+    let real = &bench.project;
     let rust = Rust::find(real)?;
-    let youki = guest::youki(real, &bench.toolbox, &rust)?;
+    let bundled = guest::bundled(real, &bench.toolbox, &rust)?;
     let busybox = oci::preload(real, &bench.toolbox, "busybox")?;
     let shell = real.cache.step(
         "shell",
@@ -56,16 +72,17 @@ fn build_and_write(node: &Node, name: &str, script: &str) -> Result<String> {
             Ok(())
         },
     )?;
-    let mut built = vec![(youki.clone(), vec!["youki"]), (shell, vec!["busybox"])];
+    let mut built = bundled.clone();
+    built.push((shell, vec!["busybox"]));
     for package in guest::GUEST_PACKAGES {
         built.push((guest::build(real, &bench.toolbox, &rust, package)?, package.programs.to_vec()));
     }
     let programs: Vec<_> = built.iter().map(|(entry, names)| (entry, names.clone())).collect();
-    let licences = sbom::collect(real, &bench.toolbox, &rust, &youki, &kernel::build(real, &bench.toolbox)?)?;
+    let licences =
+        sbom::collect(real, &bench.toolbox, &rust, &bundled, &kernel::build(real, &bench.toolbox)?)?;
     let preloaded = [busybox];
-    let inputs =
-        root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
-    let (entry, verity) = root::build(&project, &bench.toolbox, &inputs)?;
+    let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let (entry, verity) = root::build(project, &bench.toolbox, &inputs)?;
 
     write_slot(
         &node.disk_path(),

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use build::command::{run_quiet, tail};
+use build::toolbox::Toolbox;
 use build::vm::config::Tap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -97,6 +98,56 @@ impl Lan {
         self.servers.push(server);
     }
 
+    /// nginx, for the files in a folder below `/tmp`: `http://192.0.2.1:8080/`.
+    #[track_caller]
+    pub fn nginx(&mut self, folder: &Path) {
+        let configuration = format!(
+            "user root; daemon off; master_process off; pid {0}/nginx.pid; error_log {0}/nginx.log; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi;\n\
+             uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi;\n\
+             server {{ listen {1}:8080; root {2}; }} }}\n",
+            self.folder.path().display(),
+            Self::ADDRESS,
+            folder.display()
+        );
+        fs::write(self.path("nginx.conf"), configuration).expect("nginx's configuration");
+        let tests = Toolbox::for_tests(&bench().project);
+        let toolbox = tests.unwrap_or_else(|error| panic!("the toolbox of the tests: {error:#}"));
+        let log = File::create(self.path("nginx.out")).expect("a log");
+        let mut command = self.command_of(toolbox, "nginx");
+        command.arg("-c").arg(self.path("nginx.conf")).arg("-e").arg(self.path("nginx.log"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        let mut server = command.spawn().expect("nginx");
+        let deadline = Instant::now() + START;
+        while !self.path("nginx.pid").exists() {
+            let said = || tail(&self.path("nginx.out"), 10);
+            assert!(matches!(server.try_wait(), Ok(None)), "nginx ended at once: {}", said());
+            assert!(Instant::now() < deadline, "nginx does not start: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.servers.push(server);
+    }
+
+    /// chrony as an NTP server with the host's time, on [`Lan::ADDRESS`]; it leaves the host's clock alone (`-x`).
+    #[track_caller]
+    pub fn chrony(&mut self) {
+        let log = self.path("chrony.log");
+        let file = File::create(&log).expect("a log");
+        let mut command = self.command("chronyd");
+        command.args(["-x", "-d", "-u", "root", "local stratum 1", "allow", "cmdport 0", "bindcmdaddress /"]);
+        command.arg(format!("pidfile {}", self.path("chrony.pid").display()));
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("a log")).stderr(file);
+        let mut server = command.spawn().expect("chronyd");
+        let deadline = Instant::now() + START;
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        while !said().contains("Running with root privileges") {
+            assert!(matches!(server.try_wait(), Ok(None)), "chronyd ended at once: {}", said());
+            assert!(Instant::now() < deadline, "chronyd does not start: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.servers.push(server);
+    }
+
     /// Stops all servers.
     pub fn silence(&mut self) {
         for mut server in self.servers.drain(..) {
@@ -119,7 +170,11 @@ impl Lan {
 
     /// A program of the toolbox in this network; it ends with us.
     fn command(&self, program: &str) -> Command {
-        let mut command = bench().toolbox.clone().with_share(self.folder.path()).command("nsenter");
+        self.command_of(bench().toolbox.clone(), program)
+    }
+
+    fn command_of(&self, toolbox: Toolbox, program: &str) -> Command {
+        let mut command = toolbox.with_share(self.folder.path()).command("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.holder.id()));
         command.args(["setpriv", "--pdeathsig", "KILL", program]);
         command

@@ -13,6 +13,7 @@ mod installed;
 mod lan;
 mod node;
 mod registry;
+mod updates;
 mod wire;
 
 pub use api::script;
@@ -20,10 +21,11 @@ pub use bench::{Bench, bench};
 pub use config::{Config, UserData};
 pub use drives::{flip, nocloud_iso, nocloud_vfat, wipe};
 pub use imds::{Answers, Imds};
-pub use installed::install_in_slot_b;
+pub use installed::{install_in_slot_b, install_with_update_root};
 pub use lan::Lan;
 pub use node::Node;
 pub use registry::{Published, Registry};
+pub use updates::Updates;
 pub use wire::Wire;
 
 pub use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};

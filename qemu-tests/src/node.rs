@@ -106,9 +106,12 @@ impl Node {
             tap: self.config.tap.clone(),
             fw_cfg,
             console_on_stdout: false,
+            choose_slot: self.config.choose_slot,
+            secure_boot: self.config.secure_boot,
             no_reboot: false,
             gdb: false,
             skip_idle_time: self.config.skip_idle_time,
+            api: self.config.api,
             extra: self.config.extra.clone(),
         };
         let folder = self.folder.path().to_owned();

@@ -4,88 +4,11 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{from_json, from_user_data, schema};
+use crate::{Manual, Row, SCHEMA, Step, from_json, from_user_data, schema};
 
-/// One key, in words.
-struct Row {
-    key: String,
-    rule: String,
-    default: String,
-    example: Value,
-    effect: String,
-}
-
-struct Writer {
-    schema: Value,
-    rows: Vec<Row>,
-}
-
-impl Writer {
-    fn rows() -> Vec<Row> {
-        let mut writer = Self { schema: schema(), rows: Vec::new() };
-        let root = writer.schema.clone();
-        writer.table("settings", &root);
-        writer.rows
-    }
-
-    /// What a node refers to, with what it says itself over it.
-    fn resolved(&self, node: &Value) -> Value {
-        let Some(path) = node["$ref"].as_str() else { return node.clone() };
-        let mut whole = self.schema.pointer(path.trim_start_matches('#')).unwrap().clone();
-        let own = node.as_object().unwrap().clone();
-        whole.as_object_mut().unwrap().extend(own);
-        whole
-    }
-
-    fn table(&mut self, key: &str, node: &Value) {
-        for (name, node) in node["properties"].as_object().into_iter().flatten() {
-            self.key(&format!("{key}.{name}"), node);
-        }
-    }
-
-    fn key(&mut self, key: &str, node: &Value) {
-        let whole = self.resolved(node);
-        if whole["properties"].is_object() {
-            return self.table(key, &whole);
-        }
-        let said = |name: &str| whole[name].as_str().unwrap_or_default().replace('\n', " ");
-        let (default, effect) = (said("x-default"), said("description"));
-        let default = if default.is_empty() { "none".to_owned() } else { default };
-        let own =
-            node["$ref"].as_str().map(|path| self.schema.pointer(path.trim_start_matches('#')).unwrap());
-        let rule = self.rule(&own.cloned().unwrap_or(whole.clone()));
-        self.rows.push(Row {
-            key: key.to_owned(),
-            rule,
-            default,
-            example: whole["examples"][0].clone(),
-            effect,
-        });
-        let below = self.resolved(&whole["additionalProperties"]);
-        self.table(&format!("{key}.<name>"), &below);
-        self.table(&format!("{key}[]"), &self.resolved(&whole["items"]));
-    }
-
-    fn rule(&self, node: &Value) -> String {
-        let node = self.resolved(node);
-        let described = node["description"].as_str().unwrap_or_default().replace('\n', " ");
-        if let Some(choices) = node["enum"].as_array() {
-            let choices: Vec<String> = choices.iter().map(|choice| format!("`{choice}`")).collect();
-            return choices.join(" or ");
-        }
-        if let Some(pair) = node["prefixItems"].as_array() {
-            let pair: Vec<String> = pair.iter().map(|item| self.rule(item)).collect();
-            return format!("a pair: {}", pair.join(" "));
-        }
-        match node["type"].as_str() {
-            Some("array") => format!("List: {}", self.rule(&node["items"])),
-            Some("object") if node["properties"].is_object() => "Table.".to_owned(),
-            Some("object") => format!("Table of names: {}", self.rule(&node["additionalProperties"])),
-            Some("boolean") => "`true` or `false`".to_owned(),
-            Some("integer") => format!("Number. {described}"),
-            _ => described,
-        }
-    }
+/// What the types say.
+fn rows() -> Vec<Row> {
+    Manual::new(schema()).rows("settings")
 }
 
 const HEAD: &str = "# Settings
@@ -115,7 +38,7 @@ fn settings_md() -> String {
     let mut text = HEAD.to_owned();
     let cell = |text: &str| text.replace('|', "\\|");
     let mut group = String::new();
-    for row in Writer::rows() {
+    for row in rows() {
         let next = row.key.split('.').nth(1).unwrap_or_default().to_owned();
         if next != group {
             text.push_str(&format!("\n## {next}\n\n"));
@@ -123,9 +46,9 @@ fn settings_md() -> String {
             group = next;
         }
         let example = toml::Value::try_from(&row.example).map(|value| value.to_string()).unwrap_or_default();
-        let cells =
-            [&format!("`{}`", row.key), &row.rule, &row.default, &format!("`{example}`"), &row.effect];
-        let cells: Vec<String> = cells.map(|text| cell(text)).into();
+        let default = if row.default.is_empty() { "none" } else { &row.default };
+        let cells = [&format!("`{}`", row.key), &row.rule, default, &format!("`{example}`"), &row.effect];
+        let cells: Vec<String> = cells.map(cell).into();
         text.push_str(&format!("| {} |\n", cells.join(" | ")));
     }
     text
@@ -135,14 +58,31 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Writes it if that is wanted.
+fn is_current(path: &str, text: &str) -> bool {
+    let path = project().join(path);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    fs::read_to_string(&path).unwrap_or_default() == text
+}
+
 #[test]
 fn the_page_of_settings_is_current() {
-    let (path, text) = (project().join("docs/settings.md"), settings_md());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &text).unwrap();
-    }
-    let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == text, "docs/settings.md is not current: run the tests of settings with UPDATE_DOCS=1");
+    let is_current = is_current("docs/settings.md", &settings_md());
+    assert!(is_current, "docs/settings.md is not current: run the tests of settings with UPDATE_DOCS=1");
+}
+
+#[test]
+fn the_schema_that_nodes_show_is_current() {
+    let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    let is_current = is_current("settings/src/schema.json", &text);
+    assert!(
+        is_current,
+        "settings/src/schema.json is not current: run the tests of settings with UPDATE_DOCS=1"
+    );
+    let is_shown = SCHEMA == text || std::env::var_os("UPDATE_DOCS").is_some();
+    assert!(is_shown, "another schema is compiled in: run the tests once more");
 }
 
 /// `settings.a.<name>.b` with a value, as a tree.
@@ -157,7 +97,7 @@ fn tree(key: &str, value: Value) -> Value {
 
 #[test]
 fn each_key_has_an_effect_a_rule_and_an_example_that_is_taken() {
-    for row in Writer::rows() {
+    for row in rows() {
         assert!(!row.effect.is_empty() && !row.rule.is_empty(), "{}", row.key);
         // A key of a list's item stands beside others: the list's own example has it.
         if row.key.contains("[]") {
@@ -171,11 +111,24 @@ fn each_key_has_an_effect_a_rule_and_an_example_that_is_taken() {
 }
 
 #[test]
+fn every_key_has_a_step_that_acts_on_it_and_no_step_waits_for_another() {
+    let keys: Vec<String> = rows().into_iter().map(|row| row.key).collect();
+    for key in &keys {
+        assert!(Step::ALL.iter().any(|step| step.depends_on(key)), "nothing acts on {key}");
+    }
+    for (step, own) in Step::ALL.iter().flat_map(|step| step.keys().iter().map(move |own| (step, own))) {
+        let (own, below) = (format!("settings.{own}"), format!("settings.{own}."));
+        let is_there = keys.iter().any(|key| *key == own || key.starts_with(&below));
+        assert!(is_there, "{}: there is no {own}", step.name());
+    }
+}
+
+#[test]
 fn what_may_stand_where_is_what_the_types_say() {
     let mut shape = Vec::new();
     crate::shape::keys_in(&crate::shape::SETTINGS, "settings", &mut shape);
     let shape: Vec<String> = shape.into_iter().map(|key| key.replace("NAME", "<name>")).collect();
-    for row in Writer::rows() {
+    for row in rows() {
         assert!(shape.contains(&row.key), "{} has no shape", row.key);
     }
 }
@@ -209,7 +162,7 @@ fn every_example_of_settings_in_the_documents_is_taken() {
 #[test]
 fn the_comparison_with_bottlerocket_has_no_gap_and_tells_the_truth() {
     let page = fs::read_to_string(project().join("docs/bottlerocket.md")).unwrap();
-    let known: Vec<String> = Writer::rows().into_iter().map(|row| row.key).collect();
+    let known: Vec<String> = rows().into_iter().map(|row| row.key).collect();
     let mut compared = Vec::new();
     for line in page.lines().filter(|line| line.starts_with("| `settings.")) {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
@@ -225,7 +178,8 @@ fn the_comparison_with_bottlerocket_has_no_gap_and_tells_the_truth() {
         compared.push(key);
     }
     // What is neither Bottlerocket's nor our own was forgotten in the table.
-    for key in known.iter().filter(|key| !key.starts_with("settings.containers")) {
+    let ours = ["settings.containers", "settings.metrics.address", "settings.api"];
+    for key in known.iter().filter(|key| !ours.iter().any(|ours| key.starts_with(ours))) {
         assert!(compared.contains(key), "{key} is not compared with Bottlerocket's");
     }
     assert!(compared.len() > 60, "{} keys", compared.len());

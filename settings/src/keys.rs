@@ -41,7 +41,7 @@ pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
 }
 
 /// The dotted name of what is `name` below `key`; a name with dots in it stands in quotes (`settings.kernel.sysctl."vm.swappiness"`).
-pub(crate) fn join(key: &str, name: &str) -> String {
+pub fn join(key: &str, name: &str) -> String {
     match (key.is_empty(), name.contains('.')) {
         (true, _) => name.to_owned(),
         (false, false) => format!("{key}.{name}"),

@@ -12,15 +12,20 @@ mod docs;
 mod host_container;
 mod kernel;
 mod keys;
+mod manual;
 mod network;
+mod ntp;
 mod oci;
 mod parse;
 mod pki;
 mod registry;
 mod scalar;
 mod schema;
+mod service;
 mod shape;
+mod step;
 mod text;
+mod updates;
 mod user_data;
 
 pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
@@ -29,10 +34,12 @@ pub use container::{Container, Restart, UserDataFile};
 pub use dns::Dns;
 pub use host_container::HostContainer;
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
-pub use keys::{changed, diff, flatten, select, split_key};
+pub use keys::{changed, diff, flatten, join as join_key, select, split_key};
+pub use manual::{Manual, Row};
 pub use network::{HostEntry, Network, NoProxy};
+pub use ntp::{Ntp, NtpChoice, NtpOption, TimeServer};
 pub use oci::{Capability, Limit, LimitName, OciDefaults, ResourceLimit};
-pub use parse::{Mistake, Mistakes, from_json, from_key_values};
+pub use parse::{Mistake, Mistakes, from_json, from_json_in_part, from_key_values};
 pub use pki::{Certificates, Pki, PkiName};
 pub use registry::{
     BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
@@ -41,8 +48,11 @@ pub use scalar::{
     Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, Identifier, ImageReference,
     Memory, Motd, Origin, Pids,
 };
-pub use schema::schema;
+pub use schema::{SCHEMA, schema, schema_of};
+pub use service::{Api, ListenAddress, Metrics};
+pub use step::Step;
 pub use text::read_json;
+pub use updates::{BaseUrl, FriendlyVersion, UpdateSeconds, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
 
 use schemars::JsonSchema;
@@ -63,6 +73,10 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ntp: Option<Ntp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<Updates>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
     /// Certificates of authorities by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +86,10 @@ pub struct Settings {
     pub container_registry: Option<ContainerRegistry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_defaults: Option<OciDefaults>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
     /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
     /// are removed, and are made anew when they are changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,9 +139,10 @@ impl Settings {
     /// What must hold for each part by itself, beyond each value.
     fn part_mistakes(&self) -> Vec<Mistake> {
         let dns = self.dns.iter().flat_map(Dns::mistakes);
+        let ntp = self.ntp.iter().flat_map(Ntp::mistakes);
         let kernel = self.kernel.iter().flat_map(Kernel::mistakes);
         let registry = self.container_registry.iter().flat_map(ContainerRegistry::mistakes);
-        dns.chain(kernel).chain(registry).collect()
+        dns.chain(ntp).chain(kernel).chain(registry).collect()
     }
 
     /// What must hold for the whole, beyond each value: checked before a commit.
@@ -131,28 +150,30 @@ impl Settings {
         let containers = self.containers.iter().flatten();
         let mut mistakes: Vec<Mistake> = containers
             .filter(|(_, container)| container.image.is_none())
-            .map(|(name, _)| Mistake {
-                key: format!("settings.containers.{name}.image"),
-                reason: format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]"),
-                line: None,
+            .map(|(name, _)| {
+                let reason = format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]");
+                Mistake::new(&format!("settings.containers.{name}.image"), reason)
             })
             .collect();
         let count = self.containers.as_ref().map_or(0, BTreeMap::len);
         if count > MOST_CONTAINERS {
             let reason =
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
-            mistakes.push(Mistake { key: "settings.containers".to_owned(), reason, line: None });
+            mistakes.push(Mistake::new("settings.containers", reason));
         }
         mistakes.extend(self.mistakes_of_what_the_node_runs());
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
         mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
-        let size = self.to_json().to_string().len();
+        let tree = self.to_json();
+        // Changes that are each within the limits may not be so together: nobody could read the whole again.
+        mistakes.extend(from_json(&tree).err().into_iter().flat_map(|mistakes| mistakes.0));
+        let size = tree.to_string().len();
         if size > LARGEST_SETTINGS {
             let reason = format!(
                 "all settings together would have {size} bytes as JSON, more than the {LARGEST_SETTINGS} that a node can have"
             );
-            mistakes.push(Mistake { key: "settings".to_owned(), reason, line: None });
+            mistakes.push(Mistake::new("settings", reason));
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }

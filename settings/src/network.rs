@@ -19,8 +19,8 @@ pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!([["10.0.0.5", ["db.example.com", "db"]]]))]
     pub hosts: Option<Vec<HostEntry>>,
-    /// The proxy through which images are pulled from registries that speak HTTPS. Containers are not told of it: give it to
-    /// those that need it by their `env`.
+    /// The proxy through which images are pulled, and updates looked for, from servers that speak HTTPS. Containers are not told
+    /// of it: give it to those that need it by their `env`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"http://proxy.example.com:3128")]
     pub https_proxy: Option<Origin>,
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn what_is_not_yet_there_says_so() {
         let error =
-            crate::from_json(&json!({"network": {"interfaces": {}}, "ntp": {}})).unwrap_err().to_string();
+            crate::from_json(&json!({"network": {"interfaces": {}}, "updates": {}})).unwrap_err().to_string();
         assert_eq!(error.matches("not yet in this version").count(), 2, "{error}");
     }
 

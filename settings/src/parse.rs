@@ -9,7 +9,7 @@ use crate::Settings;
 use crate::keys::{join, split_key};
 use crate::registry::with_older_forms;
 use crate::scalar::shortened;
-use crate::shape::{SETTINGS, Shape, check_shape, fitting, unknown};
+use crate::shape::{SETTINGS, Shape, check_shape, fitting};
 use crate::text::JsonReader;
 
 /// Mistakes that are told at once: an input of thousands must not make an answer of megabytes.
@@ -20,9 +20,14 @@ pub(crate) const MOST_MISTAKES: usize = 16;
 pub struct Mistake {
     /// Dotted name: `settings.network.hostname`; empty when it is about the whole.
     pub key: String,
+    /// What is wrong.
     pub reason: String,
+    /// What to do about it.
+    pub hint: Option<String>,
     /// In user data, counted from 1.
     pub line: Option<usize>,
+    /// What stands between the reason and the hint in a text.
+    pub(crate) between: &'static str,
 }
 
 impl fmt::Display for Mistake {
@@ -30,11 +35,11 @@ impl fmt::Display for Mistake {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        if self.key.is_empty() {
-            f.write_str(&self.reason)
-        } else {
-            write!(f, "{}: {}", self.key, self.reason)
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
         }
+        f.write_str(&self.reason)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "{}{hint}", self.between))
     }
 }
 
@@ -50,9 +55,43 @@ impl Mistakes {
 }
 
 impl Mistake {
-    pub(crate) fn new(key: &str, reason: impl Into<String>) -> Self {
-        Self { key: key.to_owned(), reason: reason.into(), line: None }
+    /// Of a text that says what is wrong and then, behind "; " or ": ", what to do: the types of values have one text for both.
+    pub(crate) fn new(key: &str, text: impl Into<String>) -> Self {
+        let mut reason = text.into();
+        let (mut hint, mut between) = (None, "; ");
+        if let Some((at, separator)) = end_of_reason(&reason) {
+            hint = reason.get(at + separator.len()..).map(str::to_owned);
+            reason.truncate(at);
+            between = separator;
+        }
+        Self { key: key.to_owned(), reason, hint, line: None, between }
     }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// Where the hint begins, and what stands before it.
+fn end_of_reason(text: &str) -> Option<(usize, &'static str)> {
+    let from = begin_of_words(text);
+    let rest = text.get(from..)?;
+    let found =
+        ["; ", ": "].into_iter().filter_map(|separator| Some((from + rest.find(separator)?, separator)));
+    found.min()
+}
+
+/// Behind what a text may begin with: `item 1: `, and what it shows of the input, which may hold anything.
+fn begin_of_words(text: &str) -> usize {
+    let item = text.starts_with("item ").then(|| text.find(": ").map(|at| at + 2)).flatten().unwrap_or(0);
+    let Some(shown) = text.get(item..).and_then(|rest| rest.strip_prefix('"')) else { return item };
+    let mut escaped = false;
+    let end = shown.find(|letter| {
+        let is_end = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        is_end
+    });
+    end.map_or(item, |end| item + 1 + end + 1)
 }
 
 /// The name of what is `name` below `key`. A name that is longer than any setting's is cut: it may be megabytes.
@@ -100,6 +139,38 @@ pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
     }
 }
 
+/// Reads a settings object that was taken once, perhaps by another version, without the outer `settings` layer: what is wrong is
+/// told (at most 16 mistakes) and left out, with the table that it is in when it cannot be told apart. The rest is used.
+pub fn from_json_in_part(value: &Value) -> (Settings, Vec<Mistake>) {
+    let (mut value, mut told) = (value.clone(), Vec::new());
+    // Each turn takes at least one value out, so it ends.
+    loop {
+        let mistakes = match from_json(&value) {
+            Ok(settings) => break (settings, told),
+            Err(Mistakes(mistakes)) => mistakes,
+        };
+        let removed =
+            mistakes.iter().fold(false, |removed, mistake| remove_near(&mut value, &mistake.key) | removed);
+        let room = MOST_MISTAKES.saturating_sub(told.len());
+        told.extend(mistakes.into_iter().filter(|mistake| !mistake.key.is_empty()).take(room));
+        if !removed {
+            break (Settings::default(), told);
+        }
+    }
+}
+
+/// Takes out the value of a dotted name (a list for what is in it), or else the innermost table around it, but never all.
+fn remove_near(value: &mut Value, key: &str) -> bool {
+    let mut key = key.split_once('[').map_or(key, |(list, _)| list);
+    loop {
+        if crate::keys::remove(value, key) {
+            return true;
+        }
+        let Some((outer, _)) = key.rsplit_once('.') else { return false };
+        key = outer;
+    }
+}
+
 /// Takes out the value at a path, or the list that it is an item of. False when there is none.
 fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
     let mut names = Vec::new();
@@ -131,20 +202,7 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         let mut name = "settings".to_owned();
         for &part in parts {
             name = below(&name, part);
-            shape = match shape {
-                Shape::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
-                    Some((_, shape)) => shape,
-                    None => {
-                        return Err(Mistakes(vec![unknown(
-                            &name,
-                            part,
-                            fields.iter().map(|(known, _)| *known),
-                        )]));
-                    }
-                },
-                Shape::Map(inner) => inner,
-                _ => return Err(Mistakes::one(&name, "there is nothing below this key")),
-            };
+            shape = shape.below(&name, part).map_err(|mistake| Mistakes(vec![mistake]))?;
             if at.is_null() {
                 *at = Value::Object(Map::new());
             }
@@ -211,6 +269,45 @@ mod tests {
     }
 
     #[test]
+    fn what_another_version_took_is_used_as_far_as_it_can_be() {
+        let tree = json!({
+            "motd": "m",
+            "quic": true,
+            "network": {"hostname": "a_b", "no-proxy": ["a", "b c"]},
+            "kernel": {"sysctl": {"vm.swappiness": "1", "vm..x": "1"}},
+            "containers": {"web": {"image": "a", "restart": "on-tuesdays"}, "Bad Name": {"image": "b"}},
+        });
+        let (settings, mistakes) = from_json_in_part(&tree);
+        let rest = json!({
+            "motd": "m", "network": {}, "kernel": {"sysctl": {"vm.swappiness": "1"}}, "containers": {"web": {"image": "a"}},
+        });
+        assert_eq!(crate::flatten(&settings), crate::flatten(&from_json(&rest).unwrap()), "{mistakes:?}");
+        assert_eq!(mistakes.len(), 6, "{mistakes:?}");
+        assert_eq!(from_json_in_part(&rest), (from_json(&rest).unwrap(), vec![]));
+        // What has no name that could be told goes with the table that it is in.
+        let (settings, _) = from_json_in_part(&json!({"motd": "m", "pki": {("x".repeat(400)): {"data": 1}}}));
+        assert_eq!(crate::flatten(&settings).into_keys().collect::<Vec<_>>(), ["settings.motd"]);
+        // Nothing can be made of it.
+        let (nothing, mistakes) = from_json_in_part(&json!([1]));
+        assert_eq!((nothing, mistakes.len()), (Settings::default(), 1));
+        let many: Map<String, Value> = (0..500).map(|n| (format!("k{n}"), Value::Null)).collect();
+        assert_eq!(from_json_in_part(&Value::Object(many)).1.len(), MOST_MISTAKES);
+    }
+
+    /// Else the host agent could not read at the next boot what was committed before.
+    #[test]
+    fn changes_that_are_too_much_together_are_refused_together() {
+        let half = |from: usize| {
+            let names = (from..from + 200).map(|n| (format!("net.ipv4.conf.x{n}.forwarding"), json!("1")));
+            from_json(&json!({"kernel": {"sysctl": names.collect::<Map<String, Value>>()}})).unwrap()
+        };
+        let both = half(0).with(&half(200));
+        assert!(half(0).check().is_ok());
+        let error = both.check().unwrap_err().to_string();
+        assert!(error.contains("settings.kernel.sysctl: 400 entries are more than the 256"), "{error}");
+    }
+
+    #[test]
     fn the_shape_has_every_key_of_the_types_and_no_other() {
         let full = json!({
             "motd": "m",
@@ -218,6 +315,11 @@ mod tests {
                 "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
+            "ntp": {"time-servers": ["a"], "options": ["iburst"]},
+            "updates": {
+                "metadata-base-url": "http://a/", "targets-base-url": "http://b/", "seed": 1, "version-lock": "latest",
+                "ignore-waves": false, "healthy-for": 1, "healthy-within": 2,
+            },
             "kernel": {"sysctl": {"vm.swappiness": "1"}, "lockdown": "none"},
             "pki": {"ours": {"data": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=", "trusted": true}},
             "container-registry": {
@@ -230,6 +332,8 @@ mod tests {
                 "capabilities": {"kill": false},
                 "resource-limits": {"max-processes": {"hard-limit": -1, "soft-limit": 5}},
             },
+            "metrics": {"address": "0.0.0.0:9100"},
+            "api": {"vsock": true},
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
@@ -255,6 +359,17 @@ mod tests {
                 Some(crate::OciDefaults { capabilities: Some(_), resource_limits: Some(resource_limits) }),
             kernel: Some(crate::Kernel { sysctl: Some(_), lockdown: Some(_) }),
             dns: Some(crate::Dns { name_servers: Some(_), search_list: Some(_) }),
+            ntp: Some(crate::Ntp { time_servers: Some(_), options: Some(_) }),
+            updates:
+                Some(crate::Updates {
+                    metadata_base_url: Some(_),
+                    targets_base_url: Some(_),
+                    seed: Some(_),
+                    version_lock: Some(_),
+                    ignore_waves: Some(_),
+                    healthy_for: Some(_),
+                    healthy_within: Some(_),
+                }),
             network:
                 Some(crate::Network {
                     hostname: Some(_),
@@ -262,6 +377,8 @@ mod tests {
                     https_proxy: Some(_),
                     no_proxy: Some(_),
                 }),
+            metrics: Some(crate::Metrics { address: Some(_) }),
+            api: Some(crate::Api { vsock: Some(_) }),
             containers: Some(containers),
             host_containers: Some(host_containers),
             bootstrap_containers: Some(bootstrap_containers),
@@ -362,6 +479,42 @@ mod tests {
         }
         let two = mistake(json!({"motdd": 1, "network": 5}));
         assert_eq!(two.lines().count(), 2, "{two}");
+    }
+
+    #[test]
+    fn a_hint_is_what_follows_what_is_wrong() {
+        for (text, expected) in [
+            ("expected a string, found a number", ("expected a string, found a number", None)),
+            ("unknown key; did you mean \"motd\"?", ("unknown key", Some("did you mean \"motd\"?"))),
+            (
+                "\"a: b; \\\"c\" is not a size: try \"1MiB\"",
+                ("\"a: b; \\\"c\" is not a size", Some("try \"1MiB\"")),
+            ),
+            (
+                "item 2: \"a..b\" is not a key: a part is empty",
+                ("item 2: \"a..b\" is not a key", Some("a part is empty")),
+            ),
+            (
+                "item 1 is not KEY=VALUE, such as motd=hello",
+                ("item 1 is not KEY=VALUE, such as motd=hello", None),
+            ),
+            ("\"", ("\"", None)),
+        ] {
+            let mistake = Mistake::new("", text);
+            assert_eq!((mistake.reason.as_str(), mistake.hint.as_deref()), expected, "{text}");
+            assert_eq!(mistake.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn who_leaves_the_outer_layer_in_is_told_to_leave_it_out() {
+        let error = from_json(&json!({"settings": {"motd": "x"}})).unwrap_err();
+        let mistake = &error.0[0];
+        assert_eq!((mistake.key.as_str(), mistake.reason.as_str()), ("settings.settings", "unknown key"));
+        assert!(
+            mistake.hint.as_ref().unwrap().contains("without a layer \"settings\" around it"),
+            "{mistake}"
+        );
     }
 
     #[test]
@@ -478,6 +631,13 @@ mod tests {
             if let Ok(settings) = from_json(&value) {
                 prop_assert_eq!(from_json(&settings.to_json()).unwrap(), settings);
             }
+        }
+
+        #[test]
+        fn whatever_comes_something_can_be_used(value in any_json()) {
+            let (settings, mistakes) = from_json_in_part(&value);
+            prop_assert_eq!(mistakes.is_empty(), from_json(&value).is_ok());
+            prop_assert!(from_json(&settings.to_json()).is_ok());
         }
 
         #[test]

@@ -18,8 +18,8 @@ pub struct Pki {
         example = &"LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo="
     )]
     pub data: Option<Certificates>,
-    /// Whether registries and mirrors with certificates of these authorities are trusted, beside those that the image trusts.
-    /// It holds from the next pull on. Containers are not told of them.
+    /// Whether registries, mirrors and repositories of updates with certificates of these authorities are trusted, beside those
+    /// that the image trusts. It holds from the next pull or check on. Containers are not told of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("x-default" = "false"))]
     pub trusted: Option<bool>,

@@ -83,6 +83,8 @@ const CONTAINER_REGISTRY: Shape = Shape::Table(&[
     ),
 ]);
 
+const NTP: Shape = Shape::Table(&[("time-servers", Shape::Texts), ("options", Shape::Texts)]);
+
 const MIRROR: Shape = Shape::Table(&[("registry", Shape::Text), ("endpoint", Shape::Texts)]);
 
 const CREDENTIAL: Shape = Shape::Table(&[
@@ -106,14 +108,28 @@ const KERNEL: Shape = Shape::Table(&[
     ("lockdown", Shape::Choice(&["none", "integrity", "confidentiality"])),
 ]);
 
+const UPDATES: Shape = Shape::Table(&[
+    ("metadata-base-url", Shape::Text),
+    ("targets-base-url", Shape::Text),
+    ("seed", Shape::Number),
+    ("version-lock", Shape::Text),
+    ("ignore-waves", Shape::Switch),
+    ("healthy-for", Shape::Number),
+    ("healthy-within", Shape::Number),
+]);
+
 pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("motd", Shape::Text),
     ("network", NETWORK),
     ("dns", DNS),
+    ("ntp", NTP),
+    ("updates", UPDATES),
     ("kernel", KERNEL),
     ("pki", Shape::Map(&PKI)),
     ("container-registry", CONTAINER_REGISTRY),
     ("oci-defaults", OCI_DEFAULTS),
+    ("metrics", Shape::Table(&[("address", Shape::Text)])),
+    ("api", Shape::Table(&[("vsock", Shape::Switch)])),
     ("containers", Shape::Map(&CONTAINER)),
     ("host-containers", Shape::Map(&HOST_CONTAINER)),
     ("bootstrap-containers", Shape::Map(&BOOTSTRAP_CONTAINER)),
@@ -122,6 +138,8 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
 
 const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
 const NOT_HERE: &str = "Caisson has no part that would act on it, so it is refused: leave it out";
+
+const SENDS_NOTHING: &str = "this node sends nothing of itself to anybody, so it is refused: leave it out; with metrics.address it can be asked";
 
 /// Settings of Bottlerocket that there are not, and why. Whoever brings its user data is to learn more than "unknown key".
 const ABSENT: &[(&str, &str)] = &[
@@ -148,13 +166,17 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.kubelet-dra-drivers", NOT_HERE),
     ("settings.kubernetes", NOT_HERE),
     ("settings.measurement", NOT_YET),
-    ("settings.metrics", NOT_YET),
+    ("settings.metrics.metrics-url", SENDS_NOTHING),
+    ("settings.metrics.send-metrics", SENDS_NOTHING),
+    (
+        "settings.metrics.service-checks",
+        "GET /metrics tells of every service and container, so it is refused: leave it out",
+    ),
     ("settings.network.disable-ipv6", NOT_YET),
     ("settings.network.interfaces", NOT_YET),
-    ("settings.ntp", NOT_YET),
+    ("settings.ntp.logging", "ntpd-rs writes one log, that of the service ntp: leave it out"),
     ("settings.nvidia-container-runtime", NOT_HERE),
     ("settings.oci-hooks", NOT_HERE),
-    ("settings.updates", NOT_YET),
 ];
 
 /// Whether there is a setting or table of this name, directly under `settings`.
@@ -167,6 +189,18 @@ pub(crate) fn is_top_level(name: &str) -> bool {
 const MOST_ENTRIES: usize = 256;
 
 impl Shape {
+    /// What may stand at `part`, whose whole name is `key`.
+    pub(crate) fn below(&self, key: &str, part: &str) -> Result<&Self, Mistake> {
+        match self {
+            Self::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
+                Some((_, shape)) => Ok(shape),
+                None => Err(unknown(key, part, fields.iter().map(|(known, _)| *known))),
+            },
+            Self::Map(inner) => Ok(inner),
+            _ => Err(Mistake::new(key, "there is nothing below this key")),
+        }
+    }
+
     /// For a person who wrote something else.
     pub(crate) fn expected(&self) -> String {
         match self {
@@ -291,11 +325,15 @@ pub(crate) fn unknown(key: &str, name: &str, known: impl Iterator<Item = &'stati
     if let Some(reason) = absent(key) {
         return Mistake::new(key, reason);
     }
+    if key == "settings.settings" {
+        let hint = "give what is in it without a layer \"settings\" around it, such as {\"motd\": \"hello\"}";
+        return Mistake::new(key, "unknown key").hint(hint);
+    }
     let guess =
         nearest(name, known.clone()).map(|known| format!("\"{known}\"")).or_else(|| elsewhere(key, name));
     let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
     let known: Vec<&str> = known.collect();
-    Mistake::new(key, format!("unknown key; {guess}known here: {}", known.join(", ")))
+    Mistake::new(key, "unknown key").hint(format!("{guess}known here: {}", known.join(", ")))
 }
 
 /// The known name that was probably meant: misspelt in at most half of its letters, or shortened.

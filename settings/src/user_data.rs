@@ -23,8 +23,13 @@ pub struct UserData {
 impl UserData {
     /// Reads user data: JSON if it begins with `{`, else TOML.
     pub fn read(text: &str) -> Result<Self, Mistakes> {
-        if text.len() > LARGEST_USER_DATA {
-            let reason = format!("{} bytes are more than the {LARGEST_USER_DATA} of user data", text.len());
+        Self::read_within(text, LARGEST_USER_DATA)
+    }
+
+    /// Likewise, of a text of at most so many bytes.
+    pub fn read_within(text: &str, largest: usize) -> Result<Self, Mistakes> {
+        if text.len() > largest {
+            let reason = format!("{} bytes are more than the {largest} of user data", text.len());
             return Err(Mistakes::one("", reason));
         }
         // Editors of Windows put a mark before UTF-8.

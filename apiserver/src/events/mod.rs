@@ -3,7 +3,7 @@
 //! | event | data |
 //! | --- | --- |
 //! | `commit` | `{"generation": 3, "transaction": "default", "keys": ["settings.motd"]}` |
-//! | `apply` | `{"generation": 3, "error": null, "steps": [{"name": "motd", "error": null}]}`; `error`: why there are no steps |
+//! | `apply` | `{"generation": 3, "error": null, "steps": [{"name": "motd", "error": null, "files": ["/run/etc/motd"], "services": [], "again": false}]}`; `error`: why there are no steps |
 //! | `service` | `{"name", "old": state, "new": state, "pid", "restarts", "last-exit"}`; null for none |
 //! | `container` | `{"name", "old": state, "new": state, "restarts", "exit-code", "error"}`; null for none |
 //! | `lost` | `{"count": 5}`: events that this listener was too slow for; null when it is not known how many |

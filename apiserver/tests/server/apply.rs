@@ -3,6 +3,7 @@
 use apiserver::agent::{ApplyOutcome, ApplyStep, Request, Response};
 use hyper::Method;
 use serde_json::json;
+use settings::Step;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +27,8 @@ pub(crate) fn applier(
         let _ = asked.send((!busy.swap(true, Ordering::SeqCst)).then_some(request));
         std::thread::sleep(delay);
         busy.store(false, Ordering::SeqCst);
-        let done = ApplyStep { name: "hostname".to_owned(), error: None };
-        let failed = failing
-            .map(|error| ApplyStep { name: "container web".to_owned(), error: Some(error.to_owned()) });
+        let done = ApplyStep::new(Step::Hostname, None, false);
+        let failed = failing.map(|error| ApplyStep::new(Step::Containers, Some(error.to_owned()), false));
         let steps = [done].into_iter().chain(failed).collect();
         answer(&Response::Apply(ApplyOutcome { generation, steps }))
     });
@@ -59,7 +59,7 @@ fn the_agent_gets_all_settings_and_the_keys_that_changed() {
     assert_eq!(settings.to_json(), json!({"motd": "Welcome", "network": {"hostname": "n"}}));
     assert_eq!(
         server.get("/generations")[0]["outcome"]["steps"][0],
-        json!({"name": "hostname", "error": null})
+        json!({"name": "hostname", "error": null, "files": ["/run/etc/hostname"], "services": [], "again": false})
     );
     assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 204);
 }
@@ -71,7 +71,7 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     let set = server.client(&["set", "containers.web.image=nonesuch"]);
     let said = String::from_utf8_lossy(&set.stderr);
     assert_eq!(set.status.code(), Some(1));
-    for part in ["generation 1 is committed", "container web", "no image \"nonesuch\""] {
+    for part in ["generation 1 is committed", "containers: ", "no image \"nonesuch\""] {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(
@@ -80,6 +80,37 @@ fn a_step_that_fails_is_told_with_its_reason_and_the_commit_stays() {
     );
     let listed = server.client(&["generations"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains("no image"), "{listed:?}");
+}
+
+/// A lower lockdown, say, which needs a reboot: whoever changes something else meanwhile has done nothing wrong.
+#[test]
+fn what_failed_before_and_was_not_touched_is_told_but_is_no_failure_of_this_commit() {
+    let server = Server::start();
+    agent(&server, |request| {
+        let Request::Apply { generation, keys, .. } = request else { panic!("asked for {request:?}") };
+        let needs_reboot = |again| ApplyStep::new(Step::Lockdown, Some("reboot the node".to_owned()), again);
+        let motd = ApplyStep::new(Step::Motd, None, false);
+        let steps = if keys == ["settings.motd"] {
+            vec![motd, needs_reboot(true)]
+        } else {
+            vec![needs_reboot(false)]
+        };
+        answer(&Response::Apply(ApplyOutcome { generation, steps }))
+    });
+    let lockdown = server.client(&["set", "kernel.lockdown=none"]);
+    assert_eq!(lockdown.status.code(), Some(1), "{lockdown:?}");
+    let motd = server.client(&["set", "motd=x"]);
+    assert_eq!(motd.status.code(), Some(0), "{motd:?}");
+    let told = &server.get("/generations/2")["outcome"]["steps"][1];
+    assert_eq!((&told["name"], &told["again"]), (&json!("lockdown"), &json!(true)), "{told}");
+    let listed = String::from_utf8(server.client(&["generations"]).stdout).unwrap();
+    assert!(listed.contains("yes; still not lockdown: reboot the node"), "{listed}");
+    // Nor is it a reason to take back what is on trial.
+    let tried = server.client(&["set", "--try", "60s", "motd=y"]);
+    assert_eq!(tried.status.code(), Some(0), "{tried:?}");
+    assert_eq!(server.get("/actions/trial")["generation"], 3);
+    // Who applies everything asks for it too.
+    assert_eq!(server.send(Method::POST, "/tx/apply", "").status, 500);
 }
 
 #[test]

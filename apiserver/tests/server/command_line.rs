@@ -1,8 +1,12 @@
 //! `apiclient` as a person or a script meets it.
 
+use apiserver::agent::{ApplyOutcome, Request, Response};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use crate::agent::{agent, answer};
+use crate::apply::applier;
 use crate::harness::Server;
 
 #[test]
@@ -108,4 +112,97 @@ fn mistakes_made_by_hand_are_told_with_the_key_and_a_way_out() {
         "{status}"
     );
     assert_eq!(server.get("/settings"), json!({"motd": "Welcome"}));
+}
+
+/// An agent with nothing to complain of.
+fn content(request: Request) -> String {
+    answer(&match request {
+        Request::Apply { generation, .. } => {
+            Response::Apply(ApplyOutcome { generation, ..Default::default() })
+        }
+        Request::Containers => Response::Containers { containers: Vec::new() },
+        Request::Services => Response::Services { services: Vec::new() },
+        Request::ContainerLogs { .. } => Response::Logs { text: "hello\n".to_owned() },
+        _ => Response::Done,
+    })
+}
+
+/// Runs lines as a shell does, one after the other, on one node.
+fn all_work(lines: &[&str]) {
+    let server = Server::start();
+    agent(&server, content);
+    let dir = server.dir.path();
+    std::fs::write(dir.join("settings.toml"), "[settings.dns]\nsearch-list = [\"example.com\"]\n").unwrap();
+    std::fs::write(dir.join("network.toml"), "[settings.network]\nhostname = \"tried\"\n").unwrap();
+    for line in lines {
+        // The editor of the reader is not there, and who watches does so until it is enough.
+        let line = line.replace("EDITOR=vi", "EDITOR=true");
+        let ends = if line.contains(" watch") { "timeout 1" } else { "env" };
+        let client = env!("CARGO_BIN_EXE_apiclient");
+        let script = format!("apiclient() {{ {ends} {client} --socket api.sock \"$@\"; }}\n{line}");
+        let output =
+            Command::new("sh").args(["-c", &script]).current_dir(dir).env("EDITOR", "true").output().unwrap();
+        let expected = if line.contains(" watch") { 124 } else { 0 };
+        assert_eq!(output.status.code(), Some(expected), "{line}: {output:?}");
+    }
+}
+
+#[test]
+fn the_examples_of_help_work() {
+    let output = Command::new(env!("CARGO_BIN_EXE_apiclient")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> =
+        help.lines().map(str::trim).filter(|line| line.starts_with("apiclient ")).collect();
+    assert!(lines.len() >= 14, "{help}");
+    all_work(&lines);
+}
+
+#[test]
+fn the_examples_of_the_page_work() {
+    let page = include_str!("../../../docs/apiclient.md");
+    let lines: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    assert!(lines.len() >= 20, "{lines:?}");
+    all_work(&lines);
+}
+
+#[test]
+fn every_command_has_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_apiclient")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for name in apiserver::cli::definition().get_subcommands().map(|command| command.get_name().to_owned()) {
+        assert!(help.contains(&format!("\n  {name} ")), "{name} is not in {help}");
+        let output = Command::new(env!("CARGO_BIN_EXE_apiclient")).args([&name, "--help"]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && said.contains("Usage: apiclient"), "{name}: {said}");
+    }
+}
+
+/// A terminal, which `script` makes, has colour; a pipe has none, nor has who does not want it.
+#[test]
+fn colour_is_for_terminals() {
+    let server = Server::start();
+    let shown = |environment: &str| {
+        let client = env!("CARGO_BIN_EXE_apiclient");
+        let line = format!("{environment} {client} --socket {} status", server.socket().display());
+        let output = Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(shown("env").starts_with("health      \x1b[33mstarting\x1b[0m"), "{:?}", shown("env"));
+    assert!(shown("NO_COLOR=1").starts_with("health      starting"), "{:?}", shown("NO_COLOR=1"));
+    assert!(server.client(&["status"]).stdout.starts_with(b"health      starting"));
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_for_how_long() {
+    let server = Server::start();
+    let _requests = applier(&server, Duration::from_millis(2500), None);
+    let line =
+        format!("{} --socket {} set motd=slow", env!("CARGO_BIN_EXE_apiclient"), server.socket().display());
+    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("\r\x1b[Kapplying, 1 s"), "{shown:?}");
+    // Nothing of it stays.
+    assert!(shown.ends_with("\r\x1b[K"), "{shown:?}");
+    let piped = server.client(&["set", "motd=other"]);
+    assert!(piped.status.success() && piped.stderr.is_empty() && piped.stdout.is_empty(), "{piped:?}");
 }

@@ -5,6 +5,7 @@ use apiserver::agent::{
 };
 use hyper::Method;
 use serde_json::{Value, json};
+use settings::Step;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -95,15 +96,16 @@ fn commits_and_what_became_of_applying_them() {
     agent(&server, |request| {
         answer(&match request {
             Request::Apply { generation, .. } => {
-                let steps =
-                    vec![ApplyStep { name: "motd".to_owned(), error: Some("the disk is full".to_owned()) }];
+                let steps = vec![ApplyStep::new(Step::Motd, Some("the disk is full".to_owned()), false)];
                 Response::Apply(ApplyOutcome { generation, steps })
             }
             _ => Response::Done,
         })
     });
     server.send(Method::POST, "/tx/apply", "");
-    let steps = json!([{"name": "motd", "error": "the disk is full"}]);
+    let steps = json!([{
+        "name": "motd", "error": "the disk is full", "files": ["/run/etc/motd"], "services": [], "again": false
+    }]);
     let applied = json!({"generation": 1, "error": null, "steps": steps});
     assert_eq!(listener.next().unwrap(), ("apply".to_owned(), applied));
     // The same again is no commit.

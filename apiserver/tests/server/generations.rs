@@ -39,6 +39,11 @@ fn an_older_generation_is_shown_and_compared() {
     assert_eq!(server.get("/generations/diff?from=2&to=3"), differences);
     assert_eq!(server.get("/generations/diff?from=2"), differences);
     assert_eq!(server.get("/generations/diff?from=3"), json!({}));
+    // Before the first one nothing was set.
+    assert_eq!(
+        server.get("/generations/diff?from=0&to=1"),
+        json!({"settings.motd": {"old": null, "new": "one"}})
+    );
     let shown = String::from_utf8(server.client(&["diff", "1"]).stdout).unwrap();
     assert!(shown.contains("settings.containers.web.image\n  + \"a\"\n"), "{shown}");
     assert!(!shown.contains("hunter"), "{shown}");
@@ -86,6 +91,8 @@ fn what_is_deleted_is_gone_and_its_default_holds() {
     let uri = "/settings?keys=motd,settings.containers.web";
     assert_eq!(server.send(Method::DELETE, uri, "").status, 204);
     assert_eq!(server.get("/settings")["motd"], "x");
+    assert_eq!(server.get("/tx/removed"), json!(["settings.containers.web", "settings.motd"]));
+    assert_eq!(server.get("/tx"), json!({}));
     let committed = server.send(Method::POST, "/tx/commit", "");
     assert_eq!(
         committed.text(),
@@ -111,6 +118,20 @@ fn what_is_deleted_is_gone_and_its_default_holds() {
     server.send(Method::PATCH, "/settings?tx=t", r#"{"motd": "y"}"#);
     assert_eq!(server.send(Method::DELETE, "/settings?keys=motd&tx=t", "").status, 204);
     refused(&server, Method::POST, "/tx/commit?tx=t", 422, "no pending changes");
+}
+
+#[test]
+fn a_commit_that_was_made_for_another_generation_is_refused() {
+    let server = Server::start();
+    commit(&server, &json!({"motd": "one"}));
+    server.send(Method::PATCH, "/settings?tx=late", r#"{"motd": "late"}"#);
+    commit(&server, &json!({"motd": "two"}));
+    for uri in ["/tx/commit?tx=late&generation=1", "/tx/commit_and_apply?tx=late&generation=1&dry-run=true"] {
+        refused(&server, Method::POST, uri, 409, "generation 2 is the newest, not 1: look at what changed");
+    }
+    assert_eq!(server.get("/settings"), json!({"motd": "two"}));
+    assert_eq!(server.send(Method::POST, "/tx/commit?tx=late&generation=2", "").status, 200);
+    assert_eq!(server.get("/settings"), json!({"motd": "late"}));
 }
 
 #[test]

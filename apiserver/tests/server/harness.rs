@@ -83,12 +83,13 @@ impl Server {
     }
 
     pub(crate) fn client(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_apiclient"))
-            .arg("--socket")
-            .arg(self.socket())
-            .args(arguments)
-            .output()
-            .unwrap()
+        self.client_command(arguments).output().unwrap()
+    }
+
+    pub(crate) fn client_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apiclient"));
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        command
     }
 
     pub(crate) fn peak_memory_kib(&self) -> u64 {

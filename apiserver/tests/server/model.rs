@@ -31,8 +31,10 @@ fn healthy(request: Request) -> String {
             data: "ext4".to_owned(),
             boot_phases: Vec::new(),
             addresses: Default::default(),
+            time: Default::default(),
             memory_total_kib: 2048,
             memory_available_kib: 1024,
+            secure_boot: None,
         }),
         Request::Services => Response::Services { services: vec![host_agent()] },
         other => panic!("asked for {other:?}"),
@@ -103,4 +105,16 @@ fn a_node_that_lost_a_generation_is_not_healthy() {
     let status = &server.get("/?prefix=status")["status"];
     assert_eq!((&status["health"], &status["state"]), (&json!("degraded"), &json!("ext4")));
     assert!(status["problems"][0]["message"].to_string().contains("generation 2"), "{status}");
+}
+
+#[test]
+fn the_schema_is_shown_whole_and_by_key() {
+    let server = Server::start();
+    let whole = server.get("/schema");
+    assert_eq!(whole["properties"]["network"]["$ref"], "#/$defs/Network");
+    let hostname = server.get("/schema?key=settings.network.hostname");
+    assert_eq!(hostname, server.get("/schema?key=network.hostname"));
+    assert_eq!(hostname["$defs"]["Hostname"], whole["$defs"]["Hostname"]);
+    assert_eq!(hostname["examples"], json!(["node-1.example.com"]));
+    assert_eq!(server.send_as_reader(Method::GET, "/schema", "").status, 200);
 }

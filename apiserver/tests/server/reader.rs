@@ -49,7 +49,7 @@ fn a_reader_sees_no_secret() {
         assert_eq!(value.pointer(pointer), Some(&shown), "{uri}: {value}");
         assert!(server.send(Method::GET, uri, "").text().contains("hunter"), "{uri}");
     }
-    for uri in ["/generations", "/generations/diff?from=1", "/os", "/tx/list"] {
+    for uri in ["/generations", "/generations/diff?from=1", "/os", "/tx/list", "/schema"] {
         let answer = server.send_as_reader(Method::GET, uri, "");
         assert!(answer.status == 200 && !answer.text().contains("hunter"), "{uri}: {}", answer.text());
     }

@@ -2,6 +2,7 @@
 
 use hyper::Method;
 use serde_json::{Value, json};
+use settings::Step;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,7 +138,7 @@ fn what_cannot_be_applied_on_trial_is_taken_back_at_once_and_both_are_told() {
         };
         let broken = settings.to_json()["motd"] == "two" || fails.load(Ordering::SeqCst);
         let error = broken.then(|| "no room".to_owned());
-        let steps = vec![ApplyStep { name: "motd".to_owned(), error }];
+        let steps = vec![ApplyStep::new(Step::Motd, error, false)];
         answer(&Response::Apply(ApplyOutcome { generation, steps }))
     });
     commit(&server, "one", "");
@@ -153,8 +154,8 @@ fn what_cannot_be_applied_on_trial_is_taken_back_at_once_and_both_are_told() {
     assert!(text.contains("but that failed too"), "{text}");
     wait_for("it is told", || problems(&server).contains("is not applied yet"));
     failing.store(false, Ordering::SeqCst);
-    wait_for("it is applied", || !problems(&server).contains("is not applied yet"));
-    assert_eq!(server.get("/generations/5")["outcome"]["steps"][0]["error"], Value::Null);
+    wait_for("it is applied", || server.get("/generations/5")["outcome"]["steps"][0]["error"].is_null());
+    wait_for("no more is told", || !problems(&server).contains("is not applied yet"));
 }
 
 #[test]

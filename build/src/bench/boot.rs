@@ -235,9 +235,12 @@ impl Lab {
             tap: None,
             fw_cfg,
             console_on_stdout: false,
+            choose_slot: false,
+            secure_boot: false,
             no_reboot: true,
             gdb: false,
             skip_idle_time: false,
+            api: true,
             extra: Vec::new(),
         };
         let folder = folder.path().to_owned();

@@ -91,12 +91,18 @@ pub struct Config {
     pub fw_cfg: Vec<(String, PathBuf)>,
     /// What the console shows also goes to QEMU's standard output.
     pub console_on_stdout: bool,
+    /// Without firmware: what boots is chosen among the slots of the disk, which is a raw one, at each start.
+    pub choose_slot: bool,
+    /// Firmware that can refuse what is not signed (UEFI on q35 only): it does once it has keys.
+    pub secure_boot: bool,
     /// The machine ends instead of restarting.
     pub no_reboot: bool,
     /// The machine stops before its first instruction, and gdb is listened for at [`Places::gdb`].
     pub gdb: bool,
     /// While the guest waits, its clock jumps to what it waits for (software emulation only): hours pass in seconds.
     pub skip_idle_time: bool,
+    /// Whether the guest's API is open to the host from the start, whatever its settings say.
+    pub api: bool,
     /// Further arguments of QEMU, as they are.
     pub extra: Vec<String>,
 }
@@ -145,6 +151,11 @@ impl Places {
         [self.qmp(), self.events(), self.vhost(), self.vsock(), self.api(), self.gdb()]
     }
 
+    /// The kernel of a slot, where there is no firmware to load it.
+    pub fn kernel(&self) -> PathBuf {
+        self.folder.join("slot-kernel")
+    }
+
     pub fn firmware_variables(&self) -> PathBuf {
         self.folder.join("efivars.fd")
     }
@@ -152,6 +163,8 @@ impl Places {
 
 /// Firmware inside the toolbox.
 pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// Keeps its variables from the guest by the processor's management mode, which QEMU must play for it.
+const OVMF_CODE_SECURE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 pub const OVMF_VARS: &str = "usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// The arguments of `qemu-system-x86_64`. `tsc_khz` is the rate of the host's time stamp counter.
@@ -165,6 +178,7 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
         // one boot in ten before there is a console (os/kernel/README.md, "Traps").
         (Firmware::Microvm, _, Accelerator::Tcg) => "microvm,acpi=on,rtc=on,pit=off,pic=off",
         (Firmware::Microvm, _, Accelerator::Kvm) => "microvm,acpi=on,rtc=on",
+        (_, Board::Q35, _) if config.secure_boot => "q35,smm=on",
         (_, Board::Q35, _) => "q35",
         (_, Board::Pc, _) => "pc",
     };
@@ -211,7 +225,11 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
 
     match config.firmware {
         Firmware::Uefi => {
-            add(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}")]);
+            let code = if config.secure_boot { OVMF_CODE_SECURE } else { OVMF_CODE };
+            if config.secure_boot {
+                add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            }
+            add(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={code}")]);
             add(&["-drive", &format!("if=pflash,format=raw,file={}", escape(&places.firmware_variables()))]);
         }
         Firmware::Direct | Firmware::Microvm => {
@@ -257,8 +275,10 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
     for (name, path) in &config.fw_cfg {
         add(&["-fw_cfg", &format!("name={name},file={}", escape(path))]);
     }
-    // The API on vsock, which the socket of the host leads to.
-    add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    if config.api {
+        // On vsock, which the socket of the host leads to.
+        add(&["-fw_cfg", "name=opt/caisson/api-vsock,string=on"]);
+    }
     config.extra.iter().for_each(|argument| add(&[argument]));
     all
 }
@@ -316,9 +336,12 @@ mod tests {
             tap: None,
             fw_cfg: vec![],
             console_on_stdout: false,
+            choose_slot: false,
+            secure_boot: false,
             no_reboot: false,
             gdb: false,
             skip_idle_time: false,
+            api: true,
             extra: vec![],
         }
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::config::{Config, Firmware, OVMF_VARS, Places, arguments, vsock_path};
 use super::proxy;
 use super::qmp::{Follower, Qmp};
+use super::slots;
 use super::tsc;
 use crate::command::tail;
 use crate::toolbox::Toolbox;
@@ -238,8 +239,9 @@ impl Start {
             .arg(places.vsock());
         let vsock = command.spawn().context("cannot start vhost-device-vsock")?;
         wait_for_socket(places, processes.vsock.insert(vsock), &places.vhost())?;
+        let config = self.with_slot()?;
         let mut command = self.tied(OsStr::new("qemu-system-x86_64"), "qemu.log")?;
-        command.args(arguments(&self.config, places, tsc::khz()));
+        command.args(arguments(&config, places, tsc::khz()));
         if self.config.console_on_stdout {
             command.stdout(Stdio::inherit());
         }
@@ -258,6 +260,26 @@ impl Start {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The configuration with the kernel of the slot that boots now. The first root that a machine had is booted by the kernel that
+    /// it was given, which starts faster than the compressed one of its slot.
+    fn with_slot(&self) -> Result<Config> {
+        let mut config = self.config.clone();
+        if !config.choose_slot || config.firmware == Firmware::Uefi {
+            return Ok(config);
+        }
+        let Some(chosen) = slots::take(&self.toolbox, &config.disk)? else { return Ok(config) };
+        let root = |cmdline: &str| {
+            cmdline.split("sha256 ").nth(1).and_then(|rest| rest.split(' ').next().map(str::to_owned))
+        };
+        if root(&chosen.cmdline) != root(&config.cmdline) {
+            config.kernel = self.places.kernel();
+            fs::write(&config.kernel, &chosen.kernel)
+                .with_context(|| format!("cannot write {}", config.kernel.display()))?;
+            config.cmdline = chosen.cmdline;
+        }
+        Ok(config)
     }
 
     /// A program of the toolbox whose end is tied to ours also where nothing of ours runs any more to end it: after a SIGKILL.

@@ -7,4 +7,5 @@ pub mod machine;
 pub mod proxy;
 pub mod qmp;
 pub mod runner;
+pub mod slots;
 pub mod tsc;

@@ -21,6 +21,7 @@ use crate::guest::{self, Rust};
 use crate::image;
 use crate::kernel;
 use crate::project::Project;
+use crate::secure_boot::Keys;
 use crate::toolbox::{LockPolicy, Toolbox};
 
 const DEFAULT_NAME: &str = "default";
@@ -120,7 +121,7 @@ pub fn run(project: &Project, options: &RunOptions) -> Result<ExitCode> {
     // Before any other thread exists: one that does not block a signal would take it and end the process.
     let asked = Arc::new(AtomicU32::new(0));
     count_interrupts(asked.clone())?;
-    let config = configure(&folder, &artifacts, options)?;
+    let config = configure(project, &folder, &artifacts, options)?;
     if options.gdb {
         let symbols = kernel::build(project, &toolbox)?.path.join("vmlinux.symbols");
         let socket = folder.path.join("gdb.sock");
@@ -148,7 +149,12 @@ fn client_words(name: &str) -> String {
     }
 }
 
-fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Result<Config> {
+fn configure(
+    project: &Project,
+    folder: &Folder,
+    artifacts: &Artifacts,
+    options: &RunOptions,
+) -> Result<Config> {
     if folder.prepare(artifacts, options.fresh, options.disk)? {
         eprintln!(
             "  the image is newer than the disk of {:?}, which boots what it was made from: --fresh starts anew (and loses its data)",
@@ -205,9 +211,13 @@ fn configure(folder: &Folder, artifacts: &Artifacts, options: &RunOptions) -> Re
         tap: None,
         fw_cfg,
         console_on_stdout: true,
+        choose_slot: true,
+        // Firmware that refuses nothing shows nothing of what is signed.
+        secure_boot: options.firmware == Firmware::Uefi && Keys::find(project)?.is_some(),
         no_reboot: false,
         gdb: options.gdb,
         skip_idle_time: false,
+        api: true,
         extra: Vec::new(),
     })
 }

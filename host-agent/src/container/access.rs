@@ -88,6 +88,20 @@ impl Access {
         }
     }
 
+    /// The same proxy and authorities, for what else is got over HTTP.
+    pub(crate) fn configure(
+        &self,
+        client: reqwest::ClientBuilder,
+    ) -> reqwest::Result<reqwest::ClientBuilder> {
+        let authorities = self.authorities.values().flatten().filter(|der| is_authority(der));
+        let certificates: Vec<_> =
+            authorities.map(|der| reqwest::Certificate::from_der(der)).collect::<Result<_, _>>()?;
+        let client = client.tls_certs_merge(certificates);
+        let Some(proxy) = &self.proxy else { return Ok(client) };
+        let proxy = reqwest::Proxy::https(proxy)?.no_proxy(reqwest::NoProxy::from_string(&self.no_proxy));
+        Ok(client.proxy(proxy))
+    }
+
     /// A client for one server. `insecure` are servers that are spoken to without TLS unless settings say otherwise.
     pub(super) fn client(&self, source: &Source, insecure: &[String]) -> Result<Client, String> {
         let plain = source.plain.unwrap_or_else(|| insecure.contains(&source.server));

@@ -11,8 +11,13 @@ pub const SOCKET: &str = "/run/init.sock";
 pub enum Request {
     /// State of the whole node as PID 1 sees it.
     Status,
-    /// Stop and start one service.
+    /// Stop and start one service; start one that is off.
     Restart { service: String },
+    /// Stop one service that is started only when it is asked for; it stays off until it is asked for again.
+    Stop { service: String },
+    /// Turns the sockets of a switch (`when` of a service file) on or off. When that changes anything, the service that has them
+    /// is stopped and started. A switch that the VMM turned on stays on.
+    Switch { name: String, on: bool },
     /// Orderly reboot; answered before it begins.
     Reboot,
     /// Orderly power-off; answered before it begins.
@@ -73,7 +78,7 @@ pub enum ServiceState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Problem {
-    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`, `space`.
+    /// Who says so: `init`, `user-data`, `containers`, `network`, `apply`, `space`, `time`.
     pub source: String,
     /// What it is about: a settings key, a device, a container.
     pub subject: String,

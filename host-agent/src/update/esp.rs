@@ -1,0 +1,274 @@
+//! The entries of the ESP: installed, tried, blessed, given up, by their names (the rule is `boot_choice`'s).
+//!
+//! Each change is one rename that is on the disk when the call returns. FAT has no atomic rename: the kernel writes the new name
+//! before it removes the old one (`fs/fat/namei_vfat.c`), so a power cut leaves one of them or both, and never neither.
+
+use boot_choice::FileName;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::syncfs;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+const MOUNT_POINT: &str = "/run/agent/esp";
+const FOLDER: &str = "EFI/Linux";
+/// Behind the name of an entry that is complete and not to boot yet: the loader lists only what ends in `.efi`.
+const STAGED: &str = ".staged";
+/// Behind the name of one that is being written.
+const PARTIAL: &str = ".partial";
+/// Tries of an entry that has proven nothing yet.
+pub(super) const TRIES: u32 = 3;
+
+/// The ESP, mounted for as long as this lives.
+pub(super) struct Esp {
+    pub entries: Entries,
+}
+
+impl Esp {
+    pub(super) fn mount(device: &Path) -> Result<Self, String> {
+        let failed = |error: String| format!("cannot mount the ESP {}: {error}", device.display());
+        fs::create_dir_all(MOUNT_POINT).map_err(|error| failed(error.to_string()))?;
+        // Left by a process that was killed.
+        let _ = umount2(MOUNT_POINT, MntFlags::MNT_DETACH);
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_DIRSYNC;
+        mount(
+            Some(device),
+            MOUNT_POINT,
+            Some("vfat"),
+            flags,
+            Some("umask=0077,shortname=mixed,errors=remount-ro"),
+        )
+        .map_err(|error| failed(error.to_string()))?;
+        Ok(Self { entries: Entries { folder: Path::new(MOUNT_POINT).join(FOLDER) } })
+    }
+}
+
+impl Drop for Esp {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(MOUNT_POINT, MntFlags::empty()) {
+            eprintln!("<4>cannot unmount the ESP: {error}");
+            let _ = umount2(MOUNT_POINT, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// The folder with the kernel images.
+#[derive(Debug, Clone)]
+pub(super) struct Entries {
+    folder: PathBuf,
+}
+
+/// An entry of ours, by the version in its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub version: String,
+    pub name: FileName,
+}
+
+impl Entries {
+    #[cfg(test)]
+    pub(super) fn in_folder(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// The entries that are ours: `caisson_VERSION.efi`, with or without a counter.
+    pub(super) fn list(&self) -> Result<Vec<Entry>, String> {
+        let names = fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?;
+        let mut all: Vec<Entry> =
+            names.flatten().filter_map(|name| entry(&name.file_name().into_string().ok()?)).collect();
+        all.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+        Ok(all)
+    }
+
+    /// The entry of a version. After a power cut in a rename there may be two names for it: the one that is blessed counts, then
+    /// the one with most tries done.
+    pub(super) fn of(&self, version: &str) -> Result<Option<Entry>, String> {
+        let done = |entry: &Entry| entry.name.counter().map_or(u32::MAX, |counter| counter.done);
+        Ok(self.list()?.into_iter().filter(|entry| entry.version == version).max_by_key(done))
+    }
+
+    /// Another entry than that of `version` that can boot, if there is one.
+    pub(super) fn fallback(&self, version: &str) -> Result<Option<Entry>, String> {
+        let can_boot = |entry: &Entry| entry.name.counter().is_none_or(|counter| counter.left > 0);
+        Ok(self.list()?.into_iter().find(|entry| entry.version != version && can_boot(entry)))
+    }
+
+    /// Removes all that does not boot `version`: what was of the other slot, and what was left half written.
+    pub(super) fn keep_only(&self, version: &str) -> Result<(), String> {
+        for name in fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?.flatten() {
+            let Ok(name) = name.file_name().into_string() else { continue };
+            let other = entry(&name).is_some_and(|entry| entry.version != version);
+            if other || name.ends_with(STAGED) || name.ends_with(PARTIAL) {
+                self.remove(&name)?;
+            }
+        }
+        self.flush()
+    }
+
+    /// Writes an entry that does not boot yet. What is written must be all of `size` bytes, or nothing is staged.
+    pub(super) fn stage(&self, name: &str, image: &[u8]) -> Result<(), String> {
+        let (partial, staged) = (format!("{name}{PARTIAL}"), format!("{name}{STAGED}"));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(self.folder.join(&partial))?;
+            file.write_all(image)?;
+            file.sync_all()
+        };
+        if let Err(error) = write() {
+            let _ = fs::remove_file(self.folder.join(&partial));
+            return Err(self.failed(&format!("write the {} bytes of {name} to", image.len()), &error));
+        }
+        self.rename(&partial, &staged)
+    }
+
+    /// What is staged under the name of an entry.
+    pub(super) fn staged(&self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.folder.join(format!("{name}{STAGED}")))
+    }
+
+    /// Gives a staged entry its tries: it is what boots next.
+    pub(super) fn arm(&self, name: &str) -> Result<(), String> {
+        let bare = FileName::parse(name).ok_or_else(|| format!("{name:?} is no name of an entry"))?;
+        self.rename(&format!("{name}{STAGED}"), bare.with_tries(TRIES).as_str())
+    }
+
+    /// Takes the tries away again, where none was used.
+    pub(super) fn disarm(&self, entry: &Entry) -> Result<(), String> {
+        self.rename(entry.name.as_str(), &format!("{}{STAGED}", entry.name.blessed().as_str()))
+    }
+
+    /// The entry boots from now on, however often it is cut.
+    pub(super) fn bless(&self, entry: &Entry) -> Result<(), String> {
+        self.settle(entry, &entry.name.blessed())
+    }
+
+    /// The entry boots only when nothing else can.
+    pub(super) fn give_up(&self, entry: &Entry) -> Result<(), String> {
+        self.settle(entry, &entry.name.given_up())
+    }
+
+    /// Renames, and removes what else there is of the same version.
+    fn settle(&self, entry: &Entry, to: &FileName) -> Result<(), String> {
+        if entry.name != *to {
+            self.rename(entry.name.as_str(), to.as_str())?;
+        }
+        for other in self.list()? {
+            if other.version == entry.version && other.name != *to {
+                self.remove(other.name.as_str())?;
+            }
+        }
+        self.flush()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), String> {
+        fs::rename(self.folder.join(from), self.folder.join(to))
+            .map_err(|error| self.failed(&format!("rename {from} to {to} in"), &error))?;
+        self.flush()
+    }
+
+    fn remove(&self, name: &str) -> Result<(), String> {
+        match fs::remove_file(self.folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failed(&format!("remove {name} from"), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn flush(&self) -> Result<(), String> {
+        let flush = || -> io::Result<()> { Ok(syncfs(File::open(&self.folder)?)?) };
+        flush().map_err(|error| self.failed("flush", &error))
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> String {
+        let hint = if error.kind() == io::ErrorKind::StorageFull {
+            "; it is full: look what else is there with cargo caisson inspect"
+        } else {
+            ""
+        };
+        format!("cannot {what} the ESP ({FOLDER}): {error}{hint}")
+    }
+}
+
+fn entry(file: &str) -> Option<Entry> {
+    let name = FileName::parse(file)?;
+    let version = name.blessed().as_str().strip_prefix("caisson_")?.strip_suffix(".efi")?.to_owned();
+    Some(Entry { version, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder {
+        folder: tempfile::TempDir,
+        entries: Entries,
+    }
+
+    fn folder(names: &[&str]) -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let entries = Entries::in_folder(folder.path());
+        Folder { folder, entries }
+    }
+
+    impl Folder {
+        fn names(&self) -> Vec<String> {
+            let mut names: Vec<String> = fs::read_dir(self.folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+
+        fn entry(&self, version: &str) -> Entry {
+            self.entries.of(version).unwrap().unwrap()
+        }
+    }
+
+    #[test]
+    fn from_staged_to_blessed() {
+        let there = folder(&["caisson_1.0.0.efi"]);
+        there.entries.stage("caisson_1.1.0.efi", b"kernel").unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi.staged"]);
+        assert_eq!(there.entries.staged("caisson_1.1.0.efi").unwrap(), b"kernel");
+        there.entries.arm("caisson_1.1.0.efi").unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+3.efi"]);
+        there.entries.disarm(&there.entry("1.1.0")).unwrap();
+        there.entries.arm("caisson_1.1.0.efi").unwrap();
+        // The loader counts a try.
+        let path = |name: &str| there.folder.path().join(name);
+        fs::rename(path("caisson_1.1.0+3.efi"), path("caisson_1.1.0+2-1.efi")).unwrap();
+        assert_eq!(there.entries.fallback("1.1.0").unwrap().unwrap().version, "1.0.0");
+        there.entries.bless(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi"]);
+        there.entries.give_up(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+0.efi"]);
+        assert_eq!(there.entries.fallback("1.0.0").unwrap(), None);
+    }
+
+    #[test]
+    fn a_rename_that_a_power_cut_left_half_done_is_finished() {
+        let there = folder(&["caisson_1.0.0.efi", "caisson_1.1.0+2-1.efi", "caisson_1.1.0.efi"]);
+        assert_eq!(there.entry("1.1.0").name.counter(), None);
+        there.entries.bless(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi"]);
+        let there = folder(&["caisson_1.1.0+3.efi", "caisson_1.1.0+2-1.efi"]);
+        assert_eq!(there.entry("1.1.0").name.as_str(), "caisson_1.1.0+2-1.efi");
+    }
+
+    #[test]
+    fn before_a_slot_is_written_nothing_boots_it() {
+        let there = folder(&[
+            "caisson_1.0.0.efi",
+            "caisson_1.1.0+0-3.efi",
+            "caisson_1.2.0.efi.staged",
+            "caisson_1.2.0.efi.partial",
+            "other.efi",
+        ]);
+        there.entries.keep_only("1.0.0").unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "other.efi"]);
+    }
+}

@@ -1,0 +1,186 @@
+//! At the start of the agent: what this boot means for an update that is under way; and, on trial, when this version is blessed or
+//! given up.
+
+use apiserver::updates::UpdateResult;
+use init_control::Request;
+use jiff::Timestamp;
+use settings::Settings;
+use std::cell::RefCell;
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+use super::esp::Esp;
+use super::journal::Journal;
+use super::slots::Slots;
+use super::trial::{AtStart, Decision, LastWords, Limits, at_start, decide, panic_line, reason, unhealthy};
+use super::{Places, Updates};
+use crate::clock::boottime_ms;
+use crate::init;
+use crate::node::Node;
+
+const LOOK: Duration = Duration::from_millis(500);
+/// How often what a version on trial says of itself is written, while it stays the same.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+const PSTORE: &str = "/sys/fs/pstore";
+/// Bytes of what a kernel left.
+const LARGEST_LOG: u64 = 256 << 10;
+const HEALTHY_FOR: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(300);
+
+impl Limits {
+    fn of(settings: Option<&Settings>) -> Self {
+        let updates = settings.and_then(|settings| settings.updates.as_ref());
+        let seconds = |value: Option<settings::UpdateSeconds>, otherwise| {
+            value.map_or(otherwise, |seconds| Duration::from_secs(seconds.get().into()))
+        };
+        Self {
+            healthy_for: seconds(updates.and_then(|updates| updates.healthy_for), HEALTHY_FOR),
+            deadline: seconds(updates.and_then(|updates| updates.healthy_within), DEADLINE),
+        }
+    }
+}
+
+/// Runs until this version is blessed or given up. Within a `LocalSet`. `settings`: what is applied, once something is.
+pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn() -> Option<Settings>) {
+    let places = &updates.places;
+    let panic = last_panic(Path::new(PSTORE));
+    let running = match places.image() {
+        Ok(image) => image.version,
+        Err(error) => return eprintln!("<3>update: {error}"),
+    };
+    match started(places, &running, panic.as_deref()) {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => return eprintln!("<3>update: what this start means for it cannot be told: {error}"),
+    }
+    eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
+    let mut healthy_since = None;
+    let mut said: Option<LastWords> = None;
+    loop {
+        let now = Duration::from_millis(boottime_ms());
+        let problem = match init::status().await {
+            Ok(status) => unhealthy(&node.borrow_mut().status(&status), &status.services),
+            Err(error) => Some(format!("PID 1 does not answer: {error}")),
+        };
+        healthy_since = problem.is_none().then(|| healthy_since.unwrap_or(now));
+        let mut words = LastWords {
+            version: running.clone(),
+            uptime: now.as_secs(),
+            unhealthy: problem.clone(),
+            given_up: None,
+        };
+        let limits = Limits::of(settings().as_ref());
+        match decide(limits, now, healthy_since, problem.as_deref().unwrap_or_default()) {
+            Decision::Wait => {
+                let is_news = said.as_ref().is_none_or(|said| {
+                    said.unhealthy != words.unhealthy || said.uptime + SAY_AGAIN.as_secs() <= words.uptime
+                });
+                if is_news {
+                    words.write(&places.last_words());
+                    said = Some(words);
+                }
+            }
+            Decision::Bless => match bless(places, &running) {
+                Ok(()) => return eprintln!("<5>update: {running} is healthy, and stays"),
+                Err(error) => eprintln!("<3>update: {running} cannot be blessed: {error}"),
+            },
+            Decision::GiveUp(reason) => {
+                words.given_up = Some(reason.clone());
+                words.write(&places.last_words());
+                match give_up(&running) {
+                    Ok(Some(before)) => {
+                        eprintln!("<3>update: {running} is given up, {before} boots instead: {reason}");
+                        if let Err(error) = init::ask(&Request::Reboot).await {
+                            eprintln!("<3>update: PID 1 does not restart the node: {error}");
+                        }
+                        return;
+                    }
+                    Ok(None) => {
+                        return eprintln!(
+                            "<3>update: {running} stays, as there is no other version: {reason}"
+                        );
+                    }
+                    Err(error) => eprintln!("<3>update: {running} cannot be given up: {error}"),
+                }
+            }
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Whether this version is on trial. An update that was tried and is not what runs is ended, with the reason.
+fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, String> {
+    let mut journal = Journal::read(&places.journal());
+    let slots = match Slots::find() {
+        Ok(slots) => slots,
+        // A root that is on no slot cannot be on trial.
+        Err(_) if journal.progress.is_none() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let esp = Esp::mount(&slots.esp.device)?;
+    let own = esp.entries.of(running)?;
+    let is_counted = own.as_ref().is_some_and(|entry| entry.name.counter().is_some());
+    let Some(progress) = journal.progress.clone() else { return Ok(is_counted) };
+    let entry = esp.entries.of(&progress.version)?;
+    let tries = entry.as_ref().and_then(|entry| entry.name.counter());
+    match at_start(running, &progress, tries) {
+        AtStart::Unchanged => Ok(is_counted),
+        AtStart::OnTrial if is_counted => Ok(true),
+        // Blessed, and the power went before the journal said so.
+        AtStart::OnTrial => {
+            journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
+            journal.write(&places.journal())?;
+            Ok(false)
+        }
+        AtStart::RolledBack => {
+            let words = LastWords::read(&places.last_words(), &progress.version);
+            let why = reason(tries, words.as_ref(), panic);
+            eprintln!("<3>update: {} did not stay, {running} runs again: {why}", progress.version);
+            if let Some(entry) = &entry {
+                esp.entries.give_up(entry)?;
+            }
+            journal.end(UpdateResult::RolledBack, Some(why), Timestamp::now().to_string());
+            journal.write(&places.journal())?;
+            Ok(is_counted)
+        }
+    }
+}
+
+/// First the name on the ESP, which decides; then the journal.
+fn bless(places: &Places, running: &str) -> Result<(), String> {
+    let esp = Esp::mount(&Slots::find()?.esp.device)?;
+    let own = esp.entries.of(running)?.ok_or("the ESP has no entry for it")?;
+    esp.entries.bless(&own)?;
+    let mut journal = Journal::read(&places.journal());
+    journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
+    journal.write(&places.journal())?;
+    let _ = fs::remove_file(places.last_words());
+    Ok(())
+}
+
+/// Gives what runs up, if there is another version; tells which.
+fn give_up(running: &str) -> Result<Option<String>, String> {
+    let esp = Esp::mount(&Slots::find()?.esp.device)?;
+    let Some(before) = esp.entries.fallback(running)? else { return Ok(None) };
+    if let Some(own) = esp.entries.of(running)? {
+        esp.entries.give_up(&own)?;
+    }
+    Ok(Some(before.version))
+}
+
+/// What a kernel said that died, if one did since it was looked at last.
+fn last_panic(folder: &Path) -> Option<String> {
+    let names = fs::read_dir(folder).ok()?.flatten();
+    let mut found = None;
+    for entry in names {
+        if let Ok(data) = crate::files::read_bounded(&entry.path(), LARGEST_LOG) {
+            found = found.or_else(|| panic_line(&String::from_utf8_lossy(&data)));
+        }
+        // Looked at: the next one is a new one.
+        let _ = fs::remove_file(entry.path());
+    }
+    found
+}

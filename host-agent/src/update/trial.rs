@@ -1,0 +1,255 @@
+//! A new version on trial: it is blessed once it has been healthy for a while, and given up when it is not in time. What it could
+//! say of itself before it went is kept where the version before it reads it.
+
+use apiserver::agent::{Health, Status};
+use boot_choice::Counter;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::journal::{Progress, Step};
+use crate::files;
+
+/// Bytes of the file with last words.
+const LARGEST: u64 = 16 << 10;
+/// Bytes of them.
+const LONGEST: usize = 1500;
+
+/// How long a version has to be healthy, and until when after the kernel's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub healthy_for: Duration,
+    pub deadline: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision {
+    Wait,
+    Bless,
+    /// Why.
+    GiveUp(String),
+}
+
+/// What to do `now` (after the kernel's start), when the node has been healthy since `healthy_since`.
+pub(super) fn decide(
+    limits: Limits,
+    now: Duration,
+    healthy_since: Option<Duration>,
+    unhealthy: &str,
+) -> Decision {
+    match healthy_since {
+        Some(since) if now.saturating_sub(since) >= limits.healthy_for => Decision::Bless,
+        // It may become good a moment after the deadline, if it is healthy now.
+        Some(_) => Decision::Wait,
+        None if now >= limits.deadline => Decision::GiveUp(format!(
+            "it was not healthy within {} s: {unhealthy}",
+            limits.deadline.as_secs()
+        )),
+        None => Decision::Wait,
+    }
+}
+
+/// What keeps a node from being healthy, in words; nothing when it is.
+pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus]) -> Option<String> {
+    if status.health == Health::Healthy {
+        return None;
+    }
+    let problems = status.problems.iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
+    let waiting = services
+        .iter()
+        .filter(|service| service.required && service.state != init_control::ServiceState::Ready)
+        .map(|service| match &service.last_exit {
+            Some(exit) => format!("service {}: not ready, it ended with {exit}", service.name),
+            None => format!("service {}: not ready", service.name),
+        });
+    let all: Vec<String> = problems.chain(waiting).collect();
+    let words = if all.is_empty() {
+        "essential containers or settings are not there yet".to_owned()
+    } else {
+        all.join("; ")
+    };
+    Some(words.chars().take(LONGEST).collect())
+}
+
+/// What a version on trial says of itself while it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct LastWords {
+    pub version: String,
+    /// Seconds after the kernel's start.
+    pub uptime: u64,
+    /// What kept it from being healthy; none when it was.
+    pub unhealthy: Option<String>,
+    /// Why it gave itself up.
+    pub given_up: Option<String>,
+}
+
+impl LastWords {
+    pub(super) fn read(path: &Path, version: &str) -> Option<Self> {
+        let data = files::read_bounded(path, LARGEST).ok()?;
+        serde_json::from_slice(&data).ok().filter(|words: &Self| words.version == version)
+    }
+
+    pub(super) fn write(&self, path: &Path) {
+        let write = || {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            files::replace_durably(path, &serde_json::to_vec(self)?)
+        };
+        let written: std::io::Result<()> = write();
+        if let Err(error) = written {
+            eprintln!("<4>cannot keep what this version says of itself in {}: {error}", path.display());
+        }
+    }
+}
+
+/// What the start of a version means for an update that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AtStart {
+    /// Nothing was tried yet.
+    Unchanged,
+    /// This is the new version.
+    OnTrial,
+    /// The new version was tried, and this is the old one.
+    RolledBack,
+}
+
+/// `tries`: of the new version's entry on the ESP; none when it has no entry, or a blessed one.
+pub(super) fn at_start(running: &str, progress: &Progress, tries: Option<Counter>) -> AtStart {
+    match (progress.step, tries) {
+        (Step::Armed, _) if running == progress.version => AtStart::OnTrial,
+        (Step::Armed, Some(Counter { done: 0, left: 1.. })) => AtStart::Unchanged,
+        (Step::Armed, _) => AtStart::RolledBack,
+        (Step::Staging | Step::Staged, _) => AtStart::Unchanged,
+    }
+}
+
+/// Why a version did not stay, from all that it left.
+pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: Option<&str>) -> String {
+    if let Some(given_up) = words.and_then(|words| words.given_up.as_ref()) {
+        return given_up.clone();
+    }
+    if let Some(panic) = panic {
+        return format!("its kernel panicked: {panic}");
+    }
+    let times = match tries.map(|tries| tries.done) {
+        Some(1) => "once".to_owned(),
+        Some(done) => format!("{done} times"),
+        None => "some times".to_owned(),
+    };
+    match words {
+        Some(LastWords { uptime, unhealthy: Some(unhealthy), .. }) => format!(
+            "it was tried {times} and restarted before it was healthy; {uptime} s after its last start it said: {unhealthy}"
+        ),
+        Some(LastWords { uptime, .. }) => format!(
+            "it was tried {times} and restarted before it was healthy for long enough; {uptime} s after its last start it hung, lost its power, or was reset by its watchdog"
+        ),
+        None => format!(
+            "it was tried {times} and never came as far as its agent: its kernel image does not start, its root does not verify, or PID 1 or the agent hangs or dies early"
+        ),
+    }
+}
+
+/// The line of a kernel's last words that says why it died, of what pstore keeps (kernel: `admin-guide/ramoops.rst`).
+pub(super) fn panic_line(log: &str) -> Option<String> {
+    let without_time = |line: &str| match line.split_once("] ") {
+        Some((_, text)) => text.trim().to_owned(),
+        None => line.trim().to_owned(),
+    };
+    let verity =
+        log.lines().find(|line| line.contains("device-mapper: verity:") && line.contains("corrupted"));
+    let panic = log.lines().rev().find(|line| line.contains("Kernel panic - not syncing"));
+    let words: Vec<String> = verity.into_iter().chain(panic).map(without_time).collect();
+    (!words.is_empty()).then(|| words.join("; ").chars().take(LONGEST).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { healthy_for: Duration::from_secs(10), deadline: Duration::from_secs(300) };
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn armed() -> Progress {
+        Progress {
+            step: Step::Armed,
+            version: "2".into(),
+            from: "1".into(),
+            root: "r".into(),
+            uki: "u".into(),
+            uki_sha256: "s".into(),
+        }
+    }
+
+    #[test]
+    fn healthy_for_long_enough_is_blessed_and_too_late_is_given_up() {
+        assert_eq!(decide(LIMITS, seconds(5), Some(seconds(2)), ""), Decision::Wait);
+        assert_eq!(decide(LIMITS, seconds(12), Some(seconds(2)), ""), Decision::Bless);
+        assert_eq!(decide(LIMITS, seconds(299), None, "web fails"), Decision::Wait);
+        let given_up = "it was not healthy within 300 s: web fails".to_owned();
+        assert_eq!(decide(LIMITS, seconds(300), None, "web fails"), Decision::GiveUp(given_up));
+        // Healthy at the deadline, if only just.
+        assert_eq!(decide(LIMITS, seconds(301), Some(seconds(299)), ""), Decision::Wait);
+    }
+
+    #[test]
+    fn what_a_start_means() {
+        let tries = |left, done| Some(Counter { left, done });
+        assert_eq!(at_start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
+        assert_eq!(at_start("1", &armed(), tries(3, 0)), AtStart::Unchanged);
+        assert_eq!(at_start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(at_start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
+        assert_eq!(at_start("1", &armed(), None), AtStart::RolledBack);
+        assert_eq!(at_start("1", &Progress { step: Step::Staged, ..armed() }, None), AtStart::Unchanged);
+    }
+
+    #[test]
+    fn the_best_reason_that_there_is() {
+        let tries = Some(Counter { left: 0, done: 3 });
+        let words = |unhealthy: Option<&str>, given_up: Option<&str>| LastWords {
+            version: "2".into(),
+            uptime: 7,
+            unhealthy: unhealthy.map(str::to_owned),
+            given_up: given_up.map(str::to_owned),
+        };
+        let all = words(Some("web fails"), Some("not healthy within 9 s"));
+        assert_eq!(reason(tries, Some(&all), Some("p")), "not healthy within 9 s");
+        assert_eq!(reason(tries, None, Some("Kernel panic")), "its kernel panicked: Kernel panic");
+        let said = reason(tries, Some(&words(Some("web fails"), None)), None);
+        assert!(
+            said.contains("3 times") && said.ends_with("7 s after its last start it said: web fails"),
+            "{said}"
+        );
+        assert!(reason(tries, Some(&words(None, None)), None).contains("watchdog"));
+        assert!(
+            reason(Some(Counter { left: 2, done: 1 }), None, None).starts_with("it was tried once and never")
+        );
+    }
+
+    #[test]
+    fn a_kernels_last_words() {
+        let log = "<4>[   1.2] device-mapper: verity: 253:2: data block 5 is corrupted\n<0>[    1.3] Kernel panic - not syncing: dm-verity device corrupted\n<4>[ 1.4] CPU: 0";
+        let said = panic_line(log).unwrap();
+        assert_eq!(
+            said,
+            "device-mapper: verity: 253:2: data block 5 is corrupted; Kernel panic - not syncing: dm-verity device corrupted"
+        );
+        assert_eq!(panic_line("all is well"), None);
+    }
+
+    #[test]
+    fn last_words_of_another_version_are_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/words.json");
+        let words = LastWords { version: "2".into(), uptime: 1, ..LastWords::default() };
+        words.write(&path);
+        assert_eq!(LastWords::read(&path, "2"), Some(words));
+        assert_eq!(LastWords::read(&path, "3"), None);
+    }
+}

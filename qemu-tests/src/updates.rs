@@ -1,0 +1,100 @@
+//! A repository of updates, as a publisher makes it of the built image.
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use build::repo::{self, Expiries, Keys, ROLES, Repository};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+use crate::bench::bench;
+
+pub struct Updates {
+    folder: TempDir,
+}
+
+impl Updates {
+    /// An empty one.
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::try_new().unwrap_or_else(|error| panic!("no repository: {error:#}"))
+    }
+
+    fn try_new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("caisson-updates-").tempdir_in("/tmp")?;
+        let updates = Self { folder };
+        fs::create_dir(updates.path("keys"))?;
+        for (number, role) in ROLES.into_iter().enumerate() {
+            // Ed25519 in PKCS #8 (RFC 8410, section 7).
+            let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+            der.extend([u8::try_from(number)? + 1; 32]);
+            let pem =
+                format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der));
+            fs::write(updates.path(&format!("keys/{role}.pem")), pem)?;
+        }
+        Repository::init(updates.folder(), &updates.keys()?, &expires()?)?;
+        Ok(updates)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What a server serves.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The root of trust, for an image.
+    pub fn root(&self) -> PathBuf {
+        self.path("metadata/1.root.json")
+    }
+
+    fn keys(&self) -> Result<Keys> {
+        Keys::new(Some(self.path("keys")), &[])
+    }
+
+    /// Publishes the built image under another version. What was there before is what [`Updates::roll_back`] goes back to.
+    #[track_caller]
+    pub fn publish(&self, version: &str) {
+        self.try_publish(version).unwrap_or_else(|error| panic!("cannot publish {version}: {error:#}"));
+    }
+
+    fn try_publish(&self, version: &str) -> Result<()> {
+        let scratch = tempfile::tempdir_in("/tmp")?;
+        let built = &bench().artifacts;
+        let mut manifest: Value = serde_json::from_slice(&fs::read(built.manifest())?)?;
+        manifest["version"] = json!(version);
+        for name in manifest["files"].as_object().context("no files")?.keys() {
+            std::os::unix::fs::symlink(built.dir.join(name), scratch.path().join(name))?;
+        }
+        fs::write(scratch.path().join("manifest.json"), manifest.to_string())?;
+        let before = fs::read(self.path("metadata/timestamp.json"))?;
+        let mut repository = Repository::open(self.folder())?;
+        // Fast: it is not what is looked at here.
+        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1)?;
+        repo::publish(&mut repository, &self.keys()?, &expires()?)?;
+        fs::write(self.path("before.json"), before)?;
+        Ok(())
+    }
+
+    /// Serves what was there before the last version.
+    #[track_caller]
+    pub fn roll_back(&self) {
+        fs::copy(self.path("before.json"), self.path("metadata/timestamp.json")).expect("an older timestamp");
+    }
+}
+
+impl Default for Updates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Far from the clock of any machine that runs a story.
+fn expires() -> Result<Expiries> {
+    let at = "2100-01-01T00:00:00Z".parse().context("a time")?;
+    Ok(ROLES.into_iter().map(|role| (role, at)).collect())
+}
