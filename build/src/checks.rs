@@ -9,7 +9,7 @@ use crate::cache::Key;
 use crate::command::run_logged;
 use crate::project::Project;
 use crate::toolbox::LockPolicy;
-use crate::{guest, image, toolbox};
+use crate::{fuzz, guest, image, toolbox};
 
 /// What to leave out, and what to pick.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +59,8 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
             ])
             .current_dir(&project.sources);
         phase("licences", &mut licences)?;
+        eprintln!("== fuzz");
+        fuzz::run(project, fuzz::SHORT, &[])?;
     }
     let nextest = tool(project, "cargo-nextest", "0.9.143")?;
     if !options.no_vm {

@@ -11,6 +11,7 @@ pub mod command;
 pub mod crates;
 pub mod disk;
 pub mod esp;
+pub mod fuzz;
 pub mod guest;
 pub mod image;
 pub mod inspect;

@@ -6,7 +6,7 @@ use build::project::Project;
 use build::secure_boot::Keys;
 use build::toolbox::{LockPolicy, Toolbox};
 use build::vm::runner::{self, RunOptions};
-use build::{bench, checks, image, inspect, manual, repo, report};
+use build::{bench, checks, fuzz, image, inspect, manual, repo, report};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
@@ -44,11 +44,17 @@ enum Command {
     },
     /// Run everything that CI runs, or only the tests that are named
     Test {
-        /// Only tests whose name contains one of these
+        /// Only tests whose name contains one of these; with --fuzz, only these targets
         filters: Vec<String>,
         /// Boot no virtual machine
         #[arg(long)]
         no_vm: bool,
+        /// Only look for inputs with which something does not hold, for so many seconds with each fuzz target
+        #[arg(long, value_name = "SECONDS", conflicts_with = "no_vm")]
+        fuzz: Option<u32>,
+        /// Only run the fuzz target that is named with this input
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["no_vm", "fuzz"], requires = "filters")]
+        fuzz_input: Option<PathBuf>,
     },
     /// Measure the image: a table to read, and JSON on the standard output
     #[command(subcommand)]
@@ -181,7 +187,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return Ok(apiserver::cli::run(std::iter::once(program).chain(arguments), &endpoint));
         }
         Command::Stop { name } => runner::stop(&name)?,
-        Command::Test { filters, no_vm } => {
+        Command::Test { filters, fuzz_input: Some(input), .. } => {
+            fuzz::again(&Project::open()?, &filters[0], &input)?
+        }
+        Command::Test { filters, fuzz: Some(seconds), .. } => {
+            fuzz::run(&Project::open()?, seconds, &filters)?
+        }
+        Command::Test { filters, no_vm, .. } => {
             checks::run(&Project::open()?, &checks::Options { filters, no_vm })?
         }
         Command::Toolbox { tests, command } => {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
@@ -37,7 +37,8 @@ const LARGEST_LOG: u64 = 1 << 20;
 #[derive(Clone)]
 pub struct Agent {
     pub node: Rc<RefCell<Node>>,
-    pub applier: Rc<RefCell<Applier>>,
+    /// One apply after the other.
+    pub applier: Rc<Mutex<Applier>>,
     pub updates: Updates,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
@@ -116,10 +117,11 @@ impl Agent {
                 "the node is still starting: what is committed is applied when that is over".to_owned(),
             );
         }
+        let mut applier = self.applier.lock().await;
         if has_gone(asker) {
             return failed(GONE.to_owned());
         }
-        Response::Apply(self.applier.borrow_mut().apply(&self.node, generation, keys, settings))
+        Response::Apply(applier.apply(&self.node, generation, keys, settings).await)
     }
 
     fn update(&self, command: Command) -> Response {
@@ -127,8 +129,9 @@ impl Agent {
     }
 
     fn with_settings(&self, begin: impl FnOnce(Settings) -> Result<(), Refused>) -> Response {
-        let Some(settings) = self.applier.borrow().applied().cloned() else {
-            return failed("the node is still starting: try again when its settings are applied".to_owned());
+        let Some(settings) = self.applier.try_lock().ok().and_then(|applier| applier.applied().cloned())
+        else {
+            return failed("settings are being applied: try again when that is over".to_owned());
         };
         begin(settings).map_or_else(not_begun, |()| Response::Done)
     }

@@ -48,7 +48,7 @@ impl Applier {
 
     /// Does what a change needs, and what was asked for by dotted names; none: everything. A step that fails is told, does not
     /// stop the others, and is tried again with each apply until it is done.
-    pub fn apply(
+    pub async fn apply(
         &mut self,
         node: &RefCell<Node>,
         generation: u64,
@@ -59,7 +59,7 @@ impl Applier {
         self.failed.clear();
         let mut steps = Vec::new();
         for Planned { step, again } in planned {
-            let error = take(step, &mut node.borrow_mut(), new).err();
+            let error = take(step, node, new).await.err();
             if error.is_some() {
                 self.failed.push(step);
             }
@@ -79,44 +79,56 @@ fn problem(step: &ApplyStep) -> Option<Problem> {
     Some(Problem { source: "apply".to_owned(), subject: step.name.clone(), message, hint })
 }
 
-fn take(step: Step, node: &mut Node, new: &Settings) -> Result<(), String> {
+async fn take(step: Step, node: &RefCell<Node>, new: &Settings) -> Result<(), String> {
     match step {
         Step::Motd => write_motd(new),
         Step::Hostname => hosts::set_hostname(new),
         Step::Hosts => hosts::write_hosts(new),
-        Step::Dns => node.resolver.set_settings(new.dns.as_ref()),
-        Step::Ntp => node.time.set_settings(new.ntp.as_ref(), &node.ntp_servers),
+        Step::Dns => node.borrow_mut().resolver.set_settings(new.dns.as_ref()),
+        Step::Network => {
+            let done = node
+                .borrow()
+                .network
+                .set(new.network.as_ref().and_then(|network| network.interfaces.clone()));
+            done.await
+        }
+        Step::Ntp => {
+            let mut node = node.borrow_mut();
+            let leased = node.ntp_servers.clone();
+            node.time.set_settings(new.ntp.as_ref(), &leased)
+        }
         Step::Sysctl => crate::sysctl::apply(new),
         Step::Lockdown => crate::lockdown::apply(new),
         Step::Registries => {
             let access = Access::of(new);
             let checked = access.check();
-            node.containers.set_access(access);
+            node.borrow_mut().containers.set_access(access);
             checked
         }
         Step::OciDefaults => {
-            node.containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
+            node.borrow_mut().containers.set_defaults(new.oci_defaults.clone().unwrap_or_default());
             Ok(())
         }
         // What looks for updates and keeps a version on trial reads them when it needs them.
         Step::Updates => Ok(()),
         Step::Metrics => {
             let address = new.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
-            node.exporter.listen(address.and_then(ListenAddress::get))
+            node.borrow_mut().exporter.listen(address.and_then(ListenAddress::get))
         }
         Step::Bootstrap => {
             let items = bootstrap::items(new);
+            let mut node = node.borrow_mut();
             node.containers.keep_images(bootstrap::images(&items));
             node.bootstrap.set(items);
             Ok(())
         }
         Step::Containers => {
-            node.containers.apply(lasting(new));
+            node.borrow_mut().containers.apply(lasting(new));
             Ok(())
         }
         Step::Api => {
             let wanted = new.api.as_ref().and_then(|api| api.vsock).unwrap_or(false);
-            init::switch("api-vsock", wanted)
+            init::switch("api-vsock", wanted).await
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Asking PID 1 (`/run/init.sock`).
 
 use init_control::{NodeStatus, Request, Response, SOCKET};
-use std::io::{self, Read, Write};
+use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -23,21 +23,9 @@ pub async fn ask(request: &Request) -> io::Result<Response> {
     tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Turns a switch of PID 1 on or off, without waiting for what it starts again. Blocks, but for a moment only: PID 1 answers at once.
-pub fn switch(name: &str, on: bool) -> Result<(), String> {
-    let request = Request::Switch { name: name.to_owned(), on };
-    let exchange = || -> io::Result<Response> {
-        let mut stream = std::os::unix::net::UnixStream::connect(SOCKET)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut line = serde_json::to_vec(&request)?;
-        line.push(b'\n');
-        stream.write_all(&line)?;
-        let mut answer = Vec::new();
-        stream.take(LARGEST).read_to_end(&mut answer)?;
-        Ok(serde_json::from_slice(&answer)?)
-    };
-    match exchange() {
+/// Turns a switch of PID 1 on or off, without waiting for what it starts again.
+pub async fn switch(name: &str, on: bool) -> Result<(), String> {
+    match ask(&Request::Switch { name: name.to_owned(), on }).await {
         Ok(Response::Done) => Ok(()),
         Ok(Response::Error { message }) => Err(message),
         Ok(other) => Err(format!("PID 1 answered {other:?}")),

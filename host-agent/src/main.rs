@@ -74,7 +74,9 @@ async fn start_node(agent: Agent) {
     let (node, applier) = (agent.node.clone(), agent.applier.clone());
     let teller = node.clone();
     let tell = move |problems| teller.borrow_mut().set_problems("user-data", problems);
-    let mut user_data = Box::pin(user_data::apply_once(tell));
+    let teller = node.clone();
+    let begin_network = move |interfaces| drop(teller.borrow().network.set(interfaces));
+    let mut user_data = Box::pin(user_data::apply_once(tell, begin_network));
     if timeout(USER_DATA_PATIENCE, &mut user_data).await.is_err() {
         tokio::task::spawn_local(apply_late(user_data));
     }
@@ -93,7 +95,7 @@ async fn start_node(agent: Agent) {
         sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     };
-    applier.borrow_mut().apply(&node, 0, &[], &settings);
+    applier.lock().await.apply(&node, 0, &[], &settings).await;
     {
         let mut node = node.borrow_mut();
         node.set_problems("settings", refused.into_iter().map(left_out).collect());
@@ -105,7 +107,7 @@ async fn start_node(agent: Agent) {
     // On trial, this is what decides: an agent that hangs before this point lets the watchdog or the next start do it.
     let (updates, applied) = (agent.updates.clone(), applier.clone());
     tokio::task::spawn_local(update::watch(updates, node.clone(), move || {
-        applied.borrow().applied().cloned()
+        applied.try_lock().ok().and_then(|applier| applier.applied().cloned())
     }));
     // Health is noticed also when nobody asks.
     for _ in 0..600 {

@@ -11,6 +11,7 @@ use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
 use crate::container::spec;
 use crate::exporter::Exporter;
+use crate::network::Control;
 use crate::resolver::Resolver;
 use crate::time::Time;
 
@@ -21,9 +22,10 @@ pub struct Node {
     pub containers: Manager,
     pub bootstrap: Bootstrap,
     pub addresses: BTreeMap<String, Vec<String>>,
+    pub network: Control,
     pub resolver: Resolver,
     pub exporter: Exporter,
-    /// By interface, as DHCP gives them.
+    /// By interface, as leases name them.
     pub ntp_servers: BTreeMap<String, Vec<IpAddr>>,
     pub time: Time,
     phases: Vec<(String, u64)>,
@@ -61,9 +63,12 @@ impl Node {
         self.set_problems(source, problems);
     }
 
-    /// Notes the NTP servers that one interface's lease names; none when it is over.
-    pub fn set_ntp_servers(&mut self, interface: &str, servers: Vec<IpAddr>) -> Result<(), String> {
-        self.ntp_servers.insert(interface.to_owned(), servers);
+    /// Notes the NTP servers that leases name, by interface.
+    pub fn set_ntp_servers(&mut self, servers: BTreeMap<String, Vec<IpAddr>>) -> Result<(), String> {
+        if servers == self.ntp_servers {
+            return Ok(());
+        }
+        self.ntp_servers = servers;
         self.time.follow(&self.ntp_servers)
     }
 

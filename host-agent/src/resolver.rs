@@ -1,9 +1,9 @@
 //! `/etc/resolv.conf`: who is asked for names. What settings say goes before what the leases give.
 
 use settings::Dns;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 const RESOLV_CONF: &str = "/run/etc/resolv.conf";
 /// The resolver reads no more (resolv.conf(5)).
@@ -13,24 +13,24 @@ const MOST_SEARCHED: usize = 6;
 /// What one lease says of names. Its domains come from the network, and may be anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeasedDns {
-    pub servers: Vec<Ipv4Addr>,
+    pub servers: Vec<IpAddr>,
     pub search: Vec<String>,
 }
 
 #[derive(Default)]
 pub struct Resolver {
-    /// By interface.
-    leases: BTreeMap<String, LeasedDns>,
+    /// Those that count most come first.
+    leases: Vec<LeasedDns>,
     settings: Dns,
 }
 
 impl Resolver {
-    /// Notes what a lease says, or that it is over.
-    pub fn set_lease(&mut self, interface: &str, lease: Option<LeasedDns>) -> Result<(), String> {
-        match lease {
-            Some(lease) => self.leases.insert(interface.to_owned(), lease),
-            None => self.leases.remove(interface),
-        };
+    /// Notes what all leases say, those that count most first.
+    pub fn set_leases(&mut self, leases: Vec<LeasedDns>) -> Result<(), String> {
+        if self.leases == leases {
+            return Ok(());
+        }
+        self.leases = leases;
         self.write()
     }
 
@@ -48,12 +48,8 @@ impl Resolver {
             return servers.iter().map(|server| server.get()).collect();
         }
         let mut seen = BTreeSet::new();
-        let leased = self.leases.values().flat_map(|lease| &lease.servers);
-        leased
-            .filter(|server| seen.insert(**server))
-            .take(MOST_SERVERS)
-            .map(|server| (*server).into())
-            .collect()
+        let leased = self.leases.iter().flat_map(|lease| &lease.servers);
+        leased.filter(|server| seen.insert(**server)).take(MOST_SERVERS).copied().collect()
     }
 
     fn search(&self) -> Vec<&str> {
@@ -64,8 +60,9 @@ impl Resolver {
             (1..=253).contains(&name.len())
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
         };
-        let leased = self.leases.values().flat_map(|lease| lease.search.iter().map(String::as_str));
-        leased.filter(plain).collect::<BTreeSet<&str>>().into_iter().take(MOST_SEARCHED).collect()
+        let mut seen = BTreeSet::new();
+        let leased = self.leases.iter().flat_map(|lease| lease.search.iter().map(String::as_str));
+        leased.filter(plain).filter(|name| seen.insert(*name)).take(MOST_SEARCHED).collect()
     }
 
     fn text(&self) -> String {
@@ -85,18 +82,19 @@ impl Resolver {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::net::Ipv4Addr;
 
-    fn resolver(leases: &[(&[Ipv4Addr], &[&str])], dns: serde_json::Value) -> Resolver {
-        let lease = |(number, (servers, search)): (usize, &(&[Ipv4Addr], &[&str]))| {
+    fn resolver(leases: &[(&[IpAddr], &[&str])], dns: serde_json::Value) -> Resolver {
+        let lease = |(servers, search): &(&[IpAddr], &[&str])| {
             let search = search.iter().map(|name| (*name).to_owned()).collect();
-            (format!("eth{number}"), LeasedDns { servers: servers.to_vec(), search })
+            LeasedDns { servers: servers.to_vec(), search }
         };
         let settings = settings::from_json(&json!({"dns": dns})).unwrap().dns.unwrap();
-        Resolver { leases: leases.iter().enumerate().map(lease).collect(), settings }
+        Resolver { leases: leases.iter().map(lease).collect(), settings }
     }
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-    const B: Ipv4Addr = Ipv4Addr::new(2, 2, 2, 2);
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 3));
+    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(2, 2, 2, 2));
 
     #[test]
     fn a_hostile_domain_adds_no_line() {
@@ -106,13 +104,13 @@ mod tests {
 
     #[test]
     fn servers_of_two_leases_are_named_once() {
-        let leases = resolver(&[(&[A, B], &[]), (&[B], &[])], json!({}));
-        assert_eq!(leases.text(), "nameserver 10.0.2.3\nnameserver 2.2.2.2\n");
+        let leases = resolver(&[(&[A, B], &["z", "a"]), (&[B], &["a"])], json!({}));
+        assert_eq!(leases.text(), "search z a\nnameserver 10.0.2.3\nnameserver 2.2.2.2\n");
     }
 
     #[test]
     fn settings_go_before_leases_each_by_itself() {
-        let leases: &[(&[Ipv4Addr], &[&str])] = &[(&[A], &["leased.example"])];
+        let leases: &[(&[IpAddr], &[&str])] = &[(&[A], &["leased.example"])];
         let servers = resolver(leases, json!({"name-servers": ["fd00::53"]}));
         assert_eq!(servers.text(), "search leased.example\nnameserver fd00::53\n");
         let search = resolver(leases, json!({"search-list": ["b.example", "a.example"]}));

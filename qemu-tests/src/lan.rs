@@ -53,6 +53,24 @@ impl Lan {
     /// A node that is plugged into this network.
     #[track_caller]
     pub fn attach(&mut self, config: Config) -> Config {
+        let interface = self.tap();
+        Config { tap: Some(Tap { process: self.holder.id(), interface }), ..config }
+    }
+
+    /// The same with more network cards in this network: `eth0`, `eth1` and so on.
+    #[track_caller]
+    pub fn attach_cards(&mut self, config: Config, cards: usize) -> Config {
+        let mut config = self.attach(config);
+        for number in 1..cards {
+            let network = format!("tap,id=lan{number},ifname={},script=no,downscript=no", self.tap());
+            let card = format!("virtio-net-pci,netdev=lan{number}");
+            config.extra.extend(["-netdev", &network, "-device", &card].map(str::to_owned));
+        }
+        config
+    }
+
+    #[track_caller]
+    fn tap(&mut self) -> String {
         let interface = format!("tap{}", self.taps);
         self.taps += 1;
         for line in [
@@ -62,7 +80,27 @@ impl Lan {
         ] {
             self.run("ip", &line.split(' ').collect::<Vec<_>>());
         }
-        Config { tap: Some(Tap { process: self.holder.id(), interface }), ..config }
+        interface
+    }
+
+    /// A VLAN of this network, with an address of the servers in it. Its name is `lan.ID`.
+    #[track_caller]
+    pub fn vlan(&self, id: u16, address: &str) {
+        for line in [
+            format!("link add lan.{id} link lan type vlan id {id}"),
+            format!("address add {address} dev lan.{id}"),
+            format!("link set lan.{id} up"),
+        ] {
+            self.run("ip", &line.split(' ').collect::<Vec<_>>());
+        }
+    }
+
+    /// Whether there is a web server at a host of this network that answers within two seconds.
+    #[track_caller]
+    pub fn reaches(&self, host: &str) -> bool {
+        let url = format!("http://{host}/hosts");
+        let arguments = ["wget", "-q", "-T", "2", "-O", "-", &url];
+        run_quiet(self.command("busybox").args(arguments), "wget").is_ok()
     }
 
     /// dnsmasq, for DHCP from 192.0.2.50 on and for names below `lan.test`, with more options. Its log is [`Lan::dnsmasq_log`].

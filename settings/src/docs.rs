@@ -148,6 +148,11 @@ fn every_example_of_settings_in_the_documents_is_taken() {
         for example in examples(&fs::read_to_string(&page).unwrap()) {
             toml::from_str::<toml::Table>(&example)
                 .unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+            if example.starts_with("version = ") {
+                let taken = crate::UserData::read_net_toml(&example);
+                let taken = taken.unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+                taken.settings.check().unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+            }
             if example.contains("[settings") {
                 let taken =
                     from_user_data(&example).unwrap_or_else(|error| panic!("{}: {error}", page.display()));

@@ -9,7 +9,7 @@ use crate::scalar::shown;
 /// Bytes of a key, as Bottlerocket has it.
 const LONGEST_KEY: usize = 255;
 
-/// The parts of a dotted key. A part within quotes may hold dots: `a."b.c"`. The error says what is wrong with it.
+/// The parts of a dotted key. A part within quotes may hold dots and colons: `a."b.c"`. The error says what is wrong with it.
 pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
     let wrong = |reason: &str| format!("{} is not a key, such as settings.motd: {reason}", shown(key));
     if key.len() > LONGEST_KEY {
@@ -20,7 +20,7 @@ pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
         let (part, after, dots) = match text.strip_prefix('"') {
             Some(quoted) => {
                 let (part, after) = quoted.split_once('"').ok_or_else(|| wrong("a quote is not closed"))?;
-                (part, after, ".")
+                (part, after, ".:")
             }
             None => {
                 let (part, after) = text.split_at(text.find('.').unwrap_or(text.len()));
@@ -40,9 +40,9 @@ pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
     Ok(parts)
 }
 
-/// The dotted name of what is `name` below `key`; a name with dots in it stands in quotes (`settings.kernel.sysctl."vm.swappiness"`).
+/// The dotted name of what is `name` below `key`; a name with dots or colons in it stands in quotes (`settings.kernel.sysctl."vm.swappiness"`).
 pub fn join(key: &str, name: &str) -> String {
-    match (key.is_empty(), name.contains('.')) {
+    match (key.is_empty(), name.contains(['.', ':'])) {
         (true, _) => name.to_owned(),
         (false, false) => format!("{key}.{name}"),
         (false, true) => format!("{key}.\"{name}\""),

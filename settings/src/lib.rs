@@ -10,6 +10,7 @@ mod dns;
 #[cfg(test)]
 mod docs;
 mod host_container;
+mod interfaces;
 mod kernel;
 mod keys;
 mod manual;
@@ -33,6 +34,11 @@ pub use change::Change;
 pub use container::{Container, Restart, UserDataFile};
 pub use dns::Dns;
 pub use host_container::HostContainer;
+pub use interfaces::{
+    ArpTarget, ArpValidate, BondMode, Cidr4, Cidr6, Destination, Dhcp, Interface, InterfaceId, InterfaceName,
+    Interfaces, Kind, LacpRate, Milliseconds, MinLinks, Monitoring, Mtu, Route, RouteMetric, Static4,
+    Static6, VlanId, XmitHashPolicy,
+};
 pub use kernel::{Kernel, Lockdown, SysctlKey, SysctlValue};
 pub use keys::{changed, diff, flatten, join as join_key, select, split_key};
 pub use manual::{Manual, Row};
@@ -164,6 +170,8 @@ impl Settings {
         mistakes.extend(self.mistakes_of_what_the_node_runs());
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
+        let interfaces = self.network.as_ref().and_then(|network| network.interfaces.as_ref());
+        mistakes.extend(interfaces.into_iter().flat_map(interfaces::mistakes_of_whole));
         mistakes.extend(self.oci_defaults.iter().flat_map(OciDefaults::mistakes_of_whole));
         let tree = self.to_json();
         // Changes that are each within the limits may not be so together: nobody could read the whole again.

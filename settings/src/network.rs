@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::net::IpAddr;
 
+use crate::interfaces::Interfaces;
 use crate::scalar::{Address, DomainName, Hostname, Origin, checked_string, is_domain, shown};
 
 /// The network of the node.
@@ -28,6 +29,14 @@ pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["registry.example.com", "10.0.0.0/8"]))]
     pub no_proxy: Option<Vec<NoProxy>>,
+    /// Interfaces by name, or by the MAC address of a network card: at most 64. When this is set, what it does not name is left
+    /// alone; a change is carried out at once. See [network.md](network.md).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        example = json!({"eth0": {"static4": {"addresses": ["10.0.0.5/24"]}}}),
+        extend("x-default" = "every network card asks by DHCP and takes what IPv6 routers advertise")
+    )]
+    pub interfaces: Option<Interfaces>,
 }
 
 /// An address and its names.
@@ -76,8 +85,9 @@ mod tests {
 
     #[test]
     fn what_is_not_yet_there_says_so() {
-        let error =
-            crate::from_json(&json!({"network": {"interfaces": {}}, "updates": {}})).unwrap_err().to_string();
+        let error = crate::from_json(&json!({"network": {"disable-ipv6": true}, "boot": {}}))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error.matches("not yet in this version").count(), 2, "{error}");
     }
 

@@ -6,6 +6,7 @@ use serde_path_to_error::Segment;
 use std::fmt;
 
 use crate::Settings;
+use crate::interfaces::with_whole_forms;
 use crate::keys::{join, split_key};
 use crate::registry::with_older_forms;
 use crate::scalar::shortened;
@@ -109,7 +110,7 @@ fn key_of(path: &serde_path_to_error::Path) -> String {
 
 /// Reads a settings object, without the outer `settings` layer.
 pub fn from_json(value: &Value) -> Result<Settings, Mistakes> {
-    let value = with_older_forms(value);
+    let value = with_whole_forms(with_older_forms(value));
     let value = value.as_ref();
     let mut mistakes = Vec::new();
     check_shape("settings", value, &SETTINGS, &mut mistakes);
@@ -217,9 +218,12 @@ pub fn from_key_values<'a>(pairs: impl IntoIterator<Item = &'a str>) -> Result<S
         *at = match shape {
             Shape::Text | Shape::Choice(_) => Value::String(text.to_owned()),
             Shape::Limit => json.read(text.as_bytes()).unwrap_or_else(|_| Value::from(text)),
-            Shape::Number | Shape::Switch | Shape::Texts | Shape::List(..) | Shape::Pair(_) => {
-                read(&shape.expected())?
-            }
+            Shape::Number
+            | Shape::Switch
+            | Shape::Switched(_)
+            | Shape::Texts
+            | Shape::List(..)
+            | Shape::Pair(_) => read(&shape.expected())?,
             Shape::Table(fields) => {
                 let known: Vec<&str> = fields.iter().map(|(known, _)| *known).collect();
                 read(&format!("a key below it ({}), or a table as JSON", known.join(", ")))?
@@ -313,6 +317,17 @@ mod tests {
             "motd": "m",
             "network": {
                 "hostname": "n", "hosts": [["10.0.0.1", ["a"]]], "https-proxy": "p:1", "no-proxy": ["*"],
+                "interfaces": {"bond0": {
+                    "kind": "bond", "dhcp4": {"enabled": true, "optional": true, "route-metric": 5}, "dhcp6": {"enabled": false},
+                    "static4": {"addresses": ["10.0.0.5/24"]}, "static6": {"addresses": ["fd00::5/64"]},
+                    "route": [{"to": "default", "from": "10.0.0.5", "via": "10.0.0.1", "route-metric": 7}],
+                    "primary": true, "mtu": 1500, "accept-ra": true, "interfaces": ["a"], "mode": "802.3ad", "min-links": 1,
+                    "monitoring": {
+                        "miimon-frequency-ms": 1, "miimon-updelay-ms": 2, "miimon-downdelay-ms": 3,
+                        "arpmon-interval-ms": 4, "arpmon-validate": "all", "arpmon-targets": ["10.0.0.1"],
+                    },
+                    "lacp-rate": "fast", "xmit-hash-policy": "layer3+4", "device": "b", "id": 7, "stp": true,
+                }},
             },
             "dns": {"name-servers": ["10.0.0.1"], "search-list": ["a"]},
             "ntp": {"time-servers": ["a"], "options": ["iburst"]},
@@ -376,6 +391,7 @@ mod tests {
                     hosts: Some(_),
                     https_proxy: Some(_),
                     no_proxy: Some(_),
+                    interfaces: Some(interfaces),
                 }),
             metrics: Some(crate::Metrics { address: Some(_) }),
             api: Some(crate::Api { vsock: Some(_) }),
@@ -423,6 +439,41 @@ mod tests {
             pids: Some(_),
             essential: Some(_),
         } = &containers.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::Interface {
+            kind: Some(_),
+            dhcp4: Some(crate::Dhcp { enabled: Some(_), optional: Some(_), route_metric: Some(_) }),
+            dhcp6: Some(_),
+            static4: Some(crate::Static4 { addresses: Some(_) }),
+            static6: Some(crate::Static6 { addresses: Some(_) }),
+            route: Some(route),
+            primary: Some(_),
+            mtu: Some(_),
+            accept_ra: Some(_),
+            interfaces: Some(_),
+            mode: Some(_),
+            min_links: Some(_),
+            monitoring:
+                Some(crate::Monitoring {
+                    miimon_frequency_ms: Some(_),
+                    miimon_updelay_ms: Some(_),
+                    miimon_downdelay_ms: Some(_),
+                    arpmon_interval_ms: Some(_),
+                    arpmon_validate: Some(_),
+                    arpmon_targets: Some(_),
+                }),
+            lacp_rate: Some(_),
+            xmit_hash_policy: Some(_),
+            device: Some(_),
+            id: Some(_),
+            stp: Some(_),
+        } = interfaces.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::Route { to: Some(_), from: Some(_), via: Some(_), route_metric: Some(_) } = &route[0]
         else {
             panic!()
         };

@@ -12,6 +12,8 @@ pub(crate) enum Shape {
     Number,
     /// A number, or a text that stands for one.
     Limit,
+    /// `true` and `false` are short for a table with `enabled`, and are made one before this is looked at.
+    Switched(&'static [(&'static str, Shape)]),
     Switch,
     Texts,
     /// With an example for who wrote something else.
@@ -65,6 +67,69 @@ const NETWORK: Shape = Shape::Table(&[
     ("hosts", HOSTS),
     ("https-proxy", Shape::Text),
     ("no-proxy", Shape::Texts),
+    ("interfaces", Shape::Map(&INTERFACE)),
+]);
+
+const INTERFACE: Shape = Shape::Table(&[
+    ("kind", Shape::Choice(&["bond", "vlan", "bridge"])),
+    ("dhcp4", DHCP),
+    ("dhcp6", DHCP),
+    ("static4", STATIC),
+    ("static6", STATIC),
+    ("route", ROUTE),
+    ("primary", Shape::Switch),
+    ("mtu", Shape::Number),
+    ("accept-ra", Shape::Switch),
+    ("interfaces", Shape::Texts),
+    (
+        "mode",
+        Shape::Choice(&[
+            "balance-rr",
+            "active-backup",
+            "balance-xor",
+            "broadcast",
+            "802.3ad",
+            "balance-tlb",
+            "balance-alb",
+        ]),
+    ),
+    ("min-links", Shape::Number),
+    ("monitoring", MONITORING),
+    ("lacp-rate", Shape::Choice(&["slow", "fast"])),
+    (
+        "xmit-hash-policy",
+        Shape::Choice(&["layer2", "layer2+3", "layer3+4", "encap2+3", "encap3+4", "vlan+srcmac"]),
+    ),
+    ("device", Shape::Text),
+    ("id", Shape::Number),
+    ("stp", Shape::Switch),
+]);
+
+pub(crate) const DHCP: Shape = Shape::Switched(&[
+    ("enabled", Shape::Switch),
+    ("optional", Shape::Switch),
+    ("route-metric", Shape::Number),
+]);
+
+pub(crate) const STATIC: Shape = Shape::Table(&[("addresses", Shape::Texts)]);
+
+pub(crate) const ROUTE: Shape = Shape::List(
+    &Shape::Table(&[
+        ("to", Shape::Text),
+        ("from", Shape::Text),
+        ("via", Shape::Text),
+        ("route-metric", Shape::Number),
+    ]),
+    "[{to = \"default\", via = \"10.0.0.1\"}]",
+);
+
+pub(crate) const MONITORING: Shape = Shape::Table(&[
+    ("miimon-frequency-ms", Shape::Number),
+    ("miimon-updelay-ms", Shape::Number),
+    ("miimon-downdelay-ms", Shape::Number),
+    ("arpmon-interval-ms", Shape::Number),
+    ("arpmon-validate", Shape::Choice(&["none", "active", "backup", "all"])),
+    ("arpmon-targets", Shape::Texts),
 ]);
 
 const DNS: Shape = Shape::Table(&[("name-servers", Shape::Texts), ("search-list", Shape::Texts)]);
@@ -173,7 +238,6 @@ const ABSENT: &[(&str, &str)] = &[
         "GET /metrics tells of every service and container, so it is refused: leave it out",
     ),
     ("settings.network.disable-ipv6", NOT_YET),
-    ("settings.network.interfaces", NOT_YET),
     ("settings.ntp.logging", "ntpd-rs writes one log, that of the service ntp: leave it out"),
     ("settings.nvidia-container-runtime", NOT_HERE),
     ("settings.oci-hooks", NOT_HERE),
@@ -192,10 +256,12 @@ impl Shape {
     /// What may stand at `part`, whose whole name is `key`.
     pub(crate) fn below(&self, key: &str, part: &str) -> Result<&Self, Mistake> {
         match self {
-            Self::Table(fields) => match fields.iter().find(|(known, _)| *known == part) {
-                Some((_, shape)) => Ok(shape),
-                None => Err(unknown(key, part, fields.iter().map(|(known, _)| *known))),
-            },
+            Self::Table(fields) | Self::Switched(fields) => {
+                match fields.iter().find(|(known, _)| *known == part) {
+                    Some((_, shape)) => Ok(shape),
+                    None => Err(unknown(key, part, fields.iter().map(|(known, _)| *known))),
+                }
+            }
             Self::Map(inner) => Ok(inner),
             _ => Err(Mistake::new(key, "there is nothing below this key")),
         }
@@ -211,6 +277,7 @@ impl Shape {
             Self::Texts => "a list of strings, such as [\"sleep\", \"60\"]".to_owned(),
             Self::List(_, example) => format!("a list, such as {example}"),
             Self::Pair(_) => "a list of two, such as [\"10.0.0.1\", [\"db\"]]".to_owned(),
+            Self::Switched(_) => "true, false or a table".to_owned(),
             Self::Table(_) | Self::Map(_) => "a table".to_owned(),
         }
     }
@@ -220,12 +287,14 @@ impl Shape {
 /// What is left of a value without the parts that do not have its shape.
 pub(crate) fn fitting(value: &Value, shape: &Shape) -> Option<Value> {
     let inner = |name: &str| match shape {
-        Shape::Table(fields) => fields.iter().find(|(known, _)| *known == name).map(|(_, shape)| shape),
+        Shape::Table(fields) | Shape::Switched(fields) => {
+            fields.iter().find(|(known, _)| *known == name).map(|(_, shape)| shape)
+        }
         Shape::Map(inner) => Some(*inner),
         _ => None,
     };
     match (shape, value) {
-        (Shape::Table(_) | Shape::Map(_), Value::Object(table)) => {
+        (Shape::Table(_) | Shape::Switched(_) | Shape::Map(_), Value::Object(table)) => {
             let fits = |(name, value): (&String, &Value)| Some((name.clone(), fitting(value, inner(name)?)?));
             Some(Value::Object(table.iter().filter_map(fits).collect()))
         }
@@ -273,7 +342,7 @@ pub(crate) fn check_shape(key: &str, value: &Value, shape: &Shape, mistakes: &mu
             check_shape(&format!("{key}[0]"), &items[0], first, mistakes);
             check_shape(&format!("{key}[1]"), &items[1], second, mistakes);
         }
-        (Shape::Table(fields), Value::Object(table)) => {
+        (Shape::Table(fields) | Shape::Switched(fields), Value::Object(table)) => {
             for (name, value) in table {
                 if mistakes.len() > MOST_MISTAKES {
                     return;
@@ -363,7 +432,7 @@ fn elsewhere(key: &str, name: &str) -> Option<String> {
 
 pub(crate) fn keys_in(shape: &Shape, key: &str, keys: &mut Vec<String>) {
     match shape {
-        Shape::Table(fields) => {
+        Shape::Table(fields) | Shape::Switched(fields) => {
             for (name, shape) in *fields {
                 keys_in(shape, &format!("{key}.{name}"), keys);
             }

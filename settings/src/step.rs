@@ -29,6 +29,7 @@ steps! {
     Hostname: "hostname", keys ["network.hostname"], files ["/run/etc/hostname"], services [];
     Hosts: "hosts", keys ["network.hostname", "network.hosts"], files ["/run/etc/hosts"], services [];
     Dns: "dns", keys ["dns"], files ["/run/etc/resolv.conf"], services [];
+    Network: "network", keys ["network.interfaces"], files [], services [];
     Ntp: "ntp", keys ["ntp"], files ["/run/etc/ntp.toml"], services ["ntp"];
     Sysctl: "sysctl", keys ["kernel.sysctl"], files [], services [];
     Lockdown: "lockdown", keys ["kernel.lockdown"], files [], services [];

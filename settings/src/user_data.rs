@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use crate::Settings;
+use crate::interfaces::read_net_toml;
 use crate::parse::{Mistake, Mistakes, below, from_json};
 use crate::shape::{is_top_level, unknown};
 
@@ -28,21 +29,26 @@ impl UserData {
 
     /// Likewise, of a text of at most so many bytes.
     pub fn read_within(text: &str, largest: usize) -> Result<Self, Mistakes> {
-        if text.len() > largest {
-            let reason = format!("{} bytes are more than the {largest} of user data", text.len());
-            return Err(Mistakes::one("", reason));
-        }
-        // Editors of Windows put a mark before UTF-8.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = within_bounds(text, largest)?;
         if let Some(reason) = foreign(text) {
             return Err(Mistakes::one("", reason));
         }
         let (top, lines) = match text.trim_start().starts_with('{') {
             true => json::read(text)?,
-            false => read_toml(text)?,
+            false => read_toml(text, "")?,
         };
         let settings = settings_of(top).and_then(|settings| from_json(&settings));
         match settings {
+            Ok(settings) => Ok(Self { settings, lines }),
+            Err(mistakes) => Err(lines.of_mistakes(mistakes)),
+        }
+    }
+
+    /// Reads Bottlerocket's net.toml: what it says is `settings.network.interfaces`.
+    pub fn read_net_toml(text: &str) -> Result<Self, Mistakes> {
+        const KEY: &str = "settings.network.interfaces";
+        let (top, lines) = read_toml(within_bounds(text, LARGEST_USER_DATA)?, KEY)?;
+        match read_net_toml(top, KEY).and_then(|settings| from_json(&settings)) {
             Ok(settings) => Ok(Self { settings, lines }),
             Err(mistakes) => Err(lines.of_mistakes(mistakes)),
         }
@@ -57,6 +63,15 @@ impl UserData {
 /// Reads user data of which only the settings are wanted.
 pub fn from_user_data(text: &str) -> Result<Settings, Mistakes> {
     UserData::read(text).map(|user_data| user_data.settings)
+}
+
+/// Text of a size that is read, without the mark that editors of Windows put before UTF-8.
+fn within_bounds(text: &str, largest: usize) -> Result<&str, Mistakes> {
+    if text.len() > largest {
+        let reason = format!("{} bytes are more than the {largest} of user data", text.len());
+        return Err(Mistakes::one("", reason));
+    }
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 /// Why text that is for another tool is refused. A comment of TOML begins as many of them do, so it is looked at closely.
@@ -105,18 +120,20 @@ impl Lines {
     const LONGEST_KEY: usize = 700;
 
     fn note(&mut self, key: &str, line: usize) {
-        if key.len() <= Self::LONGEST_KEY {
+        // A name that itself is so long would have no line at all.
+        if key.len() <= Self::LONGEST_KEY || self.nearest(key).is_none() {
             self.0.insert(key.to_owned(), line);
         }
     }
 
     fn nearest(&self, key: &str) -> Option<(usize, usize)> {
-        let mut key = key.split('[').next().unwrap_or(key);
+        let mut key = key;
         loop {
             if let Some(line) = self.0.get(key) {
                 return Some((*line, key.split('.').count()));
             }
-            key = key.rsplit_once('.')?.0;
+            // The table around it, or the list that it is an item of.
+            key = key.rsplit_once(['.', '['])?.0;
         }
     }
 
@@ -127,14 +144,15 @@ impl Lines {
     }
 }
 
-fn read_toml(text: &str) -> Result<(Map<String, Value>, Lines), Mistakes> {
+/// Its keys are below `key`, which may be empty.
+fn read_toml(text: &str, key: &str) -> Result<(Map<String, Value>, Lines), Mistakes> {
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
     let mut reader = Reader { ends, lines: Lines::default(), mistakes: Vec::new() };
     let table = DeTable::parse(text).map_err(|error| {
         let line = error.span().map(|span| reader.line_of(span.start));
         Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {}", error.message())) }])
     })?;
-    let top = reader.table("", table.get_ref());
+    let top = reader.table(key, table.get_ref());
     match reader.mistakes.is_empty() {
         true => Ok((top, reader.lines)),
         false => Err(reader.lines.of_mistakes(Mistakes(reader.mistakes))),
@@ -222,6 +240,9 @@ mod tests {
             ),
             ("[settings.network]\nhostname = \"a b\"\n", "line 2: settings.network.hostname: \"a b\" is not"),
             ("[setings]\n", "line 1: setings: unknown key; did you mean \"settings\"?"),
+            ("\n\"a[b\" = 1\n", "line 2: a[b: unknown key"),
+            (&format!("\n\"{}\" = 1\n", "🦀".repeat(200)), "line 2: 🦀"),
+            ("[settings.network]\nhosts = [5]\n", "line 2: settings.network.hosts"),
             ("motd = \"hi\"\n", "line 1: motd: put it under [settings]: it is settings.motd"),
             ("[settings]\nmotd = 2026-01-01\n", "line 2: settings.motd: found a date"),
             (
@@ -291,7 +312,7 @@ mod tests {
     #[test]
     fn lines_of_deep_tables_are_not_kept() {
         let text = format!("[a{}]\n{}", format!(".{}", "a".repeat(290)).repeat(70), many_keys(40000));
-        let (_, lines) = read_toml(&text).unwrap();
+        let (_, lines) = read_toml(&text, "").unwrap();
         assert!(lines.0.len() < 5);
     }
 

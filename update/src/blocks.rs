@@ -157,7 +157,7 @@ mod tests {
             plan.copies,
             [Copy { base: 0, new: 0, count: 40 }, Copy { base: 40, new: 41, count: 160 }]
         );
-        assert_eq!(plan.fetches, [1..2]);
+        assert_eq!((plan.fetches.len(), plan.fetches.first()), (1, Some(&(1..2))));
         assert!(follow(&plan, &root(&base), &file, &index, 201 * BLOCK) == root(&new));
     }
 

@@ -1,5 +1,6 @@
-//! The root as it is published whole: chunks of 128 KiB, each packed for itself, so that a node can fetch those it needs by HTTP
-//! ranges, or all of them in one go.
+//! The root as it is published for nodes that have some of its blocks: chunks of 128 KiB, each packed for itself, so that a node can
+//! fetch those it needs by HTTP ranges. All of them are half as large again as the whole root in one frame
+//! ([`crate::frame::stream`]): what programs have in common lies far apart. So a root is published in both forms.
 //!
 //! # Format
 //!
@@ -30,7 +31,8 @@ const MAGIC: [u8; 8] = *b"caischk\x01";
 pub const HEAD_SIZE: usize = 24;
 const MAX_CHUNK: u32 = 1 << 20;
 const MAX_ROOT: u32 = i32::MAX as u32;
-/// What [`make`] takes: of 64, 128 and 256 KiB the one with which a node fetches least after a usual update.
+/// What [`make`] takes. Measured after a fix of one program: smaller chunks bring 2 % less, larger ones 7 % more; all chunks together are
+/// 4 % larger, or 2 % smaller.
 #[cfg(feature = "make")]
 const CHUNK: u32 = 128 << 10;
 

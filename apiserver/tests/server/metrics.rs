@@ -15,6 +15,8 @@ use crate::model::host_agent;
 
 fn node() -> Metrics {
     let status = Status {
+        secure_boot: None,
+        time: Default::default(),
         health: Health::Degraded,
         problems: Vec::new(),
         machine_id: "0".repeat(32),

@@ -31,8 +31,8 @@ const HEALTHY_FOR: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl Limits {
-    fn of(settings: Option<&Settings>) -> Self {
-        let updates = settings.and_then(|settings| settings.updates.as_ref());
+    fn of(settings: &Settings) -> Self {
+        let updates = settings.updates.as_ref();
         let seconds = |value: Option<settings::UpdateSeconds>, otherwise| {
             value.map_or(otherwise, |seconds| Duration::from_secs(seconds.get().into()))
         };
@@ -43,7 +43,8 @@ impl Limits {
     }
 }
 
-/// Runs until this version is blessed or given up. Within a `LocalSet`. `settings`: what is applied, once something is.
+/// Runs until this version is blessed or given up. Within a `LocalSet`. `settings`: what is applied; it is called when
+/// something is.
 pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn() -> Option<Settings>) {
     let places = &updates.places;
     let panic = last_panic(Path::new(PSTORE));
@@ -57,6 +58,7 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
         Err(error) => return eprintln!("<3>update: what this start means for it cannot be told: {error}"),
     }
     eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
+    let mut limits = Limits::of(&Settings::default());
     let mut healthy_since = None;
     let mut said: Option<LastWords> = None;
     loop {
@@ -72,7 +74,8 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
             unhealthy: problem.clone(),
             given_up: None,
         };
-        let limits = Limits::of(settings().as_ref());
+        // While something is applied they are not to be had: those of before hold.
+        limits = settings().as_ref().map_or(limits, Limits::of);
         match decide(limits, now, healthy_since, problem.as_deref().unwrap_or_default()) {
             Decision::Wait => {
                 let is_news = said.as_ref().is_none_or(|said| {

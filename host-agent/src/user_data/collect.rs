@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::content::unpack;
-use super::source::{Found, STATE_FILE, Source, Wrong};
+use super::source::{Found, STATE_FILE, STATE_NET_TOML, Source, Wrong};
 use super::words::{self, Said};
 use super::{nocloud, smbios};
 
@@ -70,6 +70,7 @@ pub(super) fn collect(root: &Path) -> Collected {
 
     let fw_cfg = |name: &str| told(read_bounded(&below(FW_CFG).join(name).join("raw")));
     collected.add(Source::FwCfg, fw_cfg("user-data"));
+    collected.add(Source::FwCfgNetToml, fw_cfg("net.toml"));
     collected.add_switch(&Source::FwCfg, fw_cfg_switch(fw_cfg("metadata")));
 
     let mut table = Vec::new();
@@ -78,11 +79,18 @@ pub(super) fn collect(root: &Path) -> Collected {
     collected.add_said(&Source::Smbios, words::of_strings(smbios::oem_strings(&table)));
 
     let disks = nocloud::devices(&below(BLOCK_DEVICES)).into_iter();
-    let disks = disks.filter_map(|device| nocloud::read(&device).transpose().map(|read| (device, read)));
-    for (device, read) in disks.take(MOST_DISKS) {
-        collected.add(Source::NoCloud(device), told(read.map(Some)));
+    let disks = disks.filter_map(|device| nocloud::read(&device).map(|disk| (device, disk)));
+    for (device, disk) in disks.take(MOST_DISKS) {
+        match disk {
+            Ok(disk) => {
+                collected.add(Source::NoCloud(device.clone()), told(disk.user_data));
+                collected.add(Source::NoCloudNetToml(device), told(disk.net_toml));
+            }
+            Err(error) => collected.add(Source::NoCloud(device), told(Err(error))),
+        }
     }
     collected.add(Source::StateFile, told(read_bounded(&below(STATE_FILE))));
+    collected.add(Source::StateNetToml, told(read_bounded(&below(STATE_NET_TOML))));
     collected
 }
 
@@ -104,7 +112,7 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
         file => file?,
     };
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("user-data is not a file"));
+        return Err(io::Error::other("it is not a file"));
     }
     let mut content = Vec::new();
     let most = LARGEST_USER_DATA as u64 + 1;
@@ -141,6 +149,8 @@ mod tests {
         let packed = gzip(b"fw");
         let root = machine(&[
             (STATE_FILE, b"state"),
+            (STATE_NET_TOML, b"state net"),
+            (&fw_cfg("net.toml"), b"fw net"),
             (SMBIOS, &table(&["caisson.user-data=c21iaW9z", "caisson.metadata=ec2"])),
             (&fw_cfg("user-data"), &packed),
             (CMDLINE, b"quiet caisson.user-data=Y21kbGluZQ==\n"),
@@ -154,8 +164,10 @@ mod tests {
         let expected = [
             (Source::CommandLine, "cmdline"),
             (Source::FwCfg, "fw"),
+            (Source::FwCfgNetToml, "fw net"),
             (Source::Smbios, "smbios"),
             (Source::StateFile, "state"),
+            (Source::StateNetToml, "state net"),
         ];
         assert_eq!(found, expected);
         assert!(found.is_sorted_by_key(|(source, _)| source.clone()));
@@ -188,7 +200,7 @@ mod tests {
             "fw_cfg: it is larger than 65536 bytes",
             "fw_cfg: the metadata service \"gce\" is not known",
             "SMBIOS: the metadata service \"azure\" is not known",
-            "/state/user-data.toml: user-data is not a file",
+            "/state/user-data.toml: it is not a file",
         ]) {
             assert!(wrong.starts_with(expected), "{wrong}");
         }

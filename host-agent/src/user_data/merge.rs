@@ -23,7 +23,7 @@ pub(super) fn merge(collected: &Collected) -> Result<Merged, Vec<Problem>> {
     let mut problems: Vec<(Source, Problem)> = collected.wrong.iter().map(of_source).collect();
     let mut parts = Vec::new();
     for Found { source, content } in &collected.found {
-        match read(content) {
+        match read(source, content) {
             Ok(user_data) => parts.push((source.clone(), user_data)),
             Err(messages) => {
                 let wrong = messages.into_iter().map(|message| Wrong { source: source.clone(), message });
@@ -45,11 +45,12 @@ fn of_source(wrong: &Wrong) -> (Source, Problem) {
     (wrong.source.clone(), problem)
 }
 
-fn read(content: &[u8]) -> Result<UserData, Vec<String>> {
+fn read(source: &Source, content: &[u8]) -> Result<UserData, Vec<String>> {
     let text = std::str::from_utf8(content).map_err(|error| vec![format!("it is not UTF-8: {error}")])?;
     // QEMU may add a zero byte.
-    UserData::read(text.trim_end_matches('\0'))
-        .map_err(|mistakes| mistakes.0.iter().map(ToString::to_string).collect())
+    let text = text.trim_end_matches('\0');
+    let read = if source.is_net_toml() { UserData::read_net_toml(text) } else { UserData::read(text) };
+    read.map_err(|mistakes| mistakes.0.iter().map(ToString::to_string).collect())
 }
 
 pub(super) fn problem(source: &str, message: String, hint: &str) -> Problem {
@@ -125,6 +126,39 @@ mod tests {
         });
         assert_eq!(merged.settings.to_json(), expected);
         assert_eq!(merged.names(), "fw_cfg, the NoCloud disk vdb and /state/user-data.toml");
+    }
+
+    #[test]
+    fn net_toml_lies_below_the_settings_beside_it() {
+        let merged = merge(&collected(&[
+            (Source::FwCfg, "[settings.network.interfaces.eno1]\ndhcp4 = false\n"),
+            (
+                Source::FwCfgNetToml,
+                "version = 2\n[eno1]\ndhcp4 = true\n[eno1.static4]\naddresses = [\"10.0.0.5/24\"]\n",
+            ),
+            (Source::StateNetToml, "version = 1\n[eno2]\ndhcp6 = true\n"),
+        ]))
+        .unwrap();
+        let interfaces = json!({
+            "eno1": {"dhcp4": {"enabled": false}, "static4": {"addresses": ["10.0.0.5/24"]}},
+            "eno2": {"dhcp6": {"enabled": true}},
+        });
+        assert_eq!(merged.settings.to_json(), json!({"network": {"interfaces": interfaces}}));
+        let refused = merged.refused("settings.network.interfaces.eno1.static4.addresses: no");
+        assert_eq!(
+            told(&refused),
+            [
+                "user data from net.toml in fw_cfg: line 5: settings.network.interfaces.eno1.static4.addresses: no"
+            ]
+        );
+        let problems =
+            merge(&collected(&[(Source::StateNetToml, "version = 1\n[eno1]\ndchp4 = true\n")])).unwrap_err();
+        assert!(
+            told(&problems)[0].starts_with(
+                "user data from /state/net.toml: line 3: settings.network.interfaces.eno1.dchp4"
+            ),
+            "{problems:?}"
+        );
     }
 
     #[test]

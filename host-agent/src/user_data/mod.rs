@@ -12,6 +12,7 @@ mod source;
 mod words;
 
 use init_control::Problem;
+use settings::{Interfaces, Settings};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -32,8 +33,9 @@ const PASSING: &str =
 const AGAIN: &str = "it was applied, and is applied again at the next restart, over what was set since: see whether /state is full";
 
 /// Applies user data if there is some and none was applied before, and tells what is wrong with it. Tries until the API has taken
-/// or refused it. True when something was applied; nothing of any source is when one has a mistake.
-pub async fn apply_once(tell: impl Fn(Vec<Problem>)) -> bool {
+/// or refused it. True when something was applied; nothing of any source is when one has a mistake. When a metadata service is to
+/// be asked, the network is begun with what the other sources say of it.
+pub async fn apply_once(tell: impl Fn(Vec<Problem>), begin_network: impl Fn(Option<Interfaces>)) -> bool {
     let record = Record::read(Path::new(RECORD));
     let Ok(mut collected) = tokio::task::spawn_blocking(|| collect::collect(Path::new("/"))).await else {
         return false;
@@ -44,6 +46,8 @@ pub async fn apply_once(tell: impl Fn(Vec<Problem>)) -> bool {
         return false;
     }
     if collected.metadata {
+        let local = merge::merge(&collected).ok().and_then(|merged| merged.settings.network);
+        begin_network(local.and_then(|network| network.interfaces));
         let answer = metadata::fetch().await;
         collected.add(Source::Metadata, answer);
     }
@@ -65,6 +69,11 @@ pub async fn apply_once(tell: impl Fn(Vec<Problem>)) -> bool {
     });
     tell(not_kept.into_iter().collect());
     true
+}
+
+/// What the sources below `root` say together, or everything that is wrong with them. The metadata service is not asked. Blocks.
+pub fn settings_below(root: &Path) -> Result<Settings, Vec<Problem>> {
+    merge::merge(&collect::collect(root)).map(|merged| merged.settings)
 }
 
 /// What was applied holds, whatever sources say now, so nothing of this is wrong with the node.

@@ -1,4 +1,4 @@
-//! NoCloud disks (cloud-init's name for them): a vfat or ISO 9660 file system labelled `cidata` with a file `user-data`.
+//! NoCloud disks (cloud-init's name for them): a vfat or ISO 9660 file system labelled `cidata` with a file `user-data`, or net.toml.
 
 use nix::mount::{MsFlags, mount, umount};
 use std::fs::{self, File};
@@ -21,21 +21,32 @@ pub(super) fn devices(folder: &Path) -> Vec<String> {
     names
 }
 
-/// What `user-data` holds on a device; none when it is no NoCloud disk, or has no such file.
-pub(super) fn read(device: &str) -> io::Result<Option<Vec<u8>>> {
+/// What there is on a disk; each is none where there is no such file.
+pub(super) struct Disk {
+    pub user_data: io::Result<Option<Vec<u8>>>,
+    pub net_toml: io::Result<Option<Vec<u8>>>,
+}
+
+/// None when the device is no NoCloud disk.
+pub(super) fn read(device: &str) -> Option<io::Result<Disk>> {
     let path = PathBuf::from("/dev").join(device);
-    let Some(kind) = File::open(&path).ok().and_then(|mut file| kind(&mut file)) else { return Ok(None) };
+    let kind = File::open(&path).ok().and_then(|mut file| kind(&mut file))?;
+    Some(read_mounted(&path, kind))
+}
+
+fn read_mounted(path: &Path, kind: &str) -> io::Result<Disk> {
     let flags = MsFlags::MS_RDONLY
         | MsFlags::MS_NODEV
         | MsFlags::MS_NOSUID
         | MsFlags::MS_NOEXEC
         | MsFlags::from_bits_retain(MS_NOSYMFOLLOW);
-    mount(Some(&path), MOUNT, Some(kind), flags, None::<&str>).map_err(|error| {
+    mount(Some(path), MOUNT, Some(kind), flags, None::<&str>).map_err(|error| {
         io::Error::other(format!("it is labelled cidata, but cannot be mounted as {kind}: {error}"))
     })?;
-    let content = read_bounded(&Path::new(MOUNT).join("user-data"));
+    let file = |name: &str| read_bounded(&Path::new(MOUNT).join(name));
+    let disk = Disk { user_data: file("user-data"), net_toml: file("net.toml") };
     let _ = umount(MOUNT);
-    content
+    Ok(disk)
 }
 
 /// The type of a file system that is labelled `cidata`, in whatever case. Reads only the places where labels are.

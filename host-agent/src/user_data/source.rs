@@ -3,6 +3,7 @@
 use std::fmt;
 
 pub(super) const STATE_FILE: &str = "/state/user-data.toml";
+pub(super) const STATE_NET_TOML: &str = "/state/net.toml";
 
 /// In the order of precedence: what an earlier source says of a key holds. First what belongs to one boot, then what belongs to
 /// the machine, then what lies on a disk, and last what comes over a network.
@@ -10,11 +11,21 @@ pub(super) const STATE_FILE: &str = "/state/user-data.toml";
 pub(super) enum Source {
     CommandLine,
     FwCfg,
+    FwCfgNetToml,
     Smbios,
     /// Of the block device with this name.
     NoCloud(String),
+    NoCloudNetToml(String),
     StateFile,
+    StateNetToml,
     Metadata,
+}
+
+impl Source {
+    /// Whether it has Bottlerocket's net.toml, rather than settings.
+    pub(super) fn is_net_toml(&self) -> bool {
+        matches!(self, Self::FwCfgNetToml | Self::NoCloudNetToml(_) | Self::StateNetToml)
+    }
 }
 
 impl fmt::Display for Source {
@@ -22,9 +33,12 @@ impl fmt::Display for Source {
         match self {
             Self::CommandLine => f.write_str("the kernel command line"),
             Self::FwCfg => f.write_str("fw_cfg"),
+            Self::FwCfgNetToml => f.write_str("net.toml in fw_cfg"),
             Self::Smbios => f.write_str("SMBIOS"),
             Self::NoCloud(device) => write!(f, "the NoCloud disk {device}"),
+            Self::NoCloudNetToml(device) => write!(f, "net.toml of the NoCloud disk {device}"),
             Self::StateFile => f.write_str(STATE_FILE),
+            Self::StateNetToml => f.write_str(STATE_NET_TOML),
             Self::Metadata => f.write_str("the metadata service"),
         }
     }

@@ -55,7 +55,7 @@ impl Entry {
 /// The last value of `key` in the text of an os-release file.
 fn value(os_release: &str, key: &str) -> Option<String> {
     let lines = os_release.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let (_, value) = lines.filter_map(|line| line.split_once('=')).filter(|(name, _)| *name == key).last()?;
+    let (_, value) = lines.filter_map(|line| line.split_once('=')).rfind(|(name, _)| *name == key)?;
     let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
     let value = unquoted.unwrap_or(value);
     (!value.is_empty()).then(|| value.to_owned())

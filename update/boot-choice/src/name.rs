@@ -12,7 +12,7 @@ pub struct Counter {
 }
 
 /// The name of a file in `EFI/Linux` of the ESP that the loader would list: it ends in `.efi`, and begins neither with a dot nor with
-/// `auto-`.
+/// `auto-`. Nor with a plus, which the loader takes: `+3.efi` blessed would be `.efi`, which is hidden.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileName {
     text: String,
@@ -22,12 +22,12 @@ pub struct FileName {
 }
 
 impl FileName {
-    /// None when the loader would not list a file of this name.
+    /// None when the loader would not list a file of this name, or not once it is blessed.
     pub fn parse(text: &str) -> Option<Self> {
         let before = text.len().checked_sub(SUFFIX.len())?;
         let (stem, suffix) = (text.get(..before)?, text.get(before..)?);
-        let hidden =
-            text.starts_with('.') || text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("auto-"));
+        let hidden = text.starts_with(['.', '+'])
+            || text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("auto-"));
         if !suffix.eq_ignore_ascii_case(SUFFIX) || hidden {
             return None;
         }

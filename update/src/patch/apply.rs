@@ -8,7 +8,7 @@ use std::io::Read;
 
 use super::head::{Entry, HEAD_SIZE, Head};
 use super::plan::{Plan, Shifts};
-use super::predict::Predictor;
+use super::predict::{Predictor, Rule};
 use super::{Error, damaged};
 use crate::verity::Hash;
 use crate::{ReadAt, frame};
@@ -183,7 +183,7 @@ impl<B: ReadAt> Applier<B> {
             at = start + stretch.size as usize;
         }
         read(self.out.get_mut(at..).unwrap_or_default())?;
-        let predictor = Predictor { programs: &ready.plan.programs, shifts: &ready.shifts };
+        let predictor = Predictor { programs: &ready.plan.programs, rule: Rule::Moved(&ready.shifts) };
         let mut difference = vec![0; 64 << 10];
         for stretch in ready.plan.within(range.clone()) {
             let start = (stretch.new - range.start) as usize;
@@ -201,7 +201,6 @@ impl<B: ReadAt> Applier<B> {
                     .for_each(|(byte, difference)| *byte = byte.wrapping_add(*difference));
             }
         }
-        drop(read);
         frame::at_end(&mut packed).map_err(damaged)?;
         if Hash::from(Sha256::digest(&self.out)) != entry.digest {
             return Err(Error::Segment { segment: ready.next });

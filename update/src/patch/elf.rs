@@ -2,6 +2,7 @@
 //! begin on (but for its last bytes, which may be elsewhere; what is foretold about those is wrong and no harm).
 
 use super::plan::{Kind, Place, Section, Stretch};
+use super::predict::{Predictor, Rule};
 use crate::verity::BLOCK;
 
 /// A program: its sections by kind, in order of their addresses.
@@ -49,10 +50,45 @@ fn all(root: &[u8]) -> Vec<Program> {
     (0..root.len()).step_by(BLOCK).filter_map(|at| Program::read(root, at)).collect()
 }
 
+/// The root with a name of what is there in place of each address: two functions that call the same one look alike, wherever it is.
+pub(super) fn named(root: &[u8]) -> Vec<u8> {
+    let mut out = root.to_vec();
+    for program in all(root) {
+        let itself = |(kind, place): &(Kind, Place)| Section { kind: *kind, old: *place, new: *place };
+        let programs = [program.sections.iter().map(itself).collect::<Vec<_>>()];
+        let predictor = Predictor { programs: &programs, rule: Rule::Named(root) };
+        let whole = Stretch { old: program.offset, new: program.offset, size: program.end - program.offset };
+        predictor.predict(whole, &mut out[program.offset as usize..program.end as usize]);
+    }
+    out
+}
+
+/// Nearer than this, what an address leads to moves together with the address.
+const NEAR: i64 = 4096;
+
+/// A number for what is `into` a section of a program of this root, `distance` away from where it is named. None: the field is better
+/// left as it is.
+pub(super) fn name(root: &[u8], section: &Section, into: u32, distance: i64) -> Option<i64> {
+    let (near, size) = match section.kind {
+        Kind::Zeroes => return Some(into.into()),
+        Kind::Code => (distance.abs() < NEAR, 5),
+        Kind::Words | Kind::Jumps => (false, 16),
+        // What is there holds addresses itself.
+        Kind::Frames | Kind::Table => (false, 0),
+    };
+    let there = root.get((section.old.offset + into) as usize..)?;
+    let content = &there[..size.min(there.len())];
+    // FNV-1a
+    let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    let name = content.iter().fold(0x811c_9dc5, mix) & 0x7fff_ffff;
+    (!near).then_some(name.into())
+}
+
 impl Program {
     /// The program whose file begins at `offset`, if one does: 64-bit, little-endian, x86-64.
     fn read(root: &[u8], offset: usize) -> Option<Self> {
         const PT_LOAD: u32 = 1;
+        const PT_DYNAMIC: u32 = 2;
         const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
         const PF_X: u32 = 1;
         const PF_W: u32 = 2;
@@ -66,7 +102,7 @@ impl Program {
         let headers = (0..usize::from(count.min(32)))
             .filter_map(|at| file.get(table.checked_add(at * 56)?..)?.first_chunk::<56>());
         let mut segments = Vec::new();
-        let mut frames = None;
+        let (mut frames, mut dynamic) = (None, None);
         for header in headers {
             let (kind, flags) = (u32_at(header, 0)?, u32_at(header, 4)?);
             let [offset, address, size, memory] =
@@ -75,9 +111,13 @@ impl Program {
             match kind {
                 PT_LOAD => segments.push((flags, place, memory)),
                 PT_GNU_EH_FRAME => frames = Some(place),
+                PT_DYNAMIC => dynamic = Some(place),
                 _ => {}
             }
         }
+        // A program that runs anywhere has its addresses in its table of relocations; others have them wherever they are used.
+        let relocations = dynamic.and_then(|dynamic| relocations(file, dynamic));
+        let data = if relocations.is_some() { Kind::Jumps } else { Kind::Words };
         let mut sections = Vec::new();
         for (flags, place, memory) in segments {
             let mut from = place.offset;
@@ -93,18 +133,22 @@ impl Program {
             if flags & PF_X != 0 {
                 cut(Kind::Code, end)?;
             } else {
+                if let Some((address, size)) = relocations.filter(|table| place.inside(table.0).is_some()) {
+                    let begin = (address - place.address).checked_add(place.offset)?;
+                    cut(Kind::Words, begin.checked_add(size)?.min(end))?;
+                }
                 if let Some(table) =
                     frames.filter(|table| place.inside(table.address).is_some() && flags & PF_W == 0)
                 {
-                    cut(Kind::Words, table.offset)?;
+                    cut(data, table.offset)?;
                     let table_end = table.offset.checked_add(table.size)?.min(end);
                     cut(Kind::Table, table_end)?;
                     // .eh_frame follows its table, aligned to 8.
                     let begin = table_end.checked_next_multiple_of(8)?.min(end);
-                    cut(Kind::Words, begin)?;
+                    cut(data, begin)?;
                     cut(Kind::Frames, call_frames(file, begin, end))?;
                 }
-                cut(Kind::Words, end)?;
+                cut(data, end)?;
             }
             if memory > place.size {
                 let address = place.address.checked_add(place.size)?;
@@ -123,6 +167,17 @@ impl Program {
         }
         Some(Self { offset: start, end: last, sections })
     }
+}
+
+/// Address and size of the table of relocations (ELF: `DT_RELA`).
+fn relocations(file: &[u8], dynamic: Place) -> Option<(u32, u32)> {
+    const DT_RELA: u64 = 7;
+    const DT_RELASZ: u64 = 8;
+    let entries = file.get(dynamic.offset as usize..)?.get(..dynamic.size as usize)?.as_chunks::<16>().0;
+    let value = |tag: u64| {
+        entries.iter().find(|entry| u64_at(*entry, 0) == Some(tag)).and_then(|entry| u64_at(entry, 8))
+    };
+    Some((value(DT_RELA)?.try_into().ok()?, value(DT_RELASZ)?.try_into().ok()?))
 }
 
 /// Where the call frames end that begin at `at` (LSB: ".eh_frame"): each record tells its size.

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::head::{Entry, Head, MAX_SEGMENT};
 use super::plan::{MAX_STRETCHES, Plan, Shifts};
-use super::predict::Predictor;
+use super::predict::{Predictor, Rule};
 use super::{Applier, elf, search};
 use crate::frame;
 use crate::verity::{BLOCK, Hash};
@@ -47,7 +47,10 @@ pub(super) fn make_in_segments(
             return Err(MakeError::Size(root.len()));
         }
     }
-    let stretches = search::stretches(&search::Index::new(base.0), new.0);
+    let stretches = {
+        let (base, new) = (elf::named(base.0), elf::named(new.0));
+        search::stretches(&search::Index::new(&base), &new)
+    };
     if stretches.len() > MAX_STRETCHES as usize {
         return Err(MakeError::TooDifferent(stretches.len()));
     }
@@ -65,7 +68,7 @@ pub(super) fn make_in_segments(
         plan_size: plan_bytes.len() as u32,
     };
     let shifts = Shifts::new(&plan.stretches);
-    let predictor = Predictor { programs: &plan.programs, shifts: &shifts };
+    let predictor = Predictor { programs: &plan.programs, rule: Rule::Moved(&shifts) };
     let mut table = Vec::new();
     let mut segments = Vec::new();
     for number in 0..head.segments() {

@@ -32,9 +32,9 @@
 //! ```text
 //! varint   programs (at most 64); for each:
 //! varint     sections (at most 64); for each:
-//! varint       kind: 0 code, 1 words, 2 frames, 3 table, 4 zeroes ([`plan::Kind`])
+//! varint       kind: 0 code, 1 words, 2 frames, 3 table, 4 zeroes, 5 jumps ([`plan::Kind`])
 //! varint       offset in the base, address there, offset in the new root, address there, size in the base, size in the new root
-//! varint   stretches (at most 131072); for each, in order of the new root:
+//! varint   stretches (at most 131072), in order of the new root; then three columns with a number for each:
 //! varint     bytes of the new root before it that are stored as they are
 //! varint     bytes of the stretch, at least 1
 //! signed     where it begins in the base, less where the stretch before ended there

@@ -14,7 +14,7 @@ pub(super) const MAX_STRETCHES: u32 = 1 << 17;
 pub(super) enum Kind {
     /// x86-64 instructions: displacements of 32 bits from the end of the instruction.
     Code = 0,
-    /// Aligned words of 64 bits that are addresses; and aligned ones of 32 bits that lead from about where they are to code.
+    /// Aligned words of 64 bits that are addresses; where they are not, as `Jumps`.
     Words = 1,
     /// Call frames (`.eh_frame`): records whose third word of 32 bits leads from where it is to code.
     Frames = 2,
@@ -22,6 +22,8 @@ pub(super) enum Kind {
     Table = 3,
     /// Memory that is not in the file; addresses lead to it.
     Zeroes = 4,
+    /// Aligned words of 32 bits that lead from about where they are to code: tables of jumps.
+    Jumps = 5,
 }
 
 /// A part of a program, in the base and in the new root.
@@ -91,15 +93,17 @@ impl Plan {
             }
             programs.push(sections);
         }
-        let mut stretches = Vec::new();
+        let count = count(from, MAX_STRETCHES)?;
+        let mut column = || (0..count).map(|_| varint(from)).collect::<Option<Vec<u32>>>();
+        let (gaps, sizes, steps) = (column()?, column()?, column()?);
+        let mut stretches = Vec::with_capacity(gaps.len());
         let (mut new, mut old) = (0u32, 0u32);
-        for _ in 0..count(from, MAX_STRETCHES)? {
-            new = new.checked_add(varint(from)?)?;
-            let size = varint(from).filter(|size| *size > 0)?;
-            old = u32::try_from(i64::from(old) + i64::from(signed(from)?)).ok()?;
+        for ((gap, size), step) in gaps.into_iter().zip(sizes).zip(steps) {
+            new = new.checked_add(gap)?;
+            old = u32::try_from(i64::from(old) + i64::from(unfold(step))).ok()?;
             stretches.push(Stretch { old, new, size });
             (new, old) = (new.checked_add(size)?, old.checked_add(size)?);
-            if new > new_size || old > base_size {
+            if size == 0 || new > new_size || old > base_size {
                 return None;
             }
         }
@@ -122,13 +126,14 @@ impl Plan {
         }
         put(&mut out, self.stretches.len() as u32);
         let (mut new, mut old) = (0, 0);
+        let mut columns = [const { Vec::new() }; 3];
         for stretch in &self.stretches {
-            put(&mut out, stretch.new - new);
-            put(&mut out, stretch.size);
             let step = stretch.old.wrapping_sub(old) as i32;
-            put(&mut out, ((step << 1) ^ (step >> 31)) as u32);
+            let row = [stretch.new - new, stretch.size, ((step << 1) ^ (step >> 31)) as u32];
+            columns.iter_mut().zip(row).for_each(|(column, number)| put(column, number));
             (new, old) = (stretch.new + stretch.size, stretch.old + stretch.size);
         }
+        columns.iter().for_each(|column| out.extend(column));
         out
     }
 
@@ -153,6 +158,7 @@ impl Section {
             2 => Kind::Frames,
             3 => Kind::Table,
             4 => Kind::Zeroes,
+            5 => Kind::Jumps,
             _ => return None,
         };
         let [old_offset, old_address, new_offset, new_address, old_size, new_size_] =
@@ -217,9 +223,8 @@ fn varint(from: &mut &[u8]) -> Option<u32> {
     None
 }
 
-fn signed(from: &mut &[u8]) -> Option<i32> {
-    let folded = varint(from)?;
-    Some((folded >> 1) as i32 ^ -((folded & 1) as i32))
+fn unfold(folded: u32) -> i32 {
+    (folded >> 1) as i32 ^ -((folded & 1) as i32)
 }
 
 fn count(from: &mut &[u8], most: u32) -> Option<u32> {

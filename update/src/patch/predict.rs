@@ -1,13 +1,22 @@
 //! What a stretch of a program becomes when what its addresses lead to has moved.
 
-use super::plan::{Kind, Place, Section, Shifts, Stretch};
+use super::plan::{Kind, Section, Shifts, Stretch};
 
 /// Smaller numbers are no addresses: the first page is never mapped.
 const LOWEST_ADDRESS: u64 = 4096;
 
 pub(super) struct Predictor<'a> {
     pub(super) programs: &'a [Vec<Section>],
-    pub(super) shifts: &'a Shifts,
+    pub(super) rule: Rule<'a>,
+}
+
+/// What is written in place of an address.
+pub(super) enum Rule<'a> {
+    /// The address where that is now which was there.
+    Moved(&'a Shifts),
+    /// A number that tells what is there in this root, wherever that is: for the maker, who looks for what resembles what.
+    #[cfg(feature = "make")]
+    Named(&'a [u8]),
 }
 
 impl Predictor<'_> {
@@ -36,6 +45,7 @@ impl Predictor<'_> {
                 match section.kind {
                     Kind::Code => here.code(bytes),
                     Kind::Words => here.words(bytes),
+                    Kind::Jumps => here.jumps(bytes),
                     Kind::Frames => here.frames(bytes),
                     Kind::Table => here.table(bytes),
                     Kind::Zeroes => {}
@@ -44,17 +54,27 @@ impl Predictor<'_> {
         }
     }
 
-    /// Where in the new program's memory that is which was at `address` in the old one's.
-    fn moved(&self, program: &[Section], address: u32) -> Option<u32> {
+    /// What stands, in the new program, for `address` in the old one, in a field that tells how far it is from `origin` in the new one.
+    fn becomes(&self, program: &[Section], address: i64, origin: i64) -> Option<i64> {
+        let address = u32::try_from(address).ok()?;
         let (section, into) =
             program.iter().find_map(|section| Some((section, section.old.inside(address)?)))?;
-        if section.kind == Kind::Zeroes {
-            return section.new.address.checked_add(into);
+        match &self.rule {
+            Rule::Moved(shifts) => Some(i64::from(moved(program, section, into, shifts)?) - origin),
+            #[cfg(feature = "make")]
+            Rule::Named(root) => super::elf::name(root, section, into, i64::from(address) - origin),
         }
-        let offset = self.shifts.moved(section.old.offset.checked_add(into)?);
-        let in_file = |section: &&Section| section.kind != Kind::Zeroes;
-        program.iter().filter(in_file).find_map(|section| section.new.address_at(offset))
     }
+}
+
+/// The address where that is now which was `into` an old section.
+fn moved(program: &[Section], section: &Section, into: u32, shifts: &Shifts) -> Option<u32> {
+    if section.kind == Kind::Zeroes {
+        return section.new.address.checked_add(into);
+    }
+    let offset = shifts.moved(section.old.offset.checked_add(into)?);
+    let in_file = |section: &&Section| section.kind != Kind::Zeroes;
+    program.iter().filter(in_file).find_map(|section| section.new.address_at(offset))
 }
 
 /// A part of a section: `old` and `new` are where its first byte is in the roots.
@@ -74,16 +94,16 @@ impl Here<'_> {
         Some((old.address_at(self.old.checked_add(at)?)?, new.address_at(self.new.checked_add(at)?)?))
     }
 
-    fn moved(&self, address: i64) -> Option<u32> {
-        self.predictor.moved(self.program, u32::try_from(address).ok()?)
+    /// [`Predictor::becomes`], for a field of 32 bits.
+    fn becomes(&self, address: i64, origin: i64) -> Option<[u8; 4]> {
+        let value = self.predictor.becomes(self.program, address, origin)?;
+        i32::try_from(value).ok().map(i32::to_le_bytes)
     }
 
     /// The field `at`, which holds how far it is from the byte `beyond` it to somewhere.
     fn displacement(&self, field: [u8; 4], at: usize, beyond: i64) -> Option<[u8; 4]> {
         let (old, new) = self.addresses(at)?;
-        let leads_to = i64::from(old) + beyond + i64::from(i32::from_le_bytes(field));
-        let moved = self.moved(leads_to)?;
-        i32::try_from(i64::from(moved) - i64::from(new) - beyond).ok().map(i32::to_le_bytes)
+        self.becomes(i64::from(old) + beyond + i64::from(i32::from_le_bytes(field)), i64::from(new) + beyond)
     }
 
     fn code(&self, bytes: &mut [u8]) {
@@ -110,14 +130,21 @@ impl Here<'_> {
             let Some(word) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<8>()) else { break };
             let word = u64::from_le_bytes(*word);
             let address = i64::try_from(word).ok().filter(|_| word >= LOWEST_ADDRESS);
-            if let Some(moved) = address.and_then(|address| self.moved(address)) {
-                put(bytes, at, &u64::from(moved).to_le_bytes());
+            if let Some(value) = address.and_then(|address| self.predictor.becomes(self.program, address, 0))
+            {
+                put(bytes, at, &value.to_le_bytes());
                 continue;
             }
-            // Tables of jumps hold how far it is from the table to the code; the field is near enough to the table.
             for at in [at, at + 4] {
                 self.to_code(bytes, at);
             }
+        }
+    }
+
+    /// Such a table holds how far it is from the table to the code; the field itself is near enough to the table's begin.
+    fn jumps(&self, bytes: &mut [u8]) {
+        for at in self.aligned::<4>(bytes.len()) {
+            self.to_code(bytes, at);
         }
     }
 
@@ -135,7 +162,8 @@ impl Here<'_> {
                 continue;
             };
             if self.to_code(bytes, at + 8)
-                && let Some(back) = self.moved(owner.into()).and_then(|owner| new.checked_sub(owner))
+                && let Some(ahead) = self.predictor.becomes(self.program, owner.into(), new.into())
+                && let Ok(back) = u32::try_from(-ahead)
             {
                 put(bytes, at + 4, &back.to_le_bytes());
             }
@@ -162,13 +190,11 @@ impl Here<'_> {
     }
 
     fn table(&self, bytes: &mut [u8]) {
-        let Place { address: old, .. } = self.section.old;
+        let (old, new) = (i64::from(self.section.old.address), i64::from(self.section.new.address));
         for at in self.aligned::<4>(bytes.len()) {
             let Some(field) = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<4>()) else { break };
-            let moved = self.moved(i64::from(old) + i64::from(i32::from_le_bytes(*field)));
-            let from = i64::from(self.section.new.address);
-            if let Some(predicted) = moved.and_then(|moved| i32::try_from(i64::from(moved) - from).ok()) {
-                put(bytes, at, &predicted.to_le_bytes());
+            if let Some(predicted) = self.becomes(old + i64::from(i32::from_le_bytes(*field)), new) {
+                put(bytes, at, &predicted);
             }
         }
     }

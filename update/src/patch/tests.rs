@@ -365,7 +365,7 @@ fn what_is_foretold_stays_the_same() {
     let programs = elf::programs(&base, &new, &stretches);
     assert_eq!(programs.len(), 1);
     let shifts = plan::Shifts::new(&stretches);
-    let predictor = predict::Predictor { programs: &programs, shifts: &shifts };
+    let predictor = predict::Predictor { programs: &programs, rule: predict::Rule::Moved(&shifts) };
     let mut digest = Sha256::new();
     for stretch in stretches {
         let mut bytes = base[stretch.old as usize..][..stretch.size as usize].to_vec();
