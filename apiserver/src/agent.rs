@@ -232,7 +232,13 @@ pub enum Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ContainerStatus {
+    /// `NAME` of `settings.containers`, `host-containers.NAME`, `bootstrap-containers.NAME`.
     pub name: String,
+    #[serde(default)]
+    pub kind: ContainerKind,
+    /// Whether it may do all that the node may.
+    #[serde(default)]
+    pub superpowered: bool,
     pub image: String,
     pub state: ContainerState,
     pub pid: Option<u32>,
@@ -249,6 +255,16 @@ pub struct ContainerStatus {
     pub essential: bool,
     /// Milliseconds of CLOCK_BOOTTIME of the last start.
     pub started_at_ms: Option<u64>,
+}
+
+/// Which group of settings names a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContainerKind {
+    #[default]
+    Container,
+    HostContainer,
+    BootstrapContainer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

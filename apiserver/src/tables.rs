@@ -89,8 +89,9 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
     if containers.is_empty() {
         return "no containers: apiclient set containers.NAME.image=localhost/busybox makes one".to_owned();
     }
+    let width = containers.iter().map(|container| container.name.len()).max().unwrap_or(0).max(20);
     let mut text = format!(
-        "{:<20} {:<9} {:>8} {:>9} {:>10}  IMAGE\n",
+        "{:<width$} {:<9} {:>8} {:>9} {:>10}  IMAGE\n",
         "NAME", "STATE", "RESTARTS", "EXIT CODE", "NEXT START"
     );
     for container in containers {
@@ -102,8 +103,11 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
             .filter(|_| waits)
             .map_or("-".to_owned(), |delay| format!("{:.1} s", delay as f64 / 1000.0));
         text.push_str(&format!(
-            "{:<20} {state:<9} {:>8} {code:>9} {next:>10}  {}\n",
-            container.name, container.restarts, container.image
+            "{:<width$} {state:<9} {:>8} {code:>9} {next:>10}  {}{}\n",
+            container.name,
+            container.restarts,
+            container.image,
+            if container.superpowered { " (superpowered)" } else { "" }
         ));
         if let Some(error) = &container.error {
             text.push_str(&format!("    {error}\n"));

@@ -136,6 +136,16 @@ impl Agent {
         begin(settings).map_or_else(not_begun, |()| Response::Done)
     }
 
+    async fn end(&self, request: &InitRequest) -> Response {
+        if self.node.borrow_mut().bootstrap.puts_off(request) {
+            return Response::Done;
+        }
+        match init::ask(request).await {
+            Ok(_) => Response::Done,
+            Err(error) => failed(format!("PID 1 does not answer: {error}")),
+        }
+    }
+
     async fn answer(&self, request: Request, asker: &UnixStream) -> Response {
         match request {
             Request::Apply { generation, keys, settings } => {
@@ -184,8 +194,8 @@ impl Agent {
             Request::UpdateProgress => Response::UpdateProgress { progress: self.updates.progress() },
             Request::UpdateHistory => Response::UpdateHistory { outcomes: self.updates.history() },
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
-            Request::Reboot => end(&InitRequest::Reboot).await,
-            Request::PowerOff => end(&InitRequest::PowerOff).await,
+            Request::Reboot => self.end(&InitRequest::Reboot).await,
+            Request::PowerOff => self.end(&InitRequest::PowerOff).await,
         }
     }
 }
@@ -200,13 +210,6 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
-}
-
-async fn end(request: &InitRequest) -> Response {
-    match init::ask(request).await {
-        Ok(_) => Response::Done,
-        Err(error) => failed(format!("PID 1 does not answer: {error}")),
-    }
 }
 
 fn not_begun(refused: Refused) -> Response {

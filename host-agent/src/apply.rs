@@ -2,14 +2,14 @@
 
 use apiserver::agent::{ApplyOutcome, ApplyStep};
 use init_control::Problem;
-use settings::{Container, ListenAddress, Settings, Step};
+use settings::{ListenAddress, Settings, Step};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::access::Access;
+use crate::container::spec::lasting;
 use crate::node::Node;
-use crate::{files, hosts, init};
+use crate::{bootstrap, files, hosts, init};
 
 const ETC: &str = "/run/etc";
 
@@ -115,8 +115,15 @@ async fn take(step: Step, node: &RefCell<Node>, new: &Settings) -> Result<(), St
             let address = new.metrics.as_ref().and_then(|metrics| metrics.address.as_ref());
             node.borrow_mut().exporter.listen(address.and_then(ListenAddress::get))
         }
+        Step::Bootstrap => {
+            let items = bootstrap::items(new);
+            let mut node = node.borrow_mut();
+            node.containers.keep_images(bootstrap::images(&items));
+            node.bootstrap.set(items);
+            Ok(())
+        }
         Step::Containers => {
-            node.borrow_mut().containers.apply(&containers(new));
+            node.borrow_mut().containers.apply(lasting(new));
             Ok(())
         }
         Step::Api => {
@@ -124,15 +131,6 @@ async fn take(step: Step, node: &RefCell<Node>, new: &Settings) -> Result<(), St
             init::switch("api-vsock", wanted).await
         }
     }
-}
-
-fn containers(settings: &Settings) -> BTreeMap<String, Container> {
-    settings
-        .containers
-        .iter()
-        .flatten()
-        .map(|(name, container)| (name.as_str().to_owned(), container.clone()))
-        .collect()
 }
 
 fn write_motd(settings: &Settings) -> Result<(), String> {

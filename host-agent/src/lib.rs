@@ -2,7 +2,9 @@
 
 pub mod agent;
 pub mod apply;
+pub mod bootstrap;
 pub mod clock;
+mod commit;
 pub mod container;
 pub mod exporter;
 pub mod figures;

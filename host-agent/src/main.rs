@@ -4,7 +4,7 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::node::Node;
-use host_agent::{init, integrity, network, space, time, update, user_data};
+use host_agent::{bootstrap, init, integrity, network, space, time, update, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::{Mistake, Settings};
@@ -69,7 +69,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
     })
 }
 
-/// The boot: user data, then all settings, then watching for the node to be healthy.
+/// The boot: user data, then all settings, then what runs before all containers, which begin after it; and watching for the node to be healthy.
 async fn start_node(agent: Agent) {
     let (node, applier) = (agent.node.clone(), agent.applier.clone());
     let teller = node.clone();
@@ -99,12 +99,11 @@ async fn start_node(agent: Agent) {
     {
         let mut node = node.borrow_mut();
         node.set_problems("settings", refused.into_iter().map(left_out).collect());
-        node.containers.stop_strangers();
-        node.applied = true;
         node.phase("applied");
     }
-    // What was committed meanwhile is newer than what was read above, and is applied now.
+    // What was committed meanwhile is newer than what was read above, and is applied now; what bootstrap sets, too.
     agent.start_is_over();
+    tokio::task::spawn_local(bootstrap::run(node.clone()));
     // On trial, this is what decides: an agent that hangs before this point lets the watchdog or the next start do it.
     let (updates, applied) = (agent.updates.clone(), applier.clone());
     tokio::task::spawn_local(update::watch(updates, node.clone(), move || {

@@ -1,13 +1,15 @@
 //! What the agent knows of the node: problems by their source, phases of the boot, addresses, containers.
 
-use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
+use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus, Health, Status};
 use init_control::{NodeStatus, Problem, ServiceState};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 
+use crate::bootstrap::Bootstrap;
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
+use crate::container::spec;
 use crate::exporter::Exporter;
 use crate::network::Control;
 use crate::resolver::Resolver;
@@ -18,6 +20,7 @@ const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11
 #[derive(Default)]
 pub struct Node {
     pub containers: Manager,
+    pub bootstrap: Bootstrap,
     pub addresses: BTreeMap<String, Vec<String>>,
     pub network: Control,
     pub resolver: Resolver,
@@ -28,6 +31,7 @@ pub struct Node {
     phases: Vec<(String, u64)>,
     /// One list for each source; a new list replaces the old one.
     problems: BTreeMap<&'static str, Vec<Problem>>,
+    /// Settings are applied, and what runs before all containers is over.
     pub applied: bool,
     was_healthy: bool,
 }
@@ -111,7 +115,9 @@ impl Node {
 fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, nothing_wrong: bool) -> Health {
     let required = init.services.iter().filter(|service| service.required);
     let services_ready = required.clone().all(|service| service.state == ServiceState::Ready);
-    let essential = containers.iter().filter(|container| container.essential);
+    // How a bootstrap container ended is judged where it was started.
+    let lasting = containers.iter().filter(|container| container.kind != ContainerKind::BootstrapContainer);
+    let essential = lasting.filter(|container| container.essential);
     let essential_running = essential.clone().all(|container| container.state == ContainerState::Running);
     let essential_lost = essential.clone().any(|container| {
         matches!(container.state, ContainerState::Failed | ContainerState::Exited | ContainerState::BackOff)
@@ -125,12 +131,21 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
 
 fn container_problem(container: &ContainerStatus) -> Option<Problem> {
     let message = container.error.clone()?;
-    Some(Problem {
-        source: "containers".to_owned(),
-        subject: format!("settings.containers.{}", container.name),
-        message,
-        hint: format!("apiclient container logs {} shows what it wrote", container.name),
-    })
+    let has_ended = matches!(container.state, ContainerState::Exited | ContainerState::Failed);
+    // It is told by who waited for its end.
+    if container.kind == ContainerKind::BootstrapContainer && has_ended {
+        return None;
+    }
+    let hint = match container.kind {
+        ContainerKind::BootstrapContainer => {
+            format!(
+                "no other container starts before it has run; apiclient set {}.mode=off goes on without it",
+                container.name
+            )
+        }
+        _ => format!("apiclient container logs {} shows what it wrote", container.name),
+    };
+    Some(Problem { source: "containers".to_owned(), subject: spec::key(&container.name), message, hint })
 }
 
 /// What the firmware's variable says (UEFI specification, section 3.3): four bytes of attributes, one of value.
@@ -171,6 +186,8 @@ mod tests {
     fn essential(state: ContainerState) -> ContainerStatus {
         ContainerStatus {
             name: "web".into(),
+            kind: ContainerKind::Container,
+            superpowered: false,
             image: "a".into(),
             state,
             pid: None,

@@ -1,9 +1,12 @@
 //! `settings.containers`: what runs on the node.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::scalar::{Argument, EnvName, EnvValue, ImageReference, Memory, Pids};
 
@@ -49,4 +52,61 @@ pub enum Restart {
     Always,
     OnFailure,
     No,
+}
+
+/// The base64 of a file, with padding: at most 65536 bytes. It may hold secrets, and is in no error and no log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserDataFile {
+    text: String,
+    content: Vec<u8>,
+}
+
+impl UserDataFile {
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl TryFrom<String> for UserDataFile {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.len() > 65_536 {
+            return Err(format!("{} bytes are more than the 65536 of a container's user data", text.len()));
+        }
+        let content = BASE64_STANDARD.decode(&text);
+        let content = content.map_err(|_| "this is not base64: base64 --wrap=0 FILE makes it")?;
+        Ok(Self { text, content })
+    }
+}
+
+impl From<UserDataFile> for String {
+    fn from(file: UserDataFile) -> Self {
+        file.text
+    }
+}
+
+impl fmt::Debug for UserDataFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_data_is_base64_and_not_shown() {
+        let file = UserDataFile::try_from("aHVudGVyMg==".to_owned()).unwrap();
+        assert_eq!(file.content(), b"hunter2");
+        assert!(!format!("{file:?}").contains("aHVu"));
+        assert_eq!(String::from(file), "aHVudGVyMg==");
+        for wrong in ["hunter2", "aHVudGVyMg", "aHVu dGVy", &"A".repeat(65_540)] {
+            let error = UserDataFile::try_from(wrong.to_owned()).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert!(UserDataFile::try_from(String::new()).unwrap().content().is_empty());
+    }
 }

@@ -102,11 +102,13 @@ pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, 
     changed(old, new).into_iter().map(both).collect()
 }
 
-/// Whether its value is a [`crate::EnvValue`], or has a [`crate::Secret`] in it.
+/// Whether its value is a [`crate::EnvValue`] or a [`crate::UserDataFile`], or has a [`crate::Secret`] in it.
 fn is_secret(key: &str) -> bool {
     matches!(
         key.split('.').collect::<Vec<_>>().as_slice(),
-        ["settings", "containers", _, "env", _] | ["settings", "container-registry", "credentials"]
+        ["settings", "containers", _, "env", _]
+            | ["settings", "host-containers" | "bootstrap-containers", _, "user-data"]
+            | ["settings", "container-registry", "credentials"]
     )
 }
 
@@ -190,11 +192,16 @@ pub(crate) mod tests {
         let old = settings(
             json!({"motd": "a", "containers": {"web": {"image": "x", "env": {"A": "hunter2", "B": "1"}}}}),
         );
-        let new = settings(
-            json!({"network": {"hostname": "n"}, "containers": {"web": {"image": "x", "env": {"A": "other"}}}}),
-        );
+        let new = settings(json!({
+            "network": {"hostname": "n"},
+            "containers": {"web": {"image": "x", "env": {"A": "other"}}},
+            "host-containers": {"admin": {"user-data": "aHVudGVyMg=="}},
+            "bootstrap-containers": {"setup": {"user-data": "aHVudGVyMg=="}},
+        }));
         let hidden = || Some(json!("(not shown)"));
         let expected = [
+            ("settings.host-containers.admin.user-data", None, hidden()),
+            ("settings.bootstrap-containers.setup.user-data", None, hidden()),
             ("settings.containers.web.env.A", hidden(), hidden()),
             ("settings.containers.web.env.B", hidden(), None),
             ("settings.motd", Some(json!("a")), None),

@@ -3,11 +3,13 @@
 //! Outside data (API bodies, user data, files) becomes a [`Settings`] at the edge; a value that exists is valid.
 //! Every field is optional: a `Settings` is also the shape of a partial change.
 
+mod bootstrap;
 mod change;
 mod container;
 mod dns;
 #[cfg(test)]
 mod docs;
+mod host_container;
 mod interfaces;
 mod kernel;
 mod keys;
@@ -27,9 +29,11 @@ mod text;
 mod updates;
 mod user_data;
 
+pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
 pub use change::Change;
-pub use container::{Container, Restart};
+pub use container::{Container, Restart, UserDataFile};
 pub use dns::Dns;
+pub use host_container::HostContainer;
 pub use interfaces::{
     ArpTarget, ArpValidate, BondMode, Cidr4, Cidr6, Destination, Dhcp, Interface, InterfaceId, InterfaceName,
     Interfaces, Kind, LacpRate, Milliseconds, MinLinks, Monitoring, Mtu, Route, RouteMetric, Static4,
@@ -47,8 +51,8 @@ pub use registry::{
     BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
 };
 pub use scalar::{
-    Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, ImageReference, Memory, Motd,
-    Origin, Pids,
+    Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, Identifier, ImageReference,
+    Memory, Motd, Origin, Pids,
 };
 pub use schema::{SCHEMA, schema, schema_of};
 pub use service::{Api, ListenAddress, Metrics};
@@ -97,10 +101,28 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
+    /// Containers that look after the node, by name: at most 32. They begin when they are enabled, end when they are not, and are
+    /// made anew when they are changed. `GET /containers` names them `host-containers.<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"admin": {"source": "localhost/busybox", "enabled": true}}))]
+    pub host_containers: Option<BTreeMap<Identifier, HostContainer>>,
+    /// Containers that prepare the node, by name: at most 32. They run at a boot, one after another, before all other containers,
+    /// and are not started by a change of settings, unless one that is essential has failed. `GET /containers` names them
+    /// `bootstrap-containers.<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"setup": {"source": "localhost/busybox", "mode": "once"}}))]
+    pub bootstrap_containers: Option<BTreeMap<Identifier, BootstrapContainer>>,
+    /// Commands that prepare the node, by name: at most 32 sets of them. They run at a boot, before bootstrap containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"greet": {"commands": [["apiclient", "set", "motd=Prepared"]], "mode": "once"}}))]
+    pub bootstrap_commands: Option<BTreeMap<Identifier, BootstrapCommands>>,
 }
 
 /// Containers that a node can have.
 pub const MOST_CONTAINERS: usize = 64;
+
+/// Host containers that a node can have; likewise bootstrap containers, and sets of bootstrap commands.
+pub const MOST_OF_THE_NODE: usize = 32;
 
 /// Bytes that all settings of a node may have, written as JSON. Each value has its own limit; this one bounds their sum, which
 /// every reader of the settings must be able to hold.
@@ -145,6 +167,7 @@ impl Settings {
                 format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
             mistakes.push(Mistake::new("settings.containers", reason));
         }
+        mistakes.extend(self.mistakes_of_what_the_node_runs());
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));
         let interfaces = self.network.as_ref().and_then(|network| network.interfaces.as_ref());
@@ -161,5 +184,26 @@ impl Settings {
             mistakes.push(Mistake::new("settings", reason));
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
+    }
+
+    fn mistakes_of_what_the_node_runs(&self) -> Vec<Mistake> {
+        let (host, commands) =
+            (self.host_containers.iter().flatten(), self.bootstrap_commands.iter().flatten());
+        let mut mistakes: Vec<Mistake> =
+            host.filter_map(|(name, container)| container.mistake_of_whole(name)).collect();
+        mistakes.extend(self.bootstrap_containers.iter().flat_map(bootstrap::mistakes_of_containers));
+        mistakes.extend(commands.filter_map(|(name, commands)| commands.mistake_of_whole(name)));
+        let counts = [
+            ("host-containers", self.host_containers.as_ref().map(BTreeMap::len)),
+            ("bootstrap-containers", self.bootstrap_containers.as_ref().map(BTreeMap::len)),
+            ("bootstrap-commands", self.bootstrap_commands.as_ref().map(BTreeMap::len)),
+        ];
+        for (group, count) in counts {
+            if let Some(count) = count.filter(|count| *count > MOST_OF_THE_NODE) {
+                let reason = format!("{count} are more than the {MOST_OF_THE_NODE} that a node can have");
+                mistakes.push(Mistake::new(&format!("settings.{group}"), reason));
+            }
+        }
+        mistakes
     }
 }

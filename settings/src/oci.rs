@@ -126,6 +126,11 @@ checked_string!(
 );
 
 impl Capability {
+    /// Every capability of Linux.
+    pub fn all() -> impl Iterator<Item = Self> {
+        CAPABILITIES.into_iter().map(|name| Self(name.to_owned()))
+    }
+
     /// The kernel's name, `CAP_NET_RAW`.
     pub fn kernel_name(&self) -> String {
         format!("CAP_{}", self.to_uppercase().replace('-', "_"))

@@ -352,6 +352,16 @@ mod tests {
             "containers": {"web": {
                 "image": "i", "command": ["c"], "env": {"A": "b"}, "restart": "on-failure", "memory": "64MiB", "pids": 10, "essential": true,
             }},
+            "host-containers": {"admin": {
+                "source": "i", "enabled": true, "superpowered": false, "user-data": "YQ==", "command": ["c"],
+            }},
+            "bootstrap-containers": {"setup": {
+                "source": "i", "mode": "once", "user-data": "YQ==", "essential": true, "command": ["c"], "after": ["a"],
+                "superpowered": true,
+            }},
+            "bootstrap-commands": {"greet": {
+                "commands": [["apiclient", "status"]], "mode": "always", "essential": false,
+            }},
         });
         let settings = from_json(&full).unwrap();
         // Fails to compile when a field is added, and then the shape and `full` need it too.
@@ -386,7 +396,37 @@ mod tests {
             metrics: Some(crate::Metrics { address: Some(_) }),
             api: Some(crate::Api { vsock: Some(_) }),
             containers: Some(containers),
+            host_containers: Some(host_containers),
+            bootstrap_containers: Some(bootstrap_containers),
+            bootstrap_commands: Some(bootstrap_commands),
         } = &settings
+        else {
+            panic!()
+        };
+        let crate::HostContainer {
+            source: Some(_),
+            enabled: Some(_),
+            superpowered: Some(_),
+            user_data: Some(_),
+            command: Some(_),
+        } = &host_containers.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::BootstrapContainer {
+            source: Some(_),
+            mode: Some(_),
+            user_data: Some(_),
+            essential: Some(_),
+            command: Some(_),
+            after: Some(_),
+            superpowered: Some(_),
+        } = &bootstrap_containers.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::BootstrapCommands { commands: Some(_), mode: Some(_), essential: Some(_) } =
+            &bootstrap_commands.first_key_value().unwrap().1
         else {
             panic!()
         };

@@ -203,6 +203,19 @@ checked_string!(
 );
 
 checked_string!(
+    /// A name of what the node itself runs: at most 76 letters, digits and `-`, and not `current`.
+    Identifier,
+    |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        // In a container, `current` is the name of its own folder beside those of the others.
+        if (1..=76).contains(&text.len()) && text.bytes().all(plain) && text != "current" {
+            return Ok(());
+        }
+        Err(format!("{} is not a name: at most 76 letters, digits and '-', and not \"current\"", shown(text)))
+    }
+);
+
+checked_string!(
     /// Reference of an image, as in `docker pull`: `[registry[:port]/]repository[:tag][@digest]`; a digest is a SHA-256.
     ImageReference,
     |text| {
@@ -351,6 +364,16 @@ mod tests {
         }
         for wrong in ["", "a b", "/a", "a//b", "../a", "a@sha256:12", "a:", "-a", "a@md5:0"] {
             assert!(wrong.parse::<ImageReference>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_of_what_the_node_runs() {
+        for fine in ["admin", "A-1", &"a".repeat(76)] {
+            assert!(fine.parse::<Identifier>().is_ok(), "{fine}");
+        }
+        for wrong in ["", "a_b", "a.b", "../a", "current", &"a".repeat(77)] {
+            assert!(wrong.parse::<Identifier>().is_err(), "{wrong}");
         }
     }
 

@@ -33,6 +33,32 @@ const CONTAINER: Shape = Shape::Table(&[
     ("essential", Shape::Switch),
 ]);
 
+const HOST_CONTAINER: Shape = Shape::Table(&[
+    ("source", Shape::Text),
+    ("enabled", Shape::Switch),
+    ("superpowered", Shape::Switch),
+    ("user-data", Shape::Text),
+    ("command", Shape::Texts),
+]);
+
+const BOOTSTRAP_MODE: Shape = Shape::Choice(&["off", "once", "always"]);
+
+const BOOTSTRAP_CONTAINER: Shape = Shape::Table(&[
+    ("source", Shape::Text),
+    ("mode", BOOTSTRAP_MODE),
+    ("user-data", Shape::Text),
+    ("essential", Shape::Switch),
+    ("command", Shape::Texts),
+    ("after", Shape::Texts),
+    ("superpowered", Shape::Switch),
+]);
+
+const BOOTSTRAP_COMMANDS: Shape = Shape::Table(&[
+    ("commands", Shape::List(&Shape::Texts, "[[\"apiclient\", \"set\", \"motd=hello\"]]")),
+    ("mode", BOOTSTRAP_MODE),
+    ("essential", Shape::Switch),
+]);
+
 const HOSTS: Shape =
     Shape::List(&Shape::Pair(&[Shape::Text, Shape::Texts]), "[[\"10.0.0.1\", [\"db.example.com\", \"db\"]]]");
 
@@ -170,6 +196,9 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("metrics", Shape::Table(&[("address", Shape::Text)])),
     ("api", Shape::Table(&[("vsock", Shape::Switch)])),
     ("containers", Shape::Map(&CONTAINER)),
+    ("host-containers", Shape::Map(&HOST_CONTAINER)),
+    ("bootstrap-containers", Shape::Map(&BOOTSTRAP_CONTAINER)),
+    ("bootstrap-commands", Shape::Map(&BOOTSTRAP_COMMANDS)),
 ]);
 
 const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
@@ -182,8 +211,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.autoscaling", NOT_HERE),
     ("settings.aws", NOT_HERE),
     ("settings.boot", NOT_YET),
-    ("settings.bootstrap-commands", NOT_YET),
-    ("settings.bootstrap-containers", NOT_YET),
     ("settings.cloudformation", NOT_HERE),
     (
         "settings.container-registry.credentials[].identitytoken",
@@ -193,7 +220,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("settings.container-runtime", NOT_HERE),
     ("settings.container-runtime-plugins", NOT_HERE),
     ("settings.ecs", NOT_HERE),
-    ("settings.host-containers", NOT_YET),
     ("settings.image-verifier-plugins", NOT_YET),
     ("settings.kernel.drivers", NOT_HERE),
     ("settings.kernel.hugepages", NOT_YET),

@@ -37,7 +37,8 @@ steps! {
     OciDefaults: "oci-defaults", keys ["oci-defaults"], files [], services [];
     Updates: "updates", keys ["updates"], files [], services [];
     Metrics: "metrics", keys ["metrics"], files [], services [];
-    Containers: "containers", keys ["containers"], files [], services [];
+    Bootstrap: "bootstrap", keys ["bootstrap-commands", "bootstrap-containers"], files [], services [];
+    Containers: "containers", keys ["containers", "host-containers"], files [], services [];
     Api: "api", keys ["api"], files [], services ["apiserver"];
 }
 

@@ -49,12 +49,15 @@ fn differences<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::ContainerKind;
     use crate::agent::ContainerState::{self, BackOff, Running, Starting};
     use crate::agent::init_status::ServiceState;
 
     fn container(name: &str, state: ContainerState, restarts: u32, delay_ms: u64) -> ContainerStatus {
         ContainerStatus {
             name: name.to_owned(),
+            kind: ContainerKind::Container,
+            superpowered: false,
             image: "a".to_owned(),
             state,
             pid: Some(1),

@@ -1,6 +1,8 @@
 //! `GET /events`: what a listener gets.
 
-use apiserver::agent::{ApplyOutcome, ApplyStep, ContainerState, ContainerStatus, Request, Response};
+use apiserver::agent::{
+    ApplyOutcome, ApplyStep, ContainerKind, ContainerState, ContainerStatus, Request, Response,
+};
 use hyper::Method;
 use serde_json::{Value, json};
 use settings::Step;
@@ -198,6 +200,8 @@ fn containers_are_looked_at_only_while_somebody_listens() {
 fn running(name: &str) -> ContainerStatus {
     ContainerStatus {
         name: name.to_owned(),
+        kind: ContainerKind::Container,
+        superpowered: false,
         image: "a".to_owned(),
         state: ContainerState::Running,
         pid: Some(1),

@@ -1,7 +1,8 @@
 //! `GET /metrics`.
 
 use apiserver::agent::{
-    ContainerState, ContainerStatus, Health, Metrics, Request, Response, Stalled, Status, Usage,
+    ContainerKind, ContainerState, ContainerStatus, Health, Metrics, Request, Response, Stalled, Status,
+    Usage,
 };
 use hyper::Method;
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ fn node() -> Metrics {
     };
     let container = ContainerStatus {
         name: "web".to_owned(),
+        kind: ContainerKind::Container,
+        superpowered: false,
         image: "registry.example/secret-project:1".to_owned(),
         state: ContainerState::Running,
         pid: Some(9),

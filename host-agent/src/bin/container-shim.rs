@@ -24,6 +24,7 @@ use host_agent::clock::boottime_ms;
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
+use host_agent::container::spec;
 use host_agent::files;
 
 /// Between SIGTERM and SIGKILL, in milliseconds.
@@ -119,8 +120,9 @@ impl Shim {
         // What a shim before this one left when it was killed; its words would be taken for this one's.
         runtime::clear(&self.name, &self.places);
         let _ = fs::remove_file(runtime::log(&self.places));
-        self.mount_root()?;
-        self.check_command()?;
+        let config = self.config()?;
+        self.mount_root(&config)?;
+        self.check_command(&config)?;
         let cannot_pipe = |error: nix::Error| format!("cannot make a pipe: {error}");
         // Never /dev/null: youki would open it for reading, and the container's writes would fail.
         let (out, out_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
@@ -197,8 +199,15 @@ impl Shim {
         format!("the container could not be {what}: {last}")
     }
 
+    /// What the runtime is told.
+    fn config(&self) -> Result<Value, String> {
+        let config = fs::read(self.places.bundle().join("config.json"));
+        let config = config.map_err(|error| format!("config.json: {error}"))?;
+        serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))
+    }
+
     /// The container's root: the image below, a layer of its own above.
-    fn mount_root(&self) -> Result<(), String> {
+    fn mount_root(&self, config: &Value) -> Result<(), String> {
         let lower = fs::canonicalize(self.places.lower())
             .map_err(|error| format!("the image's files are gone: {error}"))?;
         let (upper, work) = (self.places.data.join("upper"), self.places.data.join("work"));
@@ -208,17 +217,15 @@ impl Shim {
         }
         let options =
             format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        // Programs that may gain privileges have to be able to.
+        let may_gain = config["process"]["noNewPrivileges"] == false;
+        let flags = if may_gain { MsFlags::empty() } else { MsFlags::MS_NODEV | MsFlags::MS_NOSUID };
         mount(Some("overlay"), &self.places.rootfs(), Some("overlay"), flags, Some(options.as_str()))
             .map_err(|error| format!("cannot mount the container's root: {error}"))
     }
 
     /// A command that is not there is told by name, before the runtime says it in its own words.
-    fn check_command(&self) -> Result<(), String> {
-        let config = fs::read(self.places.bundle().join("config.json"))
-            .map_err(|error| format!("config.json: {error}"))?;
-        let config: Value =
-            serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))?;
+    fn check_command(&self, config: &Value) -> Result<(), String> {
         let program = config["process"]["args"][0].as_str().unwrap_or_default();
         let path = config["process"]["env"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let path = path.filter_map(|variable| variable.strip_prefix("PATH=")).next_back().unwrap_or_default();
@@ -248,8 +255,9 @@ impl Shim {
         let why =
             if not_a_program { "it is not a program that may be executed" } else { "there is no such file" };
         Err(format!(
-            "settings.containers.{}.command: cannot run {program:?}: {why} in the image {}",
-            self.name, self.image
+            "{}.command: cannot run {program:?}: {why} in the image {}",
+            spec::key(&self.name),
+            self.image
         ))
     }
 

@@ -1,10 +1,14 @@
 //! What the OCI runtime is told (`config.json`, OCI Runtime Specification 1.2): from the image's configuration and the
 //! settings. Pure.
 
+use apiserver::agent::ContainerKind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use settings::{Container, OciDefaults};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+
+use crate::container::confinement;
+use crate::container::spec::Spec;
 
 /// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -38,39 +42,6 @@ pub struct User {
     pub uid: u32,
     pub gid: u32,
 }
-
-/// What containers may have: Docker's default set without CAP_NET_RAW. Containers share the node's network, where that would
-/// let them read and forge what the node and its other containers say.
-const CAPABILITIES: [&str; 13] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
-const MASKED: [&str; 10] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const DEFAULT_PIDS: u32 = 1024;
 const DEFAULT_OPEN_FILES: u64 = 65_536;
@@ -141,18 +112,6 @@ fn environment(container: &Container, image: &ImageConfig) -> Vec<String> {
     variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// What processes of a container may do, by the kernel's names.
-fn capabilities(defaults: &OciDefaults) -> Vec<String> {
-    let mut all: BTreeSet<String> = CAPABILITIES.map(str::to_owned).into();
-    for (capability, has) in defaults.capabilities.iter().flatten() {
-        match has {
-            true => all.insert(capability.kernel_name()),
-            false => all.remove(&capability.kernel_name()),
-        };
-    }
-    all.into_iter().collect()
-}
-
 /// RLIM_INFINITY, as the runtime passes it to the kernel.
 const NO_LIMIT: u64 = u64::MAX;
 
@@ -168,32 +127,52 @@ fn resource_limits(defaults: &OciDefaults) -> Vec<Value> {
     all.into_iter().map(|(name, (soft, hard))| json!({"type": name, "soft": soft, "hard": hard})).collect()
 }
 
-/// The whole `config.json`. `seccomp` is the profile, an object of `linux.seccomp`.
+/// The whole `config.json`. `seccomp` is the profile of all containers, an object of `linux.seccomp`.
 pub fn config(
     name: &str,
-    container: &Container,
+    spec: &Spec,
     image: &ImageConfig,
     user: User,
     seccomp: &Value,
     defaults: &OciDefaults,
 ) -> Result<Value, String> {
+    let container = &spec.container;
     let arguments = command(container, image)?;
     let working_dir =
         image.config.working_dir.clone().filter(|dir| dir.starts_with('/')).unwrap_or_else(|| "/".to_owned());
     let mut resources = json!({
         "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
-        // Everything is denied but what follows; the kernel enforces it by a BPF program.
-        "devices": devices(),
+        "devices": confinement::devices(spec),
     });
     if let Some(memory) = &container.memory {
         resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
     }
-    let capabilities = capabilities(defaults);
+    let looks_after_the_node = spec.kind != ContainerKind::Container;
+    let none = OciDefaults::default();
+    let defaults = if looks_after_the_node { &none } else { defaults };
+    let capabilities = confinement::capabilities(spec, defaults);
+    let (masked, read_only) = confinement::paths(spec);
+    let sys = confinement::sys_options(spec);
     let mount = |kind: &str, to: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
     let bind = |file: &str| json!({"destination": file, "type": "bind", "source": file, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
-    Ok(json!({
+    let mut mounts = vec![
+        mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        mount("tmpfs", "/dev", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "devpts",
+            "/dev/pts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("sysfs", "/sys", &sys),
+        mount("cgroup", "/sys/fs/cgroup", &[&sys[..], &["relatime"]].concat()),
+        bind("/etc/resolv.conf"),
+        bind("/etc/hosts"),
+    ];
+    mounts.extend(confinement::mounts(name, spec));
+    let mut config = json!({
         "ociVersion": "1.2.0",
-        "hostname": name,
         "root": {"path": "rootfs", "readonly": false},
         "process": {
             "terminal": false,
@@ -202,51 +181,27 @@ pub fn config(
             "env": environment(container, image),
             "cwd": working_dir,
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
-            "noNewPrivileges": true,
+            "noNewPrivileges": confinement::no_new_privileges(spec),
             "oomScoreAdj": 500,
             "rlimits": resource_limits(defaults),
         },
-        "mounts": [
-            mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
-            mount("tmpfs", "/dev", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
-            mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-            mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-            mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
-            mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
-            mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-            bind("/etc/resolv.conf"),
-            bind("/etc/hosts"),
-        ],
+        "mounts": mounts,
         "linux": {
-            // The node's network for now: containers of this version share its addresses and ports.
-            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}],
+            "namespaces": confinement::namespaces(spec),
             "cgroupsPath": format!("/containers/{name}/payload"),
             "resources": resources,
-            "seccomp": seccomp,
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "maskedPaths": masked,
+            "readonlyPaths": read_only,
         },
-    }))
-}
-
-fn devices() -> Value {
-    let allow = |major: Option<u32>, minor: Option<u32>, access: &str| {
-        let mut rule = json!({"allow": true, "type": "c", "access": access});
-        if let Some(major) = major {
-            rule["major"] = json!(major);
-        }
-        if let Some(minor) = minor {
-            rule["minor"] = json!(minor);
-        }
-        rule
-    };
-    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
-    // null, zero, full, random, urandom; tty, console, ptmx; pseudo-terminals.
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
-        rules.push(allow(Some(major), Some(minor), "rwm"));
+    });
+    if let Some(seccomp) = confinement::seccomp(spec, seccomp) {
+        config["linux"]["seccomp"] = seccomp;
     }
-    rules.push(allow(Some(136), None, "rwm"));
-    Value::Array(rules)
+    // One that looks after the node has its name.
+    if !looks_after_the_node {
+        config["hostname"] = json!(name);
+    }
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -267,12 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_of_the_settings_lie_over_ours() {
-        let ours = capabilities(&defaults(json!({})));
-        assert_eq!(ours, CAPABILITIES);
-        let changed = capabilities(&defaults(json!({"capabilities": {"net-raw": true, "mknod": false}})));
-        assert!(changed.contains(&"CAP_NET_RAW".to_owned()) && !changed.contains(&"CAP_MKNOD".to_owned()));
-        assert_eq!(changed.len(), ours.len());
+    fn limits_of_the_settings_lie_over_ours() {
         let limits = json!({
             "max-open-files": {"soft-limit": 100, "hard-limit": 200},
             "max-core-file-size": {"soft-limit": 0, "hard-limit": "unlimited"},
@@ -316,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn limits_reach_the_runtime_and_devices_are_denied_first() {
+    fn what_settings_and_image_say_reaches_the_runtime() {
         let container = container(
             json!({"image": "a", "command": ["x"], "memory": "64MiB", "pids": 20, "env": {"A": "settings"}}),
         );
         let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
         let config = config(
             "web",
-            &container,
+            &Spec::of_container(&container),
             &image,
             User { uid: 0, gid: 0 },
             &json!({"x": 1}),
@@ -332,7 +282,6 @@ mod tests {
         .unwrap();
         assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);
         assert_eq!(config["linux"]["resources"]["pids"]["limit"], 20);
-        assert_eq!(config["linux"]["resources"]["devices"][0], json!({"allow": false, "access": "rwm"}));
         assert_eq!(config["linux"]["seccomp"], json!({"x": 1}));
         assert_eq!(config["process"]["cwd"], "/");
         let env: Vec<&str> =

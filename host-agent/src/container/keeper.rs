@@ -1,12 +1,14 @@
 //! Keeps one container: pulls its image, starts shims, and decides about restarts.
 
-use apiserver::agent::{ContainerState, ContainerStatus};
+use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus};
 use serde_json::Value;
-use settings::{Container, OciDefaults, Restart};
+use settings::{OciDefaults, Restart};
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -20,6 +22,7 @@ use crate::container::manager::Statuses;
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
+use crate::container::spec::{self, Spec};
 use crate::container::{runtime, shim};
 use crate::files;
 
@@ -31,6 +34,8 @@ const QUICK_LOOKS: u32 = 600;
 /// Between tries to pull.
 const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
+/// For how long the image of a bootstrap container that is not essential is tried to be pulled: others wait for its end.
+const BOOTSTRAP_PULL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a container gets from settings that are not its own.
 #[derive(Clone)]
@@ -71,7 +76,7 @@ fn resume(kept: Option<State>, shim_lives: bool) -> Then {
 pub(super) struct Keeper {
     number: u64,
     name: String,
-    settings: Container,
+    spec: Spec,
     places: Places,
     statuses: Statuses,
     stopped: watch::Receiver<bool>,
@@ -85,7 +90,7 @@ impl Keeper {
     pub(super) fn new(
         number: u64,
         name: &str,
-        settings: &Container,
+        spec: &Spec,
         statuses: Statuses,
         stopped: watch::Receiver<bool>,
         surroundings: Surroundings,
@@ -93,12 +98,12 @@ impl Keeper {
         let keeper = Self {
             number,
             name: name.to_owned(),
-            settings: settings.clone(),
+            spec: spec.clone(),
             places: Places::of(name),
             statuses,
             stopped,
             surroundings,
-            restarts: Restarts::new(settings.restart.unwrap_or(Restart::Always)),
+            restarts: Restarts::new(spec.container.restart.unwrap_or(Restart::Always)),
             exit: None,
         };
         keeper.statuses.borrow_mut().insert(name.to_owned(), (number, keeper.first_status()));
@@ -108,7 +113,9 @@ impl Keeper {
     fn first_status(&self) -> ContainerStatus {
         ContainerStatus {
             name: self.name.clone(),
-            image: self.reference(),
+            kind: self.spec.kind,
+            superpowered: self.spec.superpowered,
+            image: self.spec.reference(),
             state: ContainerState::Starting,
             pid: None,
             exit_code: None,
@@ -116,13 +123,9 @@ impl Keeper {
             delay_ms: None,
             delays_ms: Vec::new(),
             error: None,
-            essential: self.settings.essential.unwrap_or(false),
+            essential: self.spec.container.essential.unwrap_or(false),
             started_at_ms: None,
         }
-    }
-
-    fn reference(&self) -> String {
-        self.settings.image.as_ref().map(|image| image.as_str().to_owned()).unwrap_or_default()
     }
 
     fn speaks(&self) -> bool {
@@ -219,7 +222,10 @@ impl Keeper {
 
     /// Runs it once. `None`: asked to stop.
     async fn run_once(&mut self, hash: &str) -> Option<Exit> {
-        let image = self.image().await?;
+        let image = match self.image().await {
+            Ok(image) => image,
+            Err(exit) => return exit,
+        };
         if *self.stopped.borrow() {
             return None;
         }
@@ -228,17 +234,11 @@ impl Keeper {
         self.write_down(hash, State::Running(begun));
         let started = self.prepare(&image).and_then(|()| {
             let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
-            shim::start(&self.name, &self.reference()).map_err(failed)
+            shim::start(&self.name, &self.spec.reference()).map_err(failed)
         });
         match started {
             Ok(child) => self.watch(Some(child), begun).await,
-            Err(error) => Some(Exit {
-                exit_code: None,
-                error: Some(error),
-                out_of_memory: false,
-                started_at_ms: begun,
-                ended_at_ms: boottime_ms(),
-            }),
+            Err(error) => Some(never_ran(error, begun)),
         }
     }
 
@@ -273,8 +273,11 @@ impl Keeper {
     /// Shows why it ended last, if that is worth a word.
     fn show_exit(&self) {
         let Some(exit) = &self.exit else { return };
-        let memory = exit.out_of_memory.then(|| {
-            format!("the container used up its memory limit: raise settings.containers.{}.memory", self.name)
+        let memory = exit.out_of_memory.then(|| match self.spec.kind {
+            ContainerKind::Container => {
+                format!("the container used up its memory limit: raise {}.memory", spec::key(&self.name))
+            }
+            _ => "the kernel ended it, as the node has no memory left".to_owned(),
         });
         match &exit.error {
             Some(error) => self.fail(ContainerState::Failed, error),
@@ -340,22 +343,25 @@ impl Keeper {
         }
     }
 
-    /// The image, pulled if the node does not have it; `None` when asked to stop.
-    async fn image(&mut self) -> Option<Image> {
-        let reference = self.reference();
+    /// The image, pulled if the node does not have it. Without one: how it ended, none when it was asked to stop.
+    async fn image(&mut self) -> Result<Image, Option<Exit>> {
+        let reference = self.spec.reference();
+        let is_bootstrap = self.spec.kind == ContainerKind::BootstrapContainer;
+        let gives_up = is_bootstrap && self.spec.container.essential != Some(true);
+        let begun = (Instant::now(), boottime_ms());
         let mut delay = FIRST_PULL_DELAY;
         loop {
             let (error, transient) = match image::find(&reference) {
                 Ok(Some(image)) => {
                     self.set(|status| status.error = None);
-                    return Some(image);
+                    return Ok(image);
                 }
                 Ok(None) => {
                     self.set(|status| status.state = ContainerState::Pulling);
                     let access = self.surroundings.access.borrow_and_update().clone();
                     let pulled = tokio::select! {
                         pulled = pull(&reference, &access) => pulled,
-                        () = asked_to_stop(&mut self.stopped) => return None,
+                        () = asked_to_stop(&mut self.stopped) => return Err(None),
                     };
                     match pulled {
                         Ok(()) => continue,
@@ -368,12 +374,15 @@ impl Keeper {
                     Err(forget) => (format!("{error}; cannot forget it: {forget}"), true),
                 },
             };
-            self.fail(ContainerState::Failed, &error);
+            if gives_up && (!transient || begun.0.elapsed() >= BOOTSTRAP_PULL_PATIENCE) {
+                return Err(Some(never_ran(error, begun.1)));
+            }
+            self.fail(if is_bootstrap { ContainerState::Pulling } else { ContainerState::Failed }, &error);
             let wait = if transient { delay } else { LONGEST_PULL_DELAY };
             let mut access = self.surroundings.access.clone();
             tokio::select! {
                 stop = self.pause(wait) => {
-                    if stop { return None; }
+                    if stop { return Err(None); }
                     delay = (delay * 2).min(LONGEST_PULL_DELAY);
                 }
                 // Settings that were to mend it are not to wait for five minutes.
@@ -393,13 +402,17 @@ impl Keeper {
             serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
         let user = user(&image.config, &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
-        let config = bundle::config(&self.name, &self.settings, &image.config, user, &seccomp, &defaults)?;
+        let config = bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults)?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
         let lower = self.places.lower();
         for record in [&lower, &self.places.exit(), &self.places.pid()] {
             let _ = fs::remove_file(record);
+        }
+        if let Some(folder) = spec::folder(&self.name) {
+            let content = self.spec.user_data.as_ref().map(settings::UserDataFile::content);
+            write_user_data(&folder, content).map_err(|error| failed(&folder.join("user-data"), &error))?;
         }
         std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
     }
@@ -454,9 +467,32 @@ impl Keeper {
 
     /// What tells one version of a container's settings from another. A hash, as they hold secrets.
     fn hash(&self) -> String {
-        let text = serde_json::to_string(&self.settings).unwrap_or_default();
+        let text = serde_json::to_string(&self.spec).unwrap_or_default();
         Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+fn never_ran(error: String, since: u64) -> Exit {
+    Exit {
+        exit_code: None,
+        error: Some(error),
+        out_of_memory: false,
+        started_at_ms: since,
+        ended_at_ms: boottime_ms(),
+    }
+}
+
+/// Makes the folder that stays, and the file in it what the settings say; without a word of them there is none. The container writes
+/// there too: no name in it is followed. It does not run now.
+fn write_user_data(folder: &Path, content: Option<&[u8]>) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let path = folder.join("user-data");
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let Some(content) = content else { return Ok(()) };
+    fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?.write_all(content)
 }
 
 fn user(config: &ImageConfig, rootfs: &Path) -> Result<bundle::User, String> {
@@ -495,14 +531,14 @@ mod tests {
     fn one_that_is_ending_does_not_speak_for_the_one_that_follows() {
         let tree = serde_json::json!({"containers": {"web": {"image": "a"}}});
         let containers = settings::from_json(&tree).unwrap().containers.unwrap();
-        let settings = containers.values().next().unwrap();
+        let spec = Spec::of_container(containers.values().next().unwrap());
         let statuses = Statuses::default();
         let (_stop, stopped) = watch::channel(false);
         let (_access, access) = watch::channel(Access::default());
         let (_defaults, defaults) = watch::channel(OciDefaults::default());
         let surroundings = Surroundings { access, defaults };
         let keeper = |number| {
-            Keeper::new(number, "web", settings, statuses.clone(), stopped.clone(), surroundings.clone())
+            Keeper::new(number, "web", &spec, statuses.clone(), stopped.clone(), surroundings.clone())
         };
         let (ending, following) = (keeper(1), keeper(2));
         ending.set(|status| status.state = ContainerState::Stopping);
@@ -523,5 +559,21 @@ mod tests {
             Kept { settings: "hash".to_owned(), restarts, state: State::Waiting(1000), exit: Some(exit) };
         kept.write(&places).unwrap();
         assert_eq!(Kept::read(&places), Some(kept));
+    }
+
+    /// A container has left a link where the agent is about to write.
+    #[test]
+    fn user_data_is_written_where_it_belongs_and_goes_with_its_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, other) = (dir.path().join("host/admin"), dir.path().join("other"));
+        fs::write(&other, "untouched").unwrap();
+        write_user_data(&folder, None).unwrap();
+        std::os::unix::fs::symlink(&other, folder.join("user-data")).unwrap();
+        fs::write(folder.join("kept"), "of the container").unwrap();
+        write_user_data(&folder, Some(b"hello")).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("user-data")).unwrap(), "hello");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "untouched");
+        write_user_data(&folder, None).unwrap();
+        assert!(!folder.join("user-data").exists() && folder.join("kept").exists());
     }
 }

@@ -1,7 +1,7 @@
-//! The containers that the settings name: one [`Keeper`] for each.
+//! The containers that run: one [`Keeper`] for each.
 
 use apiserver::agent::ContainerStatus;
-use settings::{Container, OciDefaults};
+use settings::OciDefaults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,6 +14,7 @@ use crate::container::access::Access;
 use crate::container::image;
 use crate::container::keeper::{Keeper, Surroundings};
 use crate::container::record::Places;
+use crate::container::spec::Spec;
 use crate::container::{runtime, shim};
 
 /// By name, with the number of the keeper that speaks for it: one that is ending must not speak for the one that follows it.
@@ -23,6 +24,13 @@ pub(super) type Statuses = Rc<RefCell<BTreeMap<String, (u64, ContainerStatus)>>>
 #[derive(Default)]
 pub struct Manager {
     statuses: Statuses,
+    /// What the settings say is to run all the time. It waits until it is released.
+    lasting: BTreeMap<String, Spec>,
+    is_released: bool,
+    /// Bootstrap containers that were started at this boot; one that has ended is still shown.
+    bootstrap: BTreeMap<String, Spec>,
+    /// Images of bootstrap containers, also of those that are still to run.
+    bootstrap_images: BTreeSet<String>,
     tasks: BTreeMap<String, Task>,
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
@@ -32,7 +40,7 @@ pub struct Manager {
 }
 
 struct Task {
-    settings: Container,
+    spec: Spec,
     stop: watch::Sender<bool>,
 }
 
@@ -55,39 +63,72 @@ impl Manager {
         self.defaults.send_replace(defaults);
     }
 
-    /// Starts what is new, stops what is gone, replaces what has changed. Returns before any of that is over.
-    pub fn apply(&mut self, wanted: &BTreeMap<String, Container>) {
-        let references =
-            wanted.values().filter_map(|container| Some(container.image.as_ref()?.as_str().to_owned()));
-        image::want(references.collect::<BTreeSet<String>>());
+    /// Starts what is new, stops what is gone, replaces what has changed; nothing begins before [`Manager::release`]. Returns before
+    /// any of that is over.
+    pub fn apply(&mut self, lasting: BTreeMap<String, Spec>) {
+        self.lasting = lasting;
+        self.reconcile();
+    }
+
+    /// What runs before all others is over: they begin.
+    pub fn release(&mut self) {
+        self.is_released = true;
+        self.reconcile();
+    }
+
+    /// Images that bootstrap containers have, which are not to be removed. From the next change on: what else is wanted may not be
+    /// known yet.
+    pub fn keep_images(&mut self, references: BTreeSet<String>) {
+        self.bootstrap_images = references;
+    }
+
+    /// Starts a bootstrap container, or takes over one that was started at this boot; with other settings than before it runs again.
+    pub fn start_bootstrap(&mut self, name: &str, spec: &Spec) {
+        self.bootstrap.insert(name.to_owned(), spec.clone());
+        self.reconcile();
+    }
+
+    /// Ends a bootstrap container. It is over when it has no status any more.
+    pub fn stop_bootstrap(&mut self, name: &str) {
+        self.bootstrap.remove(name);
+        self.reconcile();
+    }
+
+    fn reconcile(&mut self) {
+        let mut wanted = self.bootstrap.clone();
+        if self.is_released {
+            wanted.extend(self.lasting.clone());
+        }
+        let references = self.lasting.values().chain(self.bootstrap.values()).map(Spec::reference);
+        image::want(references.chain(self.bootstrap_images.iter().cloned()).collect());
         self.tasks.retain(|name, task| {
-            let stays = wanted.get(name) == Some(&task.settings);
+            let stays = wanted.get(name) == Some(&task.spec);
             if !stays {
                 let _ = task.stop.send(true);
             }
             stays
         });
         self.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        for (name, settings) in wanted {
+        for (name, spec) in &wanted {
             if !self.tasks.contains_key(name) {
-                self.keep(name, settings);
+                self.keep(name, spec);
             }
         }
         spawn_blocking(image::remove_unused);
     }
 
-    fn keep(&mut self, name: &str, settings: &Container) {
+    fn keep(&mut self, name: &str, spec: &Spec) {
         let (stop, stopped) = watch::channel(false);
         self.keepers += 1;
         let surroundings =
             Surroundings { access: self.access.subscribe(), defaults: self.defaults.subscribe() };
-        let keeper = Keeper::new(self.keepers, name, settings, self.statuses.clone(), stopped, surroundings);
+        let keeper = Keeper::new(self.keepers, name, spec, self.statuses.clone(), stopped, surroundings);
         let turn = self.turns.entry(name.to_owned()).or_default().clone();
         spawn_local(async move {
             let _turn = turn.lock_owned().await;
             keeper.keep().await;
         });
-        self.tasks.insert(name.to_owned(), Task { settings: settings.clone(), stop });
+        self.tasks.insert(name.to_owned(), Task { spec: spec.clone(), stop });
     }
 
     /// Ends containers that no setting names: those of an agent before this one.

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod bundle;
+mod confinement;
 pub mod image;
 mod keeper;
 pub mod layer;
@@ -12,4 +13,5 @@ pub mod record;
 pub mod restart;
 pub mod runtime;
 pub mod shim;
+pub mod spec;
 pub mod unpack;

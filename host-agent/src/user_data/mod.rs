@@ -2,7 +2,6 @@
 //! boot. The sources and their order are in `docs/user-data.md` and [`source::Source`].
 
 mod collect;
-mod commit;
 mod content;
 mod merge;
 mod metadata;
@@ -19,10 +18,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use collect::Collected;
-use commit::Failure;
 use merge::{Merged, problem};
 use record::{RECORD, Record};
 use source::{Source, names};
+
+use crate::commit::{Failure, How, commit};
 
 /// Between tries while the API cannot take it.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -92,7 +92,7 @@ fn tell_differences(record: &Record, collected: &Collected) {
 async fn commit_patiently(merged: &Merged, tell: &impl Fn(Vec<Problem>)) -> bool {
     let mut delay = FIRST_DELAY;
     loop {
-        match commit::commit(&merged.settings).await {
+        match commit("user-data", &merged.settings, How::Commit).await {
             Ok(()) => return true,
             Err(Failure::Refused(text)) => {
                 tell(merged.refused(&text));

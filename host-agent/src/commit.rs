@@ -1,4 +1,4 @@
-//! Committing user data through the API, as anyone would.
+//! Committing settings through the API, as anyone would.
 
 use apiserver::client::{Endpoint, request};
 use hyper::Method;
@@ -7,10 +7,19 @@ use std::time::Duration;
 
 const API: &str = "/run/api.sock";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Applying stops and starts containers; the API server waits 120 s for it.
+const APPLY_PATIENCE: Duration = Duration::from_secs(130);
 
-/// Why user data was not committed.
+/// What is done with a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    Commit,
+    CommitAndApply,
+}
+
+/// Why a change was not committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// What the API says is wrong with it: trying again does not help.
     Refused(String),
     /// The API did not answer, or could not do it now.
@@ -18,22 +27,26 @@ pub(super) enum Failure {
 }
 
 /// Commits in one transaction; nothing when there is nothing to commit.
-pub(super) async fn commit(settings: &Settings) -> Result<(), Failure> {
+pub(crate) async fn commit(transaction: &str, settings: &Settings, how: How) -> Result<(), Failure> {
     if settings::flatten(settings).is_empty() {
         // A commit of nothing would be refused.
         return Ok(());
     }
     let body = settings.to_json().to_string().into_bytes();
-    ask(Method::PATCH, "/settings?tx=user-data", body).await?;
-    let committed = ask(Method::POST, "/tx/commit?tx=user-data", Vec::new()).await;
+    ask(Method::PATCH, &format!("/settings?tx={transaction}"), body, PATIENCE).await?;
+    let (action, patience) = match how {
+        How::Commit => ("commit", PATIENCE),
+        How::CommitAndApply => ("commit_and_apply", APPLY_PATIENCE),
+    };
+    let committed = ask(Method::POST, &format!("/tx/{action}?tx={transaction}"), Vec::new(), patience).await;
     if let Err(Failure::Refused(_)) = committed {
-        let _ = ask(Method::DELETE, "/tx?tx=user-data", Vec::new()).await;
+        let _ = ask(Method::DELETE, &format!("/tx?tx={transaction}"), Vec::new(), PATIENCE).await;
     }
     committed
 }
 
-async fn ask(method: Method, uri: &str, body: Vec<u8>) -> Result<(), Failure> {
-    let answer = request(&Endpoint::Unix(API.into()), method, uri, body, PATIENCE).await;
+async fn ask(method: Method, uri: &str, body: Vec<u8>, patience: Duration) -> Result<(), Failure> {
+    let answer = request(&Endpoint::Unix(API.into()), method, uri, body, patience).await;
     let answer = answer.map_err(|error| Failure::Passing(error.to_string()))?;
     judge(answer.status, &answer.text())
 }

@@ -1,0 +1,114 @@
+//! What is run as a container, wherever the settings name it. Pure.
+
+use apiserver::agent::ContainerKind;
+use serde::{Deserialize, Serialize};
+use settings::{BootstrapContainer, Container, HostContainer, Identifier, Restart, Settings, UserDataFile};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The key of the settings, without `settings`, and the folder of those that look after the node.
+const HOST: &str = "host-containers";
+const BOOTSTRAP: &str = "bootstrap-containers";
+
+/// One of all containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Spec {
+    pub kind: ContainerKind,
+    pub container: Container,
+    pub superpowered: bool,
+    pub user_data: Option<UserDataFile>,
+}
+
+impl Spec {
+    pub fn of_container(container: &Container) -> Self {
+        let container = container.clone();
+        Self { kind: ContainerKind::Container, container, superpowered: false, user_data: None }
+    }
+
+    fn of_host(host: &HostContainer) -> Self {
+        let container = Container {
+            image: host.source.clone(),
+            command: host.command.clone(),
+            restart: Some(Restart::Always),
+            ..Container::default()
+        };
+        let superpowered = host.superpowered.unwrap_or(false);
+        Self {
+            kind: ContainerKind::HostContainer,
+            container,
+            superpowered,
+            user_data: host.user_data.clone(),
+        }
+    }
+
+    pub fn of_bootstrap(bootstrap: &BootstrapContainer) -> Self {
+        let container = Container {
+            image: bootstrap.source.clone(),
+            command: bootstrap.command.clone(),
+            restart: Some(Restart::No),
+            essential: bootstrap.essential,
+            ..Container::default()
+        };
+        Self {
+            kind: ContainerKind::BootstrapContainer,
+            container,
+            superpowered: bootstrap.superpowered.unwrap_or(false),
+            user_data: bootstrap.user_data.clone(),
+        }
+    }
+
+    pub fn reference(&self) -> String {
+        self.container.image.as_ref().map(|image| image.as_str().to_owned()).unwrap_or_default()
+    }
+}
+
+/// What runs all the time, by the name that it has among all containers.
+pub fn lasting(settings: &Settings) -> BTreeMap<String, Spec> {
+    let containers = settings.containers.iter().flatten();
+    let containers = containers.map(|(name, container)| (name.to_string(), Spec::of_container(container)));
+    let host = settings.host_containers.iter().flatten().filter(|(_, host)| host.enabled == Some(true));
+    containers.chain(host.map(|(name, host)| (format!("{HOST}.{name}"), Spec::of_host(host)))).collect()
+}
+
+/// What a bootstrap container is called among all containers.
+pub fn bootstrap_name(name: &Identifier) -> String {
+    format!("{BOOTSTRAP}.{name}")
+}
+
+/// The key of its settings. Names of those that look after the node have a dot, and no others.
+pub fn key(name: &str) -> String {
+    if name.contains('.') { format!("settings.{name}") } else { format!("settings.containers.{name}") }
+}
+
+/// The folder that is its own and stays, for one that looks after the node.
+pub fn folder(name: &str) -> Option<PathBuf> {
+    let (group, name) = name.split_once('.')?;
+    Some(PathBuf::from("/data").join(group).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_is_enabled_lasts_and_no_two_have_one_name() {
+        let settings = settings::from_json(&json!({
+            "containers": {"admin": {"image": "a"}},
+            "host-containers": {
+                "admin": {"source": "b", "enabled": true, "superpowered": true},
+                "control": {"source": "c"},
+            },
+            "bootstrap-containers": {"admin": {"source": "d", "mode": "always"}},
+        }));
+        let all = lasting(&settings.unwrap());
+        let told: Vec<_> =
+            all.iter().map(|(name, spec)| (name.as_str(), spec.reference(), spec.superpowered)).collect();
+        assert_eq!(told, [("admin", "a".to_owned(), false), ("host-containers.admin", "b".to_owned(), true)]);
+        assert_eq!(key("host-containers.admin"), "settings.host-containers.admin");
+        assert_eq!(key("admin"), "settings.containers.admin");
+        assert_eq!(folder("host-containers.admin").unwrap(), PathBuf::from("/data/host-containers/admin"));
+        assert_eq!(folder("admin"), None);
+    }
+}
