@@ -98,7 +98,7 @@ mod tests {
         for (key, steps) in [
             ("settings.motd", &["motd"][..]),
             ("settings.network.hostname", &["hostname", "hosts"]),
-            ("settings.network", &["hostname", "hosts", "registries"]),
+            ("settings.network", &["hostname", "hosts", "network", "registries"]),
             ("settings.kernel.sysctl.\"vm.swappiness\"", &["sysctl"]),
             ("settings.containers.web.env.A", &["containers"]),
             ("settings.motdx", &[]),
