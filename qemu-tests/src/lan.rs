@@ -83,18 +83,6 @@ impl Lan {
         interface
     }
 
-    /// A VLAN of this network, with an address of the servers in it. Its name is `lan.ID`.
-    #[track_caller]
-    pub fn vlan(&self, id: u16, address: &str) {
-        for line in [
-            format!("link add lan.{id} link lan type vlan id {id}"),
-            format!("address add {address} dev lan.{id}"),
-            format!("link set lan.{id} up"),
-        ] {
-            self.run("ip", &line.split(' ').collect::<Vec<_>>());
-        }
-    }
-
     /// Whether there is a web server at a host of this network that answers within two seconds.
     #[track_caller]
     pub fn reaches(&self, host: &str) -> bool {

@@ -219,12 +219,11 @@ fn without_settings_a_node_does_what_routers_say() {
     node.wait_until_healthy();
 }
 
-/// Each of them asks by DHCP; the bond gets another mode at run time.
+/// Bond and bridge ask by DHCP; the bond gets another mode at run time.
 #[test]
 fn a_vlan_a_bond_and_a_bridge_have_addresses() {
     let mut lan = Lan::new();
-    lan.vlan(42, "198.51.100.1/24");
-    lan.dnsmasq(&[RANGE, "--interface=lan.42", "--dhcp-range=198.51.100.50,198.51.100.99,255.255.255.0,2m"]);
+    lan.dnsmasq(&[RANGE]);
     let net_toml = r#"version = 3
         [bond0]
         kind = "bond"
@@ -237,7 +236,7 @@ fn a_vlan_a_bond_and_a_bridge_have_addresses() {
         kind = "vlan"
         device = "eth0"
         id = 42
-        dhcp4 = true
+        static4 = {addresses = ["198.51.100.10/24"]}
     "#;
     let bridge =
         "[settings.network.interfaces.br0]\nkind = \"bridge\"\ninterfaces = [\"eth3\"]\ndhcp4 = true\n";
@@ -291,4 +290,28 @@ fn what_is_not_there_is_told_and_names_are_told_again() {
         let log = lan.dnsmasq_log();
         log.lines().any(|line| line.contains("DHCPACK") && line.ends_with("second")).then_some(())
     });
+}
+
+/// The machine that tests run on may know no VLANs: two nodes do.
+#[test]
+fn a_vlan_carries_packets_between_two_nodes() {
+    let mut lan = Lan::new();
+    let node = |lan: &mut Lan, host: u8| {
+        let user_data = format!(
+            "[settings.network.interfaces.vlan42]\nkind = \"vlan\"\ndevice = \"eth0\"\nid = 42\nstatic4 = {{addresses = [\"198.51.100.{host}/24\"]}}\n"
+        );
+        Node::boot_healthy(lan.attach(Config::direct().user_data(user_data)))
+    };
+    let (server, client) = (node(&mut lan, 10), node(&mut lan, 11));
+    server.set(&json!({"network": {"hostname": "over-there"}}));
+    serve(&server);
+    server.wait_for_container("web", qemu_tests::ContainerState::Running);
+    let ask =
+        "until wget -q -T 2 -O - http://198.51.100.10/hosts; do sleep 1; done; cat /proc/net/vlan/config";
+    let log = asked(&client, "asks", ask);
+    assert_has(&log, &["over-there", "vlan42", "| 42"]);
+    // Another VLAN is another network.
+    client.set(&json!({"network": {"interfaces": {"vlan42": {"id": 43}}}}));
+    let log = asked(&client, "again", "wget -q -T 2 -O - http://198.51.100.10/hosts || echo nobody");
+    assert_has(&log, &["nobody"]);
 }

@@ -276,39 +276,38 @@ pub(super) async fn take(handle: &Handle, name: &str, step: &Step) -> Result<(),
 }
 
 async fn try_to(handle: &Handle, name: &str, step: &Step) -> Result<(), String> {
-    if let Step::Create(made) = step {
-        return create(handle, name, made).await;
-    }
-    let index = index(name)?;
-    let change = LinkUnspec::new_with_index(index);
+    let change = || index(name).map(LinkUnspec::new_with_index);
     let change = match step {
-        Step::Create(_) => return Ok(()),
-        Step::Mark(mark) => change.alias(format!("{MARK}{mark}")),
-        Step::Unmark => change.alias(""),
-        Step::Down => change.down(),
-        Step::Up => change.up(),
-        Step::Leave => change.nocontroller(),
-        Step::Join(master) => change.controller(self::index(master)?),
-        Step::Mtu(mtu) => change.mtu(*mtu),
-        Step::Delete => return handle.link().del(index).execute().await.map_err(|error| words(&error)),
+        Step::Create(made) => return create(handle, name, made).await,
+        Step::Delete => {
+            return handle.link().del(index(name)?).execute().await.map_err(|error| words(&error));
+        }
         Step::AcceptRa(metric) => return set_accept_ra(name, *metric).map_err(|error| error.to_string()),
         Step::AddAddress(cidr, origin) => {
-            let mut request = handle.address().add(index, cidr.address, cidr.prefix).replace();
+            let mut request = handle.address().add(index(name)?, cidr.address, cidr.prefix).replace();
             let protocol = AddressProtocol::Other(number(*origin));
             request.message_mut().attributes.push(AddressAttribute::Protocol(protocol));
             return request.execute().await.map_err(|error| words(&error));
         }
         Step::RemoveAddress(cidr) => {
-            let request = handle.address().del(address_message(index, *cidr));
+            let request = handle.address().del(address_message(index(name)?, *cidr));
             return unless_gone(request.execute().await);
         }
         Step::AddRoute(route, origin, taken_to_be_there) => {
-            return add_route(handle, &route_message(index, route, *origin, *taken_to_be_there), route).await;
+            let message = route_message(index(name)?, route, *origin, *taken_to_be_there);
+            return add_route(handle, &message, route).await;
         }
         Step::RemoveRoute(route, origin) => {
-            let request = handle.route().del(route_message(index, route, *origin, false));
+            let request = handle.route().del(route_message(index(name)?, route, *origin, false));
             return unless_gone(request.execute().await);
         }
+        Step::Mark(mark) => change()?.alias(format!("{MARK}{mark}")),
+        Step::Unmark => change()?.alias(""),
+        Step::Down => change()?.down(),
+        Step::Up => change()?.up(),
+        Step::Leave => change()?.nocontroller(),
+        Step::Join(master) => change()?.controller(index(master)?),
+        Step::Mtu(mtu) => change()?.mtu(*mtu),
     };
     handle.link().set(change.build()).execute().await.map_err(|error| words(&error))
 }

@@ -556,7 +556,7 @@ mod tests {
         let vlan = |device: &str, id: u32| json!({"kind": "vlan", "device": device, "id": id});
         let found = mistakes(json!({
             "a": vlan("b", 1), "b": {"kind": "bridge", "interfaces": ["c"]}, "c": {"kind": "bond", "mode": "broadcast", "interfaces": ["a"]},
-            "d": vlan("a", 2),
+            "d": vlan("b", 2),
         }));
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found.iter().all(|line| line.contains("would be below itself")), "{found:?}");
