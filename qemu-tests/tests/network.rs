@@ -300,12 +300,15 @@ fn a_vlan_carries_packets_between_two_nodes() {
         let user_data = format!(
             "[settings.network.interfaces.vlan42]\nkind = \"vlan\"\ndevice = \"eth0\"\nid = 42\nstatic4 = {{addresses = [\"198.51.100.{host}/24\"]}}\n"
         );
-        Node::boot_healthy(lan.attach(Config::direct().user_data(user_data)))
+        let mut config = lan.attach(Config::direct().user_data(user_data));
+        // QEMU gives the card of each machine the same address.
+        let card = format!("virtio-net-pci.mac=52:54:00:00:00:{host}");
+        config.extra.extend(["-global".to_owned(), card]);
+        Node::boot_healthy(config)
     };
     let (server, client) = (node(&mut lan, 10), node(&mut lan, 11));
     server.set(&json!({"network": {"hostname": "over-there"}}));
     serve(&server);
-    server.wait_for_container("web", qemu_tests::ContainerState::Running);
     let ask =
         "until wget -q -T 2 -O - http://198.51.100.10/hosts; do sleep 1; done; cat /proc/net/vlan/config";
     let log = asked(&client, "asks", ask);
