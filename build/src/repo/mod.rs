@@ -41,6 +41,7 @@ pub enum Repo {
         after_help = "Examples:\n  cargo caisson repo add updates --keys keys --expires 2027-06-01\n  cargo caisson repo add updates --keys keys --expires 2027-06-01 --waves waves.toml --waves-start 2026-12-01T09:00:00Z\n\nA file of waves says after which time how much of the fleet may have it:\n  [[waves]]\n  start_after = \"1 hour\"\n  fleet_percentage = 1\n  [[waves]]\n  start_after = \"1 day\"\n  fleet_percentage = 100"
     )]
     Add {
+        /// The repository
         folder: PathBuf,
         /// The variant, as `cargo caisson image` built it
         #[arg(long, default_value = "default")]
@@ -67,6 +68,7 @@ pub enum Repo {
         after_help = "Example, with the keys of snapshot and timestamp only:\n  cargo caisson repo sign updates --keys keys --expires 2026-12-08"
     )]
     Sign {
+        /// The repository
         folder: PathBuf,
         /// The targets too
         #[arg(long)]
@@ -82,6 +84,7 @@ pub enum Repo {
         after_help = "Examples:\n  cargo caisson repo expire updates 1.0.0 --keys keys --expires 2027-06-01\n  cargo caisson repo expire updates --max-version 1.1.0 --keys keys --expires 2027-06-01    # nodes with 1.2.0 go back"
     )]
     Expire {
+        /// The repository
         folder: PathBuf,
         /// The versions
         #[arg(required_unless_present_any = ["max_version", "floor"])]
