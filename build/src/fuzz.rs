@@ -48,6 +48,7 @@ const FOLDERS: &[&str] = &["fuzz", "host-agent", "apiserver", "settings", "init/
 struct Fuzzer {
     program: PathBuf,
     targets: Vec<Target>,
+    probe: Target,
     /// For the files of targets; in memory, where that can be: to flush a disk takes the most time.
     folder: tempfile::TempDir,
 }
@@ -61,16 +62,12 @@ struct Target {
 /// Fuzzes each target, or those that are named, for so many seconds. Fails at the first finding, and says how to see it again.
 pub fn run(project: &Project, seconds: u32, names: &[String]) -> Result<()> {
     let fuzzer = Fuzzer::build(project)?;
-    for name in names {
-        fuzzer.target(name)?;
-    }
+    let chosen: Vec<&Target> = match names {
+        [] => fuzzer.targets.iter().collect(),
+        names => names.iter().map(|name| fuzzer.target(name)).collect::<Result<_>>()?,
+    };
     fuzzer.sees(project)?;
-    for target in &fuzzer.targets {
-        if names.is_empty() || names.contains(&target.name) {
-            fuzzer.look(project, target, seconds)?;
-        }
-    }
-    Ok(())
+    chosen.into_iter().try_for_each(|target| fuzzer.look(project, target, seconds))
 }
 
 /// Runs one target with one input.
@@ -142,11 +139,11 @@ impl Fuzzer {
         ensure!(!targets.is_empty(), "the fuzzer has no targets");
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let folder = folder.context("cannot make a folder for the files of fuzz targets")?;
-        Ok(Self { program, targets, folder })
+        Ok(Self { program, targets, probe: Target { name: PROBE.to_owned(), largest: 64 }, folder })
     }
 
     fn target(&self, name: &str) -> Result<&Target> {
-        self.targets.iter().find(|target| target.name == name).with_context(|| {
+        self.targets.iter().chain([&self.probe]).find(|target| target.name == name).with_context(|| {
             let known: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
             format!("there is no fuzz target {name:?}: there are {}", known.join(", "))
         })
@@ -158,7 +155,6 @@ impl Fuzzer {
         command.env("CAISSON_FUZZ_TARGET", &target.name).env("TMPDIR", self.folder.path());
         // The place of a panic is enough; names of frames would be sought for each.
         command.env("RUST_BACKTRACE", "0");
-        command.arg(format!("-max_len={}", target.largest));
         command.arg(format!("-rss_limit_mb={MOST_MEMORY_MIB}"));
         command.arg(format!("-timeout={LONGEST_INPUT_SECONDS}"));
         command
@@ -167,7 +163,7 @@ impl Fuzzer {
     /// Fails when the fuzzer does not find what is to be found.
     fn sees(&self, project: &Project) -> Result<()> {
         let found = folder_of_findings(project, PROBE)?;
-        let mut probe = self.command(&Target { name: PROBE.to_owned(), largest: 64 });
+        let mut probe = self.command(&self.probe);
         probe.arg(format!("-max_total_time={PROBING}")).arg(format!("-artifact_prefix={}/", found.display()));
         let (_, text) = logged(&mut probe, &project.log("fuzz-probe"))?;
         ensure!(
@@ -189,6 +185,7 @@ impl Fuzzer {
         let begun = Instant::now();
         let mut fuzz = self.command(target);
         fuzz.arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-max_len={}", target.largest))
             .arg(format!("-artifact_prefix={}/", found.display()))
             .arg("-print_final_stats=1")
             .arg(&corpus)
@@ -246,9 +243,10 @@ impl Fuzzer {
             .arg(format!("-max_total_time={MINIMISE}"))
             .arg(format!("-exact_artifact_path={}", smallest.display()))
             .arg(input);
-        // What counts is whether a file was written.
+        // What counts is whether a file was written, and that it is a finding.
         let _ = minimise.output();
-        if smallest.is_file() { smallest.to_owned() } else { input.to_owned() }
+        let holds = self.command(target).arg(smallest).output().is_ok_and(|output| output.status.success());
+        if smallest.is_file() && !holds { smallest.to_owned() } else { input.to_owned() }
     }
 }
 

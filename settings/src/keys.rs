@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use crate::Settings;
 use crate::scalar::shown;
 
-/// Bytes of a key, as Bottlerocket has it.
-const LONGEST_KEY: usize = 255;
+/// Bytes of a key. No setting has a longer one: this is that of a container's variable, both with the longest names that there are.
+/// Bottlerocket has 255.
+const LONGEST_KEY: usize = 343;
 
 /// The parts of a dotted key. A part within quotes may hold dots and colons: `a."b.c"`. The error says what is wrong with it.
 pub fn split_key(key: &str) -> Result<Vec<&str>, String> {
@@ -228,7 +229,7 @@ pub(crate) mod tests {
             ["settings", "containers", "web", "env", "A_1"]
         );
         assert_eq!(split_key("a.\"b.c\".d").unwrap(), ["a", "b.c", "d"]);
-        let long = format!("settings.{}", "a".repeat(300));
+        let long = format!("settings.{}", "a".repeat(400));
         for wrong in [
             "",
             ".",
@@ -245,6 +246,16 @@ pub(crate) mod tests {
             let error = split_key(wrong).unwrap_err();
             assert!(error.contains("is not a key") && error.len() < 200, "{error}");
         }
+    }
+
+    #[test]
+    fn the_longest_name_of_a_setting_is_a_key() {
+        let (container, variable) = ("c".repeat(63), "V".repeat(255));
+        let longest = settings(json!({"containers": {&container: {"env": {&variable: "x"}}}}));
+        let key = flatten(&longest).into_keys().next().unwrap();
+        assert_eq!(split_key(&key).unwrap(), ["settings", "containers", &container, "env", &variable]);
+        assert_eq!(key.len(), LONGEST_KEY);
+        assert_eq!(crate::from_key_values([format!("{key}=x").as_str()]).unwrap(), longest);
     }
 
     /// Any valid settings, from few names, so that two of them meet.

@@ -88,7 +88,10 @@ fn foreign(text: &str) -> Option<String> {
         Some(format!("this is cloud-init's format; {EXAMPLE}"))
     } else if start.starts_with("#!") {
         Some(format!("this is a script, and a node has no shell to run it; {EXAMPLE}"))
-    } else if start.lines().take(8).take_while(|line| !line.trim_ascii().is_empty()).any(header) {
+    } else if start.lines().take(8).take_while(|line| !line.trim_ascii().is_empty()).any(header)
+        // A text of several lines may say so too.
+        && DeTable::parse(text).is_err()
+    {
         Some(format!(
             "this is a MIME message of parts for cloud-init; give the part with the settings alone: {EXAMPLE}"
         ))
@@ -273,6 +276,9 @@ mod tests {
         ] {
             assert_eq!(from_user_data(same).unwrap().motd.unwrap().as_str(), "hi");
         }
+        let about_mail =
+            from_user_data("[settings]\nmotd = \"\"\"\nMIME-Version: is a header\"\"\"").unwrap();
+        assert_eq!(about_mail.motd.unwrap().as_str(), "MIME-Version: is a header");
         assert!(from_user_data(&" ".repeat(LARGEST_USER_DATA + 1)).is_err());
     }
 
