@@ -77,6 +77,7 @@ fn say_where(text: &str, mistakes: &Mistakes) {
             "expected a table",
             "there are more than these",
             "this is not JSON: more than",
+            "too deep in one another",
         ];
         match mistake.line {
             Some(line) => assert!((1..=lines).contains(&line), "{mistake} of {lines} lines"),

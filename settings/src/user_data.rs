@@ -153,7 +153,12 @@ fn read_toml(text: &str, key: &str) -> Result<(Map<String, Value>, Lines), Mista
     let mut reader = Reader { ends, lines: Lines::default(), mistakes: Vec::new() };
     let table = DeTable::parse(text).map_err(|error| {
         let line = error.span().map(|span| reader.line_of(span.start));
-        Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {}", error.message())) }])
+        let reason = match error.message() {
+            // Of this it does not say where.
+            limit if limit.contains("recursion limit") => "lists or tables lie too deep in one another",
+            reason => reason,
+        };
+        Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {reason}")) }])
     })?;
     let top = reader.table(key, table.get_ref());
     match reader.mistakes.is_empty() {
@@ -255,6 +260,10 @@ mod tests {
             (
                 "[settings.containers.web]\npids = inf\n",
                 "line 2: settings.containers.web.pids: this is not a number",
+            ),
+            (
+                &format!("[settings]\nmotd = {}", "[".repeat(500)),
+                "lists or tables lie too deep in one another",
             ),
             ("#cloud-config\nusers: []\n", "cloud-init"),
             ("#!/bin/sh\necho\n", "this is a script, and a node has no shell"),

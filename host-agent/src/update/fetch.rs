@@ -165,6 +165,7 @@ mod tests {
 
     async fn get(answers: Vec<Vec<u8>>, start: u64, end: u64) -> (Result<String, String>, Vec<String>) {
         let (url, server) = serve(answers);
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = Client::builder().no_proxy().build().unwrap();
         let all = Download::new(client, url, start, end).all().await;
         let all = all.map(|data| String::from_utf8(data).unwrap());

@@ -153,7 +153,7 @@ mod tests {
 
     impl Slot {
         fn new() -> Self {
-            let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let folder = tempfile::tempdir().unwrap();
             for name in ["root", "tree"] {
                 fs::write(folder.path().join(name), vec![0xff; 400 * BLOCK]).unwrap();
             }
