@@ -15,6 +15,11 @@ impl Artifacts {
         Self { dir: project.artifacts(variant), version: project.version.to_owned() }
     }
 
+    /// The same in another folder.
+    pub fn in_folder(dir: PathBuf, project: &Project) -> Self {
+        Self { dir, version: project.version.to_owned() }
+    }
+
     /// The whole disk, a sparse raw image with a GPT.
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk.img")

@@ -17,12 +17,22 @@ use crate::{disk, esp, guest, kernel, oci, root, sbom, uki};
 
 /// Builds what is missing of a variant.
 pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artifacts> {
-    let begun = Instant::now();
     let variant = Variant::load(project, variant)?;
-    let toolbox = Toolbox::open(project, lock)?;
     if lock == LockPolicy::Update {
         Toolbox::open_set(project, Set::Tests, lock)?;
     }
+    build_in(project, &variant, lock, Artifacts::of(project, &variant.name))
+}
+
+/// Builds what is missing of a variant, and puts what is finished where `artifacts` are.
+pub fn build_in(
+    project: &Project,
+    variant: &Variant,
+    lock: LockPolicy,
+    artifacts: Artifacts,
+) -> Result<Artifacts> {
+    let begun = Instant::now();
+    let toolbox = Toolbox::open(project, lock)?;
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;
@@ -40,24 +50,23 @@ pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artif
         .collect::<Result<Vec<_>>>()?;
     let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
     let inputs =
-        root::Inputs { variant: &variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+        root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
     let (root, verity) = root::build(project, &toolbox, &inputs)?;
     let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
-    let uki = unified(project, &toolbox, &kernel, &variant, &cmdline)?;
+    let uki = unified(project, &toolbox, &kernel, variant, &cmdline)?;
     let signed = Keys::find(project)?.map(|keys| keys.signed(project, &toolbox, &uki)).transpose()?;
     let esp = esp::build(project, &toolbox, &uki, signed.as_ref(), variant.partitions.esp)?;
     let uki = signed.unwrap_or(uki);
     let inputs = disk::Inputs { esp: &esp, root: &root, verity: &verity, sizes: &variant.partitions };
     let disk = disk::build(project, &toolbox, &inputs)?;
 
-    let artifacts = Artifacts::of(project, &variant.name);
     let key =
         Key::new("artifacts 1").entry(&disk).entry(&kernel).entry(&licences).text(project.version).hex();
     let current = fs::read_to_string(artifacts.stamp()).is_ok_and(|stamp| stamp == key) && artifacts.exist();
     if !current {
         let parts: Vec<Part> = serde_json::from_slice(&fs::read(licences.path.join("parts.json"))?)?;
         let steps = Steps { kernel, root, uki, disk };
-        export(project, &variant, &artifacts, &steps, &verity, &cmdline, &parts)?;
+        export(project, variant, &artifacts, &steps, &verity, &cmdline, &parts)?;
         fs::write(artifacts.stamp(), key)?;
     }
     eprintln!("  {} in {:.1} s", if current { "up to date" } else { "built" }, begun.elapsed().as_secs_f64());

@@ -3,7 +3,12 @@
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use build::artifacts::Artifacts;
+use build::image;
+use build::project::Project;
 use build::repo::{self, Expiries, Keys, ROLES, Repository};
+use build::toolbox::LockPolicy;
+use build::variant::Variant;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,6 +65,33 @@ impl Updates {
     #[track_caller]
     pub fn publish(&self, version: &str) {
         self.try_publish(version).unwrap_or_else(|error| panic!("cannot publish {version}: {error:#}"));
+    }
+
+    /// Builds the image once more as another version that trusts this repository, changed by `change`.
+    #[track_caller]
+    pub fn build(&self, version: &'static str, change: impl Fn(&mut Variant)) -> Artifacts {
+        let build = || -> Result<Artifacts> {
+            let real = &bench().project;
+            let mut variant = Variant::load(real, "default")?;
+            variant.update_root = Some(self.root());
+            change(&mut variant);
+            let project = Project { sources: real.sources.clone(), cache: real.cache.clone(), version };
+            let folder = self.path(&format!("built-{version}"));
+            image::build_in(&project, &variant, LockPolicy::Newest, Artifacts::in_folder(folder, &project))
+        };
+        build().unwrap_or_else(|error| panic!("cannot build {version}: {error:#}"))
+    }
+
+    /// Publishes what was built, with a patch from the version before.
+    #[track_caller]
+    pub fn publish_built(&self, built: &Artifacts) {
+        let publish = || -> Result<()> {
+            let scratch = tempfile::tempdir_in("/tmp")?;
+            let mut repository = Repository::open(self.folder())?;
+            repo::add(&mut repository, &built.dir, None, scratch.path(), 1)?;
+            repo::publish(&mut repository, &self.keys()?, &expires()?)
+        };
+        publish().unwrap_or_else(|error| panic!("cannot publish: {error:#}"));
     }
 
     fn try_publish(&self, version: &str) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A node and a repository in one network.
 
+use build::artifacts::{Artifacts, copy_sparse};
 use qemu_tests::{Config, Lan, Node, Updates, install_with_update_root};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -48,4 +49,116 @@ fn a_node_sees_the_version_that_is_published() {
     updates.roll_back();
     let (code, said) = check(&node);
     assert!(code == 1 && said.contains("was rolled back"), "{said}");
+}
+
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A node of a version that was built for a story, by UEFI, in a network with the repository.
+fn node_with(lan: &mut Lan, updates: &Updates, first: &Artifacts) -> Node {
+    lan.dnsmasq(&[RANGE, &format!("--address=/updates.lan.test/{}", Lan::ADDRESS)]);
+    lan.nginx(updates.folder());
+    let config = lan.attach(Config::uefi()).user_data(
+        "[settings.updates]\nmetadata-base-url = \"http://updates.lan.test:8080/metadata/\"\nhealthy-for = 3\n",
+    );
+    let mut node = Node::new(config);
+    copy_sparse(&first.disk(), &node.disk_path()).expect("the disk of the first version");
+    node.resize(1 << 30);
+    node.start();
+    node.wait_until_healthy();
+    node.wait_for("an address", PATIENCE, |node| node.status().addresses.get("eth0").cloned());
+    node
+}
+
+fn version(node: &Node) -> Option<String> {
+    let os = node.request_within(Duration::from_secs(5), hyper::Method::GET, "/os", "").ok()?;
+    let os: Value = serde_json::from_slice(&os.body).ok()?;
+    os["version_id"].as_str().map(str::to_owned)
+}
+
+fn runs(node: &Node, wanted: &str) {
+    node.wait_for(format!("version {wanted}"), PATIENCE, |node| (version(node)? == wanted).then_some(()));
+}
+
+fn done(node: &Node, arguments: &[&str]) -> String {
+    let (code, said) = node.client(arguments);
+    assert_eq!(code, 0, "{arguments:?}: {said}");
+    said
+}
+
+/// The newest outcome, once there are `count`.
+fn outcome(node: &Node, count: usize) -> Value {
+    node.wait_for(format!("outcome {count}"), PATIENCE, |node| {
+        let answer = node.request_within(Duration::from_secs(5), hyper::Method::GET, "/updates/history", "");
+        let all: Vec<Value> = serde_json::from_slice(&answer.ok()?.body).ok()?;
+        (all.len() == count).then(|| all.last().cloned()).flatten()
+    })
+}
+
+/// Forward by a patch, back when somebody asks, and back by itself when the new one does not become healthy. Settings stay.
+#[test]
+fn an_update_stays_when_it_is_healthy_and_goes_when_it_is_not() {
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let first = updates.build("0.1.0", |_| {});
+    let second = updates.build("0.2.0", |_| {});
+    let third = updates.build("0.3.0", |_| {});
+    updates.publish_built(&first);
+    updates.publish_built(&second);
+    let node = node_with(&mut lan, &updates, &first);
+    node.set(&json!({"motd": "kept", "containers": {"web": {"image": "localhost/busybox", "command": ["sleep", "9999"], "essential": true}}}));
+    node.wait_until_healthy();
+    assert_eq!(version(&node).as_deref(), Some("0.1.0"));
+
+    let said = done(&node, &["update", "apply", "--check"]);
+    assert!(said.contains("0.2.0 boots next"), "{said}");
+    assert_eq!(node.get("/updates/status")["update_state"], "Ready");
+    done(&node, &["reboot"]);
+    runs(&node, "0.2.0");
+    let good = outcome(&node, 1);
+    assert_eq!((&good["version"], &good["result"]), (&json!("0.2.0"), &json!("good")), "{good}");
+    assert_eq!(node.setting("motd"), "kept");
+    node.wait_until_healthy();
+
+    done(&node, &["update", "rollback", "--reboot"]);
+    runs(&node, "0.1.0");
+    assert_eq!(outcome(&node, 2)["result"], "reverted");
+    assert_eq!(node.setting("motd"), "kept");
+
+    updates.publish_built(&third);
+    node.set(&json!({
+        "updates": {"healthy-within": 25},
+        "containers": {"lost": {"image": "registry.invalid/lost:1", "essential": true}},
+    }));
+    let said = done(&node, &["update", "apply", "--check", "--reboot"]);
+    assert!(said.contains("Rebooting"), "{said}");
+    node.wait_for_console("is given up");
+    runs(&node, "0.1.0");
+    let back = outcome(&node, 3);
+    assert_eq!((&back["version"], &back["result"]), (&json!("0.3.0"), &json!("rolled-back")), "{back}");
+    let reason = back["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("not healthy within 25 s") && reason.contains("lost"), "{reason}");
+    // It is not tried again by itself.
+    let (code, said) = node.client(&["update", "apply", "--check"]);
+    assert!(code == 1 && said.contains("did not stay"), "{said}");
+}
+
+/// A kernel that finds no PID 1 panics: three tries, then the version before runs again, and knows it.
+#[test]
+fn a_version_that_panics_is_tried_three_times() {
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let first = updates.build("0.1.0", |_| {});
+    let broken = updates.build("0.2.0", |variant| {
+        variant.kernel_parameters.retain(|word| !word.starts_with("panic="));
+        variant.kernel_parameters.extend(["panic=1".to_owned(), "init=/nonexistent".to_owned()]);
+    });
+    updates.publish_built(&broken);
+    let node = node_with(&mut lan, &updates, &first);
+    done(&node, &["update", "apply", "--check", "--reboot"]);
+    let back = outcome(&node, 1);
+    assert_eq!((&back["version"], &back["result"]), (&json!("0.2.0"), &json!("rolled-back")), "{back}");
+    assert!(back["reason"].as_str().is_some_and(|reason| reason.contains("3 times")), "{back}");
+    assert_eq!(version(&node).as_deref(), Some("0.1.0"));
+    assert_eq!(node.console().matches("Kernel panic").count(), 3);
+    node.wait_until_healthy();
 }
