@@ -77,7 +77,7 @@ fn say_where(text: &str, mistakes: &Mistakes) {
             "expected a table",
             "there are more than these",
             "this is not JSON: more than",
-            "too deep in one another",
+            "a key has more parts than can be read",
         ];
         match mistake.line {
             Some(line) => assert!((1..=lines).contains(&line), "{mistake} of {lines} lines"),

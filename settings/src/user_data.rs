@@ -155,7 +155,7 @@ fn read_toml(text: &str, key: &str) -> Result<(Map<String, Value>, Lines), Mista
         let line = error.span().map(|span| reader.line_of(span.start));
         let reason = match error.message() {
             // Of this it does not say where.
-            limit if limit.contains("recursion limit") => "lists or tables lie too deep in one another",
+            "recursion limit" => "a key has more parts than can be read",
             reason => reason,
         };
         Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {reason}")) }])
@@ -262,9 +262,10 @@ mod tests {
                 "line 2: settings.containers.web.pids: this is not a number",
             ),
             (
-                &format!("[settings]\nmotd = {}", "[".repeat(500)),
-                "lists or tables lie too deep in one another",
+                &format!("{}a = 1\n", "a.".repeat(90)),
+                "this is not TOML: a key has more parts than can be read",
             ),
+            (&format!("[settings]\nmotd = {}", "[".repeat(500)), "line 2: this is not TOML: cannot recurse"),
             ("#cloud-config\nusers: []\n", "cloud-init"),
             ("#!/bin/sh\necho\n", "this is a script, and a node has no shell"),
             ("Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n", "a MIME message of parts"),
