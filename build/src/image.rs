@@ -49,8 +49,7 @@ pub fn build_in(
         .map(|name| oci::preload(project, &toolbox, name))
         .collect::<Result<Vec<_>>>()?;
     let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
-    let inputs =
-        root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
     let (root, verity) = root::build(project, &toolbox, &inputs)?;
     let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
     let uki = unified(project, &toolbox, &kernel, variant, &cmdline)?;

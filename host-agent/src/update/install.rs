@@ -290,11 +290,11 @@ impl Install<'_> {
                 let segment = u32::try_from(writer.written() / u64::from(head.segment)).unwrap_or(u32::MAX);
                 segment.min(head.segments())
             };
-            if let Some(segment) = applier.head().filter(|_| !sought).map(next) {
-                if let Some(offset) = applier.seek(segment).map_err(about)? {
-                    download = self.files.part(&patch.target, offset..size)?;
-                    sought = true;
-                }
+            if let Some(segment) = applier.head().filter(|_| !sought).map(next)
+                && let Some(offset) = applier.seek(segment).map_err(about)?
+            {
+                download = self.files.part(&patch.target, offset..size)?;
+                sought = true;
             }
             self.tell("patch", received, size, writer, begun);
         }
