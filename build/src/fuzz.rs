@@ -42,7 +42,7 @@ const FLAGS: &[&str] = &[
 ];
 
 /// What is compiled from the workspace into the targets.
-const FOLDERS: &[&str] = &["fuzz", "host-agent", "apiserver", "settings", "init/control", "docs"];
+const FOLDERS: &[&str] = &["fuzz", "host-agent", "apiserver", "settings", "update", "init/control", "docs"];
 
 /// The program with all targets.
 struct Fuzzer {

@@ -188,7 +188,7 @@ mod tests {
         assert!(zsh.starts_with("#compdef apiclient") && zsh.contains("network.hostname"), "{zsh}");
         let fish = completion(Shell::Fish).unwrap();
         let keys = fish.lines().last().unwrap();
-        assert!(keys.contains("from get\" -f -a \"os services status settings.container-registry"), "{keys}");
-        assert!(fish.contains("from set delete explain edit watch\" -f -a \"container-registry "), "{fish}");
+        assert!(keys.contains("from get\" -f -a \"os services status settings."), "{keys}");
+        assert!(fish.contains("from set delete explain edit watch\" -f -a \"api "), "{fish}");
     }
 }

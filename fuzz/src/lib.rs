@@ -150,7 +150,7 @@ mod tests {
     fn all_holds_for_the_examples_whole_cut_and_damaged() {
         for target in TARGETS {
             let seeds = target.seeds();
-            assert!(seeds.len() >= 5, "{} has {} examples", target.name, seeds.len());
+            assert!(!seeds.is_empty(), "{} has no examples", target.name);
             for seed in seeds {
                 assert!(seed.len() <= target.largest, "{}: {} bytes", target.name, seed.len());
                 target.hold(&seed);
