@@ -2,11 +2,11 @@
 
 use clap::{Args, Subcommand};
 use hyper::Method;
-use std::io::{IsTerminal, Write};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Api, Failure, pretty};
+use crate::cli_progress;
 use crate::updates::{
     CommandStatus, CommandType, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult, UpdateState,
     UpdateStatus,
@@ -129,7 +129,6 @@ fn command_done(api: &Api, kind: CommandType, patience: Duration) -> Result<Upda
     let before = status(api)?.map(|status| status.most_recent_command.timestamp);
     api.send(Method::POST, action(kind), None)?;
     let deadline = Instant::now() + patience;
-    let mut line = Line::default();
     loop {
         let done = |status: &UpdateStatus| {
             let command = &status.most_recent_command;
@@ -137,7 +136,7 @@ fn command_done(api: &Api, kind: CommandType, patience: Duration) -> Result<Upda
         };
         match status(api) {
             Ok(Some(status)) if done(&status) => {
-                line.clear();
+                cli_progress::show("");
                 return succeeded(status);
             }
             Ok(_) | Err(Failure::Refused { status: 423, .. }) => {}
@@ -146,7 +145,7 @@ fn command_done(api: &Api, kind: CommandType, patience: Duration) -> Result<Upda
         if kind == CommandType::Prepare
             && let Some(progress) = progress(api)
         {
-            line.show(&bar(&progress));
+            cli_progress::show(&bar(&progress));
         }
         if Instant::now() > deadline {
             let seconds = patience.as_secs();
@@ -233,28 +232,6 @@ fn bar(progress: &UpdateProgress) -> String {
         total.div_ceil(1024),
         left.div_ceil(1000)
     )
-}
-
-/// One line that is written again and again; nothing where nobody watches.
-#[derive(Default)]
-struct Line {
-    shown: bool,
-}
-
-impl Line {
-    fn show(&mut self, text: &str) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{text}");
-            let _ = std::io::stderr().flush();
-            self.shown = true;
-        }
-    }
-
-    fn clear(&self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
 }
 
 #[cfg(test)]

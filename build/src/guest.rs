@@ -198,10 +198,22 @@ struct Published {
     program: &'static str,
     version: &'static str,
     environment: &'static [(&'static str, &'static str)],
+    /// Further environment: how it is compiled.
+    profile: &'static [(&'static str, &'static str)],
     /// Arguments of cargo that select its features.
     features: &'static [&'static str],
     what: &'static str,
 }
+
+/// A published program of the guest is static and small, as our own are (`profile.guest` in Cargo.toml).
+const GUEST_PROFILE: &[(&str, &str)] = &[
+    ("RUSTFLAGS", "-C target-feature=+crt-static"),
+    ("CARGO_PROFILE_RELEASE_STRIP", "true"),
+    ("CARGO_PROFILE_RELEASE_LTO", "true"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+    ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+];
 
 /// A step that built programs, and their names.
 pub type Programs = (Entry, Vec<&'static str>);
@@ -229,13 +241,8 @@ fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
             environment: &[
                 ("LIBSECCOMP_LINK_TYPE", "static"),
                 ("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu"),
-                ("RUSTFLAGS", "-C target-feature=+crt-static"),
-                ("CARGO_PROFILE_RELEASE_STRIP", "true"),
-                ("CARGO_PROFILE_RELEASE_LTO", "true"),
-                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
-                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
-                ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
             ],
+            profile: GUEST_PROFILE,
             what: "the OCI runtime, about 4 minutes on two cores",
         },
     )
@@ -257,13 +264,8 @@ fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
                 // Its build asks git, of whatever repository is around it.
                 ("NTPD_RS_GIT_REV", "-"),
                 ("NTPD_RS_GIT_DATE", "-"),
-                ("RUSTFLAGS", "-C target-feature=+crt-static"),
-                ("CARGO_PROFILE_RELEASE_STRIP", "true"),
-                ("CARGO_PROFILE_RELEASE_LTO", "true"),
-                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z"),
-                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
-                ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
             ],
+            profile: GUEST_PROFILE,
             what: "the NTP client, about 4 minutes on two cores",
         },
     )
@@ -280,7 +282,8 @@ pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> 
             program: "vhost-device-vsock",
             version: "0.3.0",
             features: &[],
-            environment: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
+            environment: &[],
+            profile: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
             what: "vsock for virtual machines, about 2 minutes on two cores",
         },
     )
@@ -289,7 +292,7 @@ pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> 
 fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Published) -> Result<Entry> {
     let mut key =
         Key::new("published 2").text(program.name).text(program.version).text(&program.features.join(" "));
-    for (name, value) in program.environment {
+    for (name, value) in program.environment.iter().chain(program.profile) {
         key = key.text(name).text(value);
     }
     key = key.text(&toolbox.id).text(&rust.version);
@@ -311,7 +314,7 @@ fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Publis
             .args(["build", "--locked", "--release", "--bin", program.program])
             .args(["--target", TARGET])
             .args(program.features);
-        cargo.envs(program.environment.iter().copied());
+        cargo.envs(program.environment.iter().chain(program.profile).copied());
         run_logged(&mut cargo, &format!("{}: compiling", program.name), &log, None)?;
         let built = build.join(TARGET).join("release").join(program.program);
         fs::copy(built, out.join(program.program))?;

@@ -20,12 +20,12 @@ const SUITE: &str = "trixie";
 /// Changes with the code that makes the tree.
 const RECIPE: &str = "toolbox 3";
 
-/// Which tree. What only tests, benches and signing want is in one of its own: a server more builds no kernel anew.
+/// Which tree. What only tests and signing want is in one of its own: a server more builds no kernel anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
     /// The compilers and tools that make an image, and what runs it.
     Build,
-    /// Servers and rivals for tests and benches, and what signs.
+    /// Servers for tests, and what signs.
     Tests,
 }
 
@@ -61,11 +61,6 @@ const TESTS_PACKAGES: &[&str] = &[
     // Secure Boot: signed programs, and firmware's lists of keys
     "sbsigntool",
     "efitools",
-    // other ways to update an image
-    "rauc",
-    "casync",
-    "xdelta3",
-    "zstd",
 ];
 
 /// What is installed to build and to run, by purpose.
@@ -172,7 +167,7 @@ impl Toolbox {
         Self::open_set(project, Set::Build, lock)
     }
 
-    /// The tree with what only tests, benches and signing want.
+    /// The tree with what only tests and signing want.
     pub fn for_tests(project: &Project) -> Result<Self> {
         Self::open_set(project, Set::Tests, LockPolicy::Newest)
     }

@@ -104,7 +104,7 @@ async fn start_node(agent: Agent) {
     // What was committed meanwhile is newer than what was read above, and is applied now; what bootstrap sets, too.
     agent.start_is_over();
     tokio::task::spawn_local(bootstrap::run(node.clone()));
-    // On trial, this is what decides: an agent that hangs before this point lets the watchdog or the next start do it.
+    // On trial, this is what decides whether this version stays. Nothing gives up a version whose agent never comes here.
     let (updates, applied) = (agent.updates.clone(), applier.clone());
     tokio::task::spawn_local(update::watch(updates, node.clone(), move || {
         applied.try_lock().ok().and_then(|applier| applier.applied().cloned())

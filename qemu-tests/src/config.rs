@@ -41,6 +41,8 @@ pub struct Config {
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
     pub skip_idle_time: bool,
+    /// Memory outlives a restart of the guest.
+    pub keep_memory: bool,
     /// Without firmware: what boots is chosen among the slots, at each start.
     pub choose_slot: bool,
     /// Firmware that can refuse what is not signed.
@@ -69,6 +71,7 @@ impl Config {
             guest_forward: None,
             tap: None,
             skip_idle_time: false,
+            keep_memory: false,
             choose_slot: false,
             secure_boot: false,
             api: true,

@@ -106,6 +106,7 @@ impl Node {
             tap: self.config.tap.clone(),
             fw_cfg,
             console_on_stdout: false,
+            keep_memory: self.config.keep_memory,
             choose_slot: self.config.choose_slot,
             secure_boot: self.config.secure_boot,
             no_reboot: false,

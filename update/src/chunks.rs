@@ -1,6 +1,6 @@
 //! The root as it is published for nodes that have some of its blocks: chunks of 128 KiB, each packed for itself, so that a node can
-//! fetch those it needs by HTTP ranges. All of them are half as large again as the whole root in one frame
-//! ([`crate::frame::stream`]): what programs have in common lies far apart. So a root is published in both forms.
+//! fetch those it needs by HTTP ranges, or all of them. All are half as large again as one frame over the whole root would be: what
+//! programs have in common lies far apart.
 //!
 //! # Format
 //!

@@ -47,36 +47,6 @@ pub(crate) fn at_end(frame: &mut impl Read) -> Result<(), String> {
     }
 }
 
-/// Most bytes of a whole root's window. The programs of a root have much in common: with 4 MiB a root packs to two thirds of what its
-/// parts do, each for itself.
-pub const MAX_WINDOW: u64 = 4 << 20;
-
-/// A whole root as it is published: one frame, to be read as it comes. Takes about twice [`MAX_WINDOW`] of memory.
-///
-/// # Errors
-///
-/// In words: when it is no such frame, or the source cannot be read.
-pub fn stream(mut source: impl Read) -> Result<impl Read, String> {
-    let mut begin = [0; 6];
-    source.read_exact(&mut begin).map_err(|error| error.to_string())?;
-    let window = window(&begin).ok_or("it is not a zstd frame with a window")?;
-    if window > MAX_WINDOW {
-        return Err(format!("the frame wants a window of {window} bytes, {MAX_WINDOW} may be"));
-    }
-    let source = io::Cursor::new(begin).chain(source);
-    StreamingDecoder::new(source).map_err(|error| error.to_string())
-}
-
-/// The window of a frame that tells one (RFC 8878, 3.1.1.1.2).
-fn window(begin: &[u8; 6]) -> Option<u64> {
-    let [magic @ .., descriptor, window] = begin;
-    if u32::from_le_bytes(*magic) != MAGIC || descriptor & 0b0010_1011 != 0 {
-        return None;
-    }
-    let base = 1u64 << (10 + u32::from(window >> 3));
-    Some(base + base / 8 * u64::from(window & 7))
-}
-
 /// The content size of a frame that is a single segment without a dictionary (RFC 8878, 3.1.1.1); none for any other frame.
 fn content_size(packed: &[u8]) -> Option<u64> {
     let (magic, rest) = packed.split_first_chunk::<4>()?;
@@ -103,15 +73,6 @@ pub fn pack(content: &[u8]) -> io::Result<Vec<u8>> {
     compressor.compress(content)
 }
 
-/// Packs a whole root for [`stream`].
-#[cfg(feature = "make")]
-pub fn pack_whole(root: &[u8]) -> io::Result<Vec<u8>> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL)?;
-    encoder.window_log(MAX_WINDOW.ilog2())?;
-    io::Write::write_all(&mut encoder, root)?;
-    encoder.finish()
-}
-
 #[cfg(feature = "make")]
 use zstd::zstd_safe::CParameter;
 
@@ -134,22 +95,6 @@ mod tests {
         assert!(open(&wide, 5120).is_err());
         let large = pack(&vec![0; MAX_SIZE + 1]).unwrap();
         assert!(open(&large, MAX_SIZE + 1).is_err());
-    }
-
-    #[test]
-    fn a_whole_root_is_read_as_it_comes_and_a_wider_window_is_refused() {
-        let root: Vec<u8> = (0..3 << 20u32).map(|at| (at / 1000 + at % 1000 / 300) as u8).collect();
-        let packed = pack_whole(&root).unwrap();
-        let mut out = Vec::new();
-        stream(&packed[..]).unwrap().read_to_end(&mut out).unwrap();
-        assert!(out == root);
-        assert!(stream(&packed[..packed.len() - 1]).unwrap().read_to_end(&mut out).is_err());
-        let mut wide = packed;
-        wide[5] += 1;
-        let error = stream(&wide[..]).err().unwrap();
-        assert_eq!(error, "the frame wants a window of 4718592 bytes, 4194304 may be");
-        // A frame that tells no window has its content for one.
-        assert!(stream(&pack(&root).unwrap()[..]).is_err());
     }
 
     proptest! {

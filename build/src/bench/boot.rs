@@ -235,6 +235,7 @@ impl Lab {
             tap: None,
             fw_cfg,
             console_on_stdout: false,
+            keep_memory: false,
             choose_slot: false,
             secure_boot: false,
             no_reboot: true,

@@ -91,6 +91,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, PathBuf)>,
     /// What the console shows also goes to QEMU's standard output.
     pub console_on_stdout: bool,
+    /// Memory outlives a restart of the guest, as it does where a hypervisor resets a machine in place.
+    pub keep_memory: bool,
     /// Without firmware: what boots is chosen among the slots of the disk, which is a raw one, at each start.
     pub choose_slot: bool,
     /// Firmware that can refuse what is not signed (UEFI on q35 only): it does once it has keys.
@@ -197,7 +199,12 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
     ]);
     // vhost-user needs the guest's memory to be a file that both map.
     add(&["-machine", &format!("{machine},memory-backend=memory"), "-accel", accelerator, "-cpu", cpu]);
-    add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory},share=on"), "-m", &memory]);
+    let backend = if config.keep_memory {
+        format!("memory-backend-file,mem-path={}", escape(&places.folder.join("memory")))
+    } else {
+        "memory-backend-memfd".to_owned()
+    };
+    add(&["-object", &format!("{backend},id=memory,size={memory},share=on"), "-m", &memory]);
     add(&["-smp", &config.cpus.to_string()]);
     if config.skip_idle_time {
         add(&["-icount", "shift=0,sleep=off"]);
@@ -336,6 +343,7 @@ mod tests {
             tap: None,
             fw_cfg: vec![],
             console_on_stdout: false,
+            keep_memory: false,
             choose_slot: false,
             secure_boot: false,
             no_reboot: false,

@@ -211,6 +211,7 @@ fn configure(
         tap: None,
         fw_cfg,
         console_on_stdout: true,
+        keep_memory: false,
         choose_slot: true,
         // Firmware that refuses nothing shows nothing of what is signed.
         secure_boot: options.firmware == Firmware::Uefi && Keys::find(project)?.is_some(),

@@ -90,9 +90,10 @@ impl Download {
         let range = format!("bytes={}-{}", self.at, self.end - 1);
         let answer = self.client.get(self.url.clone()).header(RANGE, range).send().await;
         let answer = answer.map_err(|error| {
+            // A loop of redirects, or one that leaves https: no repetition mends that.
+            let is_final = error.is_redirect();
             let text = chain(&error.without_url());
-            // What no repetition mends.
-            if text.contains("redirect") { Failure::Final(text) } else { passing(text) }
+            if is_final { Failure::Final(text) } else { passing(text) }
         })?;
         self.surplus = match answer.status() {
             StatusCode::OK => self.at,

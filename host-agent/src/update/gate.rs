@@ -27,6 +27,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 const PSTORE: &str = "/sys/fs/pstore";
 /// Bytes of what a kernel left.
 const LARGEST_LOG: u64 = 256 << 10;
+/// After a failure to bless or to give up, which the next look would only repeat.
+const FAILED_DELAY: Duration = Duration::from_secs(30);
 const HEALTHY_FOR: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -59,6 +61,8 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
     }
     eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
     let mut limits = Limits::of(&Settings::default());
+    // What an earlier try of this version left is kept for the version before: in the kernel's memory it is gone once it was read.
+    let panic = panic.or_else(|| LastWords::read(&places.last_words(), &running)?.panic);
     let mut healthy_since = None;
     let mut said: Option<LastWords> = None;
     loop {
@@ -73,6 +77,7 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
             uptime: now.as_secs(),
             unhealthy: problem.clone(),
             given_up: None,
+            panic: panic.clone(),
         };
         // While something is applied they are not to be had: those of before hold.
         limits = settings().as_ref().map_or(limits, Limits::of);
@@ -88,7 +93,10 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
             }
             Decision::Bless => match bless(places, &running) {
                 Ok(()) => return eprintln!("<5>update: {running} is healthy, and stays"),
-                Err(error) => eprintln!("<3>update: {running} cannot be blessed: {error}"),
+                Err(error) => {
+                    eprintln!("<3>update: {running} cannot be blessed: {error}");
+                    sleep(FAILED_DELAY).await;
+                }
             },
             Decision::GiveUp(reason) => {
                 words.given_up = Some(reason.clone());
@@ -106,7 +114,10 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
                             "<3>update: {running} stays, as there is no other version: {reason}"
                         );
                     }
-                    Err(error) => eprintln!("<3>update: {running} cannot be given up: {error}"),
+                    Err(error) => {
+                        eprintln!("<3>update: {running} cannot be given up: {error}");
+                        sleep(FAILED_DELAY).await;
+                    }
                 }
             }
         }

@@ -80,24 +80,25 @@ impl Journal {
 
     /// Ends what is under way.
     pub(super) fn end(&mut self, result: UpdateResult, reason: Option<String>, at: String) {
-        let Some(progress) = self.progress.take() else { return };
-        let reason = reason.map(|reason| reason.chars().take(LONGEST_REASON).collect::<String>());
-        match result {
-            UpdateResult::Good => drop(self.failed.remove(&progress.root)),
+        if let Some(Progress { version, from, root, .. }) = self.progress.take() {
+            self.note(root, UpdateOutcome { version, from, result, reason, at });
+        }
+    }
+
+    /// Notes what became of the version with this root hash.
+    pub(super) fn note(&mut self, root: String, outcome: UpdateOutcome) {
+        let shorten = |reason: String| reason.chars().take(LONGEST_REASON).collect::<String>();
+        let outcome = UpdateOutcome { reason: outcome.reason.map(shorten), ..outcome };
+        match outcome.result {
+            UpdateResult::Good => drop(self.failed.remove(&root)),
             UpdateResult::RolledBack | UpdateResult::Reverted => {
                 if self.failed.len() >= MOST_FAILED {
                     self.failed.pop_first();
                 }
-                self.failed.insert(progress.root, reason.clone().unwrap_or_default());
+                self.failed.insert(root, outcome.reason.clone().unwrap_or_default());
             }
         }
-        self.outcomes.push(UpdateOutcome {
-            version: progress.version,
-            from: progress.from,
-            result,
-            reason,
-            at,
-        });
+        self.outcomes.push(outcome);
         let surplus = self.outcomes.len().saturating_sub(MOST_OUTCOMES);
         self.outcomes.drain(..surplus);
     }

@@ -257,16 +257,15 @@ impl Updates {
         )?;
         let own = esp.entries.of(&running)?.ok_or("the ESP has no entry for the version that runs")?;
         let mut journal = Journal::read(&self.places.journal());
-        journal.progress = Some(journal::Progress {
-            step: Step::Armed,
-            version: running.clone(),
-            from: before.version.clone(),
-            root: Running::read()?.hash.to_string(),
-            uki: own.name.blessed().as_str().to_owned(),
-            uki_sha256: String::new(),
-        });
-        let at = Timestamp::now().to_string();
-        journal.end(UpdateResult::Reverted, Some(format!("somebody asked for {}", before.version)), at);
+        journal.progress = None;
+        let outcome = UpdateOutcome {
+            version: running,
+            reason: Some(format!("somebody asked for {}", before.version)),
+            from: before.version,
+            result: UpdateResult::Reverted,
+            at: Timestamp::now().to_string(),
+        };
+        journal.note(Running::read()?.hash.to_string(), outcome);
         journal.write(&self.places.journal())?;
         esp.entries.give_up(&own)
     }

@@ -83,6 +83,8 @@ pub(super) struct LastWords {
     pub unhealthy: Option<String>,
     /// Why it gave itself up.
     pub given_up: Option<String>,
+    /// What its kernel said when an earlier try died.
+    pub panic: Option<String>,
 }
 
 impl LastWords {
@@ -131,7 +133,8 @@ pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: O
     if let Some(given_up) = words.and_then(|words| words.given_up.as_ref()) {
         return given_up.clone();
     }
-    if let Some(panic) = panic {
+    // What the last try left, else an earlier one.
+    if let Some(panic) = panic.or(words.and_then(|words| words.panic.as_deref())) {
         return format!("its kernel panicked: {panic}");
     }
     let times = match tries.map(|tries| tries.done) {
@@ -217,10 +220,13 @@ mod tests {
             uptime: 7,
             unhealthy: unhealthy.map(str::to_owned),
             given_up: given_up.map(str::to_owned),
+            panic: None,
         };
         let all = words(Some("web fails"), Some("not healthy within 9 s"));
         assert_eq!(reason(tries, Some(&all), Some("p")), "not healthy within 9 s");
         assert_eq!(reason(tries, None, Some("Kernel panic")), "its kernel panicked: Kernel panic");
+        let died = LastWords { panic: Some("Kernel panic".into()), ..words(Some("web fails"), None) };
+        assert_eq!(reason(tries, Some(&died), None), "its kernel panicked: Kernel panic");
         let said = reason(tries, Some(&words(Some("web fails"), None)), None);
         assert!(
             said.contains("3 times") && said.ends_with("7 s after its last start it said: web fails"),
