@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::esp::Esp;
-use super::journal::Journal;
+use super::journal::{Journal, Progress};
 use super::slots::Slots;
 use super::trial::{AtStart, Decision, LastWords, Limits, at_start, decide, panic_line, reason, unhealthy};
 use super::{Places, Updates};
@@ -141,7 +141,13 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
     let entry = esp.entries.of(&progress.version)?;
     let tries = entry.as_ref().and_then(|entry| entry.name.counter());
     match at_start(running, &progress, tries) {
-        AtStart::Unchanged => Ok(is_counted),
+        AtStart::Unchanged(step) => {
+            if step != progress.step {
+                journal.progress = Some(Progress { step, ..progress });
+                journal.write(&places.journal())?;
+            }
+            Ok(is_counted)
+        }
         AtStart::OnTrial if is_counted => Ok(true),
         // Blessed, and the power went before the journal said so.
         AtStart::OnTrial => {

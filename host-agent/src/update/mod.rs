@@ -230,11 +230,10 @@ impl Updates {
         let progress = journal.progress.as_mut().ok_or("no update is staged")?;
         let esp = Esp::mount(&Slots::find()?.esp.device)?;
         check_staged(&esp.entries, &progress.uki, &progress.uki_sha256)?;
-        // First the journal: a version that boots must be known. Without the entry it is as if nothing had been asked for.
+        // First the ESP, which decides what boots. A power cut after it is found out at the next start (`at_start`).
+        esp.entries.arm(&progress.uki)?;
         progress.step = Step::Armed;
-        let name = progress.uki.clone();
-        journal.write(&self.places.journal())?;
-        esp.entries.arm(&name)
+        journal.write(&self.places.journal())
     }
 
     fn deactivate(&self) -> Result<(), String> {
@@ -256,6 +255,8 @@ impl Updates {
             "the spare slot holds no version that boots: it was never written, or an update began to replace it",
         )?;
         let own = esp.entries.of(&running)?.ok_or("the ESP has no entry for the version that runs")?;
+        let root = Running::read()?.hash.to_string();
+        esp.entries.give_up(&own)?;
         let mut journal = Journal::read(&self.places.journal());
         journal.progress = None;
         let outcome = UpdateOutcome {
@@ -265,9 +266,8 @@ impl Updates {
             result: UpdateResult::Reverted,
             at: Timestamp::now().to_string(),
         };
-        journal.note(Running::read()?.hash.to_string(), outcome);
-        journal.write(&self.places.journal())?;
-        esp.entries.give_up(&own)
+        journal.note(root, outcome);
+        journal.write(&self.places.journal())
     }
 
     fn kept(&self) -> Option<UpdateStatus> {

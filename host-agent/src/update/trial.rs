@@ -110,21 +110,23 @@ impl LastWords {
 /// What the start of a version means for an update that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum AtStart {
-    /// Nothing was tried yet.
-    Unchanged,
+    /// Nothing was tried yet. How far it really is.
+    Unchanged(Step),
     /// This is the new version.
     OnTrial,
     /// The new version was tried, and this is the old one.
     RolledBack,
 }
 
-/// `tries`: of the new version's entry on the ESP; none when it has no entry, or a blessed one.
+/// `tries`: of the new version's entry on the ESP; none when it has no entry, or a blessed one. The ESP decides and not the step, which
+/// is written after it: a power cut may have come in between.
 pub(super) fn at_start(running: &str, progress: &Progress, tries: Option<Counter>) -> AtStart {
-    match (progress.step, tries) {
-        (Step::Armed, _) if running == progress.version => AtStart::OnTrial,
-        (Step::Armed, Some(Counter { done: 0, left: 1.. })) => AtStart::Unchanged,
-        (Step::Armed, _) => AtStart::RolledBack,
-        (Step::Staging | Step::Staged, _) => AtStart::Unchanged,
+    match tries {
+        _ if running == progress.version => AtStart::OnTrial,
+        Some(Counter { done: 0, left: 1.. }) => AtStart::Unchanged(Step::Armed),
+        Some(_) => AtStart::RolledBack,
+        None if progress.step == Step::Staging => AtStart::Unchanged(Step::Staging),
+        None => AtStart::Unchanged(Step::Staged),
     }
 }
 
@@ -205,11 +207,17 @@ mod tests {
     fn what_a_start_means() {
         let tries = |left, done| Some(Counter { left, done });
         assert_eq!(at_start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
-        assert_eq!(at_start("1", &armed(), tries(3, 0)), AtStart::Unchanged);
+        assert_eq!(at_start("1", &armed(), tries(3, 0)), AtStart::Unchanged(Step::Armed));
         assert_eq!(at_start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
         assert_eq!(at_start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
-        assert_eq!(at_start("1", &armed(), None), AtStart::RolledBack);
-        assert_eq!(at_start("1", &Progress { step: Step::Staged, ..armed() }, None), AtStart::Unchanged);
+        // The power went between the ESP and the journal: before a command had its effect, or after.
+        let staged = Progress { step: Step::Staged, ..armed() };
+        assert_eq!(at_start("1", &armed(), None), AtStart::Unchanged(Step::Staged));
+        assert_eq!(at_start("1", &staged, tries(3, 0)), AtStart::Unchanged(Step::Armed));
+        assert_eq!(at_start("1", &staged, tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(at_start("2", &staged, tries(2, 1)), AtStart::OnTrial);
+        let staging = Progress { step: Step::Staging, ..armed() };
+        assert_eq!(at_start("1", &staging, None), AtStart::Unchanged(Step::Staging));
     }
 
     #[test]
