@@ -39,7 +39,8 @@ pub fn build(
         let uki = signed.unwrap_or(uki).path.join(uki_name(project.version));
         let image = out.join("esp.img");
         match signed {
-            None => write(toolbox, &image, size, &toolbox.root.join(LOADER), &uki, &[]),
+            // As mtools see it, which run inside the toolbox.
+            None => write(toolbox, &image, size, &Path::new("/").join(LOADER), &uki, &[]),
             Some(signed) => {
                 let keys = secure_boot::enrolment(&signed.path);
                 write(toolbox, &image, size, &signed.path.join(secure_boot::LOADER), &uki, &keys)
