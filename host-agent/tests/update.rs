@@ -42,11 +42,17 @@ fn what_is_wrong_with_a_repository_is_told_and_the_next_check_works() {
     };
     let raw = |text: &str| Answer::Raw(text.as_bytes().to_vec());
     let body = |text: &str| {
-        Answer::Raw(format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into())
+        Answer::Raw(
+            format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}", text.len())
+                .into(),
+        )
     };
     let other = fs::read_to_string(world.path("stranger/metadata/timestamp.json")).unwrap();
     let cases: Vec<(Serve, &str)> = vec![
-        (replaced("", raw("HTTP/1.1 404 no\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")), "there is no http://127.0.0.1"),
+        (
+            replaced("", raw("HTTP/1.1 404 no\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")),
+            "there is no http://127.0.0.1",
+        ),
         (
             replaced("", raw("HTTP/1.1 500 no\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")),
             "with status 500 Internal Server Error: try again later",
@@ -54,7 +60,10 @@ fn what_is_wrong_with_a_repository_is_told_and_the_next_check_works() {
         (replaced("", raw("")), "cannot get http://127.0.0.1"),
         (replaced("", raw("SSH-2.0-hello\r\n\r\n")), "cannot get http://127.0.0.1"),
         (
-            replaced("", raw("HTTP/1.1 302 x\r\nlocation: /again\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")),
+            replaced(
+                "",
+                raw("HTTP/1.1 302 x\r\nlocation: /again\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
+            ),
             "more than 5 redirects",
         ),
         (

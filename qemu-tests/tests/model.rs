@@ -2,7 +2,7 @@
 
 use hyper::Method;
 use qemu_tests::{Config, ContainerState, Lan, Node, Registry, script};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::mpsc::{Receiver, channel};
@@ -200,8 +200,13 @@ fn an_image_comes_from_the_mirror_that_has_it() {
 }
 
 #[test]
-fn what_there_is_not_yet_is_refused_with_that_reason() {
+fn what_there_is_not_is_refused_with_the_reason_why() {
     let node = Node::boot(Config::direct());
-    let refusal: Result<(), String> = node.try_set(&json!({"boot": {"x": Value::Null}}));
-    assert!(refusal.is_err_and(|refusal| refusal.contains("not yet in this version")));
+    for (absent, why) in [
+        (json!({"measurement": {}}), "not yet in this version"),
+        (json!({"boot": {"kernel-parameters": {"quiet": [""]}}}), "part of the signed kernel image"),
+    ] {
+        let refusal = node.try_set(&absent).unwrap_err();
+        assert!(refusal.contains(why), "{refusal}");
+    }
 }

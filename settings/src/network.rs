@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_is_not_yet_there_says_so() {
-        let error = crate::from_json(&json!({"network": {"disable-ipv6": true}, "boot": {}}))
+        let error = crate::from_json(&json!({"network": {"disable-ipv6": true}, "measurement": {}}))
             .unwrap_err()
             .to_string();
         assert_eq!(error.matches("not yet in this version").count(), 2, "{error}");

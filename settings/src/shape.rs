@@ -204,13 +204,15 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
 const NOT_YET: &str = "not yet in this version of Caisson: nothing would act on it, so it is refused";
 const NOT_HERE: &str = "Caisson has no part that would act on it, so it is refused: leave it out";
 
+const COMMAND_LINE: &str = "the kernel's command line is part of the signed kernel image, or the VMM's that loads the kernel itself: no setting changes what was verified, so it is refused: leave it out; settings.kernel has what can change while the node runs, and kernel-parameters of a variant (images/*.toml) what cannot";
+
 const SENDS_NOTHING: &str = "this node sends nothing of itself to anybody, so it is refused: leave it out; with metrics.address it can be asked";
 
 /// Settings of Bottlerocket that there are not, and why. Whoever brings its user data is to learn more than "unknown key".
 const ABSENT: &[(&str, &str)] = &[
     ("settings.autoscaling", NOT_HERE),
     ("settings.aws", NOT_HERE),
-    ("settings.boot", NOT_YET),
+    ("settings.boot", COMMAND_LINE),
     ("settings.cloudformation", NOT_HERE),
     (
         "settings.container-registry.credentials[].identitytoken",
