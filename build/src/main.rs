@@ -111,6 +111,8 @@ enum Bench {
         #[arg(long, default_value = "default")]
         variant: String,
     },
+    /// wip
+    Update,
 }
 
 #[derive(Args)]
@@ -216,6 +218,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn measure(what: &Bench) -> Result<()> {
     let project = Project::open()?;
     let (table, document) = match what {
+        Bench::Update => {
+            let pairs = bench::update::pairs::build(&project)?;
+            (String::new(), pairs.len().to_string())
+        }
         Bench::Api(options) => {
             let figures = bench::api::measure(&project, options)?;
             (bench::api::table(&figures), serde_json::to_string_pretty(&figures)?)

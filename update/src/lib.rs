@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod choose;
 pub mod chunks;
+pub mod file;
 pub mod frame;
 pub mod manifest;
 pub mod offer;

@@ -230,7 +230,7 @@ pub struct File {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patch {
-    /// Hash of the root that it changes.
+    /// Hash of what it changes: of a root, its root hash.
     pub from: Hash,
     pub target: Name,
     pub size: Size,
@@ -243,6 +243,9 @@ pub struct Uki {
     pub target: Name,
     pub size: Size,
     pub sha256: Hash,
+    /// What differs from older kernel images: `from` is the SHA-256 of one ([`crate::file`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<Patch>,
 }
 
 impl Update {
@@ -253,7 +256,7 @@ impl Update {
     /// All targets that it is made of.
     pub fn targets(&self) -> impl Iterator<Item = &Name> {
         let leaves = self.root.leaves.iter().map(|leaves| &leaves.target);
-        let patches = self.root.patches.iter().map(|patch| &patch.target);
+        let patches = self.root.patches.iter().chain(&self.uki.patches).map(|patch| &patch.target);
         [&self.uki.target, &self.root.full.target].into_iter().chain(leaves).chain(patches)
     }
 }
@@ -353,7 +356,7 @@ impl Line {
         }
         for (index, update) in self.updates.iter().enumerate() {
             let here = format!("{here}.updates[{index}]");
-            let Root { size, patches, .. } = &update.root;
+            let size = update.root.size;
             if self.updates[..index].iter().any(|other| other.version == update.version) {
                 return wrong(format!("{here}.version"), format!("{} is there twice", update.version));
             }
@@ -361,9 +364,11 @@ impl Line {
                 let reason = format!("{} bytes are not whole blocks of {BLOCK}", size.bytes());
                 return wrong(format!("{here}.root.size"), reason);
             }
-            if patches.len() > MOST_PATCHES {
-                let reason = format!("{} are more than {MOST_PATCHES}", patches.len());
-                return wrong(format!("{here}.root.patches"), reason);
+            for (of, patches) in [("root", &update.root.patches), ("uki", &update.uki.patches)] {
+                if patches.len() > MOST_PATCHES {
+                    let reason = format!("{} are more than {MOST_PATCHES}", patches.len());
+                    return wrong(format!("{here}.{of}.patches"), reason);
+                }
             }
         }
         Ok(())
@@ -398,7 +403,10 @@ mod tests {
                     "leaves": file("a.leaves"),
                     "patches": [{"from": "cd".repeat(32), "target": "a.patch", "size": 10}],
                 },
-                "uki": {"name": "caisson_1.2.0.efi", "target": "a.efi", "size": 5, "sha256": "ef".repeat(32)},
+                "uki": {
+                    "name": "caisson_1.2.0.efi", "target": "a.efi", "size": 5, "sha256": "ef".repeat(32),
+                    "patches": [{"from": "01".repeat(32), "target": "b.patch", "size": 10}],
+                },
                 "waves": [{"below": 2048, "start": "2026-11-24T12:00:00Z"}],
             }],
         }]})
@@ -468,6 +476,13 @@ mod tests {
         assert!(parse(&tree).unwrap_err().to_string().contains("updates[1].version: 1.2.0 is there twice"));
         tree["lines"][0]["updates"] = json!(vec![&update; MOST_UPDATES + 1]);
         assert!(parse(&tree).unwrap_err().to_string().contains("257 are more than 256"));
+        for of in ["root", "uki"] {
+            let mut tree = example();
+            let patches = &mut tree["lines"][0]["updates"][0][of]["patches"];
+            *patches = json!(vec![&patches[0]; MOST_PATCHES + 1]);
+            let error = parse(&tree).unwrap_err().to_string();
+            assert!(error.contains(&format!("updates[0].{of}.patches: 65 are more than 64")), "{error}");
+        }
         assert_eq!(Manifest::parse(&[b' '; LARGEST_MANIFEST + 1]), Err(ManifestError::TooLarge(1_048_577)));
         assert!(Manifest::parse(b"{\"format\": 1, \"lines\": []} {}").is_err());
         // Nested without an end.

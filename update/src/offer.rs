@@ -127,8 +127,13 @@ mod tests {
     fn update(text: &str) -> Update {
         let hash = "ab".repeat(32).parse().unwrap();
         let file = || File { target: "a".parse().unwrap(), size: 4096.try_into().unwrap() };
-        let uki =
-            Uki { name: "a".parse().unwrap(), target: "a".parse().unwrap(), size: file().size, sha256: hash };
+        let uki = Uki {
+            name: "a".parse().unwrap(),
+            target: "a".parse().unwrap(),
+            size: file().size,
+            sha256: hash,
+            patches: vec![],
+        };
         Update::new(version(text), Root::new(hash, file().size, file(), None, vec![]), uki, None)
     }
 

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod boot;
 pub mod size;
+pub mod update;
 
 use serde::Serialize;
 use std::fmt::Write;

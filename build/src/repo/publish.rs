@@ -8,8 +8,9 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use update::chunks;
+use update::file;
 use update::manifest::{File, Hash, Name, Patch, Root, Size, Uki, Update, Version};
-use update::patch;
+use update::patch::{self, MakeError};
 use update::verity;
 use update::waves::{self, Step, Waves};
 
@@ -105,17 +106,22 @@ pub fn add(
     let full = offer(repository, &made, ".root.zst")?;
     fs::write(&made, leaves(&tree, root_size)?)?;
     let leaves = offer(repository, &made, ".root.leaves")?;
-    let mut from_older = Vec::new();
-    for (older, hash, base) in bases(repository, &variant, &arch, &version, patches)? {
-        eprintln!("  making a patch from {older}");
-        match patch::make((&base, hash.0), (&root, root_hash.0)) {
-            Ok(patch) if (patch.len() as u64) < full.size.bytes() => {
-                fs::write(&made, patch)?;
-                let File { target, size } = offer(repository, &made, &format!(".from-{older}.patch"))?;
-                from_older.push(Patch { from: hash, target, size });
-            }
-            Ok(_) => eprintln!("  a patch from {older} would be larger than the whole: left out"),
-            Err(error) => eprintln!("  no patch from {older}: {error}"),
+    let image = fs::read(&uki).with_context(|| format!("cannot read {}", uki.display()))?;
+    let (mut root_patches, mut uki_patches) = (Vec::new(), Vec::new());
+    for base in bases(repository, &variant, &arch, &version, patches)? {
+        let older = &base.version;
+        eprintln!("  making patches from {older}");
+        let patch = patch::make((&base.root, base.root_hash.0), (&root, root_hash.0));
+        if let Some(patch) = worth_it(patch, full.size.bytes(), &format!("root from that of {older}")) {
+            fs::write(&made, patch)?;
+            let File { target, size } = offer(repository, &made, &format!(".from-{older}.patch"))?;
+            root_patches.push(Patch { from: base.root_hash, target, size });
+        }
+        let (patch, whole) = (file::make(&base.uki, &image), image.len() as u64);
+        if let Some(patch) = worth_it(patch, whole, &format!("kernel image from that of {older}")) {
+            fs::write(&made, patch)?;
+            let File { target, size } = offer(repository, &made, &format!(".efi.from-{older}.patch"))?;
+            uki_patches.push(Patch { from: base.uki_hash, target, size });
         }
     }
     let File { target, size } = offer(repository, &uki, ".efi")?;
@@ -130,8 +136,8 @@ pub fn add(
     let root_size = Size::try_from(root_size).map_err(anyhow::Error::msg)?;
     let update = Update::new(
         version,
-        Root::new(root_hash, root_size, full, Some(leaves), from_older),
-        Uki { name, target, size, sha256 },
+        Root::new(root_hash, root_size, full, Some(leaves), root_patches),
+        Uki { name, target, size, sha256, patches: uki_patches },
         waves,
     );
     repository.manifest.line_mut(&variant, &arch).updates.push(update);
@@ -147,23 +153,48 @@ fn leaves(tree: &Path, root_size: u64) -> Result<Vec<u8>> {
     Ok(tree.get(start..end).context("the verity tree is shorter than its root says")?.to_vec())
 }
 
-/// The roots of the newest `count` versions below `version`.
+/// A patch that brings less than `whole` bytes.
+fn worth_it(patch: Result<Vec<u8>, MakeError>, whole: u64, what: &str) -> Option<Vec<u8>> {
+    match patch {
+        Ok(patch) if (patch.len() as u64) < whole => return Some(patch),
+        Ok(_) => eprintln!("  a patch of the {what} would be larger than the whole: left out"),
+        Err(error) => eprintln!("  no patch of the {what}: {error}"),
+    }
+    None
+}
+
+/// What patches are made from.
+struct Base {
+    version: Version,
+    root_hash: Hash,
+    root: Vec<u8>,
+    uki_hash: Hash,
+    uki: Vec<u8>,
+}
+
+/// The newest `count` versions below `version`.
 fn bases(
     repository: &Repository,
     variant: &Name,
     arch: &Name,
     version: &Version,
     count: usize,
-) -> Result<Vec<(Version, Hash, Vec<u8>)>> {
+) -> Result<Vec<Base>> {
     let line = repository.manifest.line(variant.as_str(), arch.as_str());
     let mut older: Vec<&Update> =
         line.iter().flat_map(|line| &line.updates).filter(|update| update.version < *version).collect();
     older.sort_by(|a, b| b.version.cmp(&a.version));
-    let unpacked = |update: &&Update| -> Result<(Version, Hash, Vec<u8>)> {
+    let unpacked = |update: &&Update| -> Result<Base> {
         let target = update.root.full.target.as_str();
         let file = repository.read_target(target)?;
         let root = unpack(&file, update.root.size.bytes()).with_context(|| target.to_owned())?;
-        Ok((update.version.clone(), update.root.hash, root))
+        Ok(Base {
+            version: update.version.clone(),
+            root_hash: update.root.hash,
+            root,
+            uki_hash: update.uki.sha256,
+            uki: repository.read_target(update.uki.target.as_str())?,
+        })
     };
     older.iter().take(count).map(unpacked).collect()
 }

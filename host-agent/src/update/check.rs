@@ -28,8 +28,8 @@ pub struct Checked {
     pub available: Vec<String>,
     pub chosen: Option<Image>,
     /// What is chosen, and how to get it.
-    pub(super) update: Option<Update>,
-    pub(super) files: Files,
+    pub update: Option<Update>,
+    pub files: Files,
 }
 
 /// Looks. Nothing is kept of a repository that is not sound. The error says what to do.

@@ -54,20 +54,20 @@ impl Drop for Esp {
 
 /// The folder with the kernel images.
 #[derive(Debug, Clone)]
-pub(super) struct Entries {
+pub struct Entries {
     folder: PathBuf,
 }
 
 /// An entry of ours, by the version in its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub struct Entry {
     pub version: String,
     pub name: FileName,
 }
 
 impl Entries {
-    #[cfg(test)]
-    pub(super) fn in_folder(folder: &Path) -> Self {
+    /// Of a folder that holds nothing else.
+    pub fn in_folder(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
     }
 
@@ -82,7 +82,7 @@ impl Entries {
 
     /// The entry of a version. After a power cut in a rename there may be two names for it: the one that is blessed counts, then
     /// the one with most tries done.
-    pub(super) fn of(&self, version: &str) -> Result<Option<Entry>, String> {
+    pub fn of(&self, version: &str) -> Result<Option<Entry>, String> {
         let done = |entry: &Entry| entry.name.counter().map_or(u32::MAX, |counter| counter.done);
         Ok(self.list()?.into_iter().filter(|entry| entry.version == version).max_by_key(done))
     }
@@ -94,7 +94,7 @@ impl Entries {
     }
 
     /// Removes all that does not boot `version`: what was of the other slot, and what was left half written.
-    pub(super) fn keep_only(&self, version: &str) -> Result<(), String> {
+    pub fn keep_only(&self, version: &str) -> Result<(), String> {
         for name in fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?.flatten() {
             let Ok(name) = name.file_name().into_string() else { continue };
             let other = entry(&name).is_some_and(|entry| entry.version != version);
@@ -105,24 +105,22 @@ impl Entries {
         self.flush()
     }
 
-    /// Writes an entry that does not boot yet. What is written must be all of `size` bytes, or nothing is staged.
-    pub(super) fn stage(&self, name: &str, image: &[u8]) -> Result<(), String> {
-        let (partial, staged) = (format!("{name}{PARTIAL}"), format!("{name}{STAGED}"));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(self.folder.join(&partial))?;
-            file.write_all(image)?;
-            file.sync_all()
-        };
-        if let Err(error) = write() {
-            let _ = fs::remove_file(self.folder.join(&partial));
-            return Err(self.failed(&format!("write the {} bytes of {name} to", image.len()), &error));
-        }
-        self.rename(&partial, &staged)
+    /// Begins to write an entry that does not boot yet.
+    pub(super) fn stage(&self, name: &str) -> Result<Staging<'_>, String> {
+        let partial = format!("{name}{PARTIAL}");
+        let file = File::create(self.folder.join(&partial))
+            .map_err(|error| self.failed(&format!("write {partial} to"), &error))?;
+        Ok(Staging { entries: self, file, name: name.to_owned() })
+    }
+
+    /// The image of an entry.
+    pub(super) fn open(&self, entry: &Entry) -> io::Result<File> {
+        File::open(self.folder.join(entry.name.as_str()))
     }
 
     /// What is staged under the name of an entry.
-    pub(super) fn staged(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.folder.join(format!("{name}{STAGED}")))
+    pub(super) fn open_staged(&self, name: &str) -> io::Result<File> {
+        File::open(self.folder.join(format!("{name}{STAGED}")))
     }
 
     /// Gives a staged entry its tries: it is what boots next.
@@ -189,6 +187,41 @@ impl Entries {
     }
 }
 
+/// An entry that is being written. Unless it is finished, nothing stays of it.
+pub(super) struct Staging<'a> {
+    entries: &'a Entries,
+    file: File,
+    name: String,
+}
+
+impl Staging<'_> {
+    pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), String> {
+        self.file.write_all(piece).map_err(|error| self.failed(&error))
+    }
+
+    /// It is on the disk when this returns, and staged.
+    pub(super) fn finish(self) -> Result<(), String> {
+        self.file.sync_all().map_err(|error| self.failed(&error))?;
+        let (partial, staged) = (self.partial(), format!("{}{STAGED}", self.name));
+        self.entries.rename(&partial, &staged)
+    }
+
+    fn partial(&self) -> String {
+        format!("{}{PARTIAL}", self.name)
+    }
+
+    fn failed(&self, error: &io::Error) -> String {
+        self.entries.failed(&format!("write {} to", self.name), error)
+    }
+}
+
+impl Drop for Staging<'_> {
+    /// Finds nothing once it is staged.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.entries.folder.join(self.partial()));
+    }
+}
+
 fn entry(file: &str) -> Option<Entry> {
     let name = FileName::parse(file)?;
     let version = name.blessed().as_str().strip_prefix("caisson_")?.strip_suffix(".efi")?.to_owned();
@@ -231,9 +264,12 @@ mod tests {
     #[test]
     fn from_staged_to_blessed() {
         let there = folder(&["caisson_1.0.0.efi"]);
-        there.entries.stage("caisson_1.1.0.efi", b"kernel").unwrap();
+        let mut staging = there.entries.stage("caisson_1.1.0.efi").unwrap();
+        ["ker", "nel"].iter().for_each(|piece| staging.write(piece.as_bytes()).unwrap());
+        staging.finish().unwrap();
         assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi.staged"]);
-        assert_eq!(there.entries.staged("caisson_1.1.0.efi").unwrap(), b"kernel");
+        let staged = io::read_to_string(there.entries.open_staged("caisson_1.1.0.efi").unwrap());
+        assert_eq!(staged.unwrap(), "kernel");
         there.entries.arm("caisson_1.1.0.efi").unwrap();
         assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+3.efi"]);
         there.entries.disarm(&there.entry("1.1.0")).unwrap();
@@ -247,6 +283,16 @@ mod tests {
         there.entries.give_up(&there.entry("1.1.0")).unwrap();
         assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+0.efi"]);
         assert_eq!(there.entries.fallback("1.0.0").unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_finished_leaves_nothing() {
+        let there = folder(&["caisson_1.0.0.efi"]);
+        let mut staging = there.entries.stage("caisson_1.1.0.efi").unwrap();
+        staging.write(b"ker").unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi.partial"]);
+        drop(staging);
+        assert_eq!(there.names(), ["caisson_1.0.0.efi"]);
     }
 
     #[test]

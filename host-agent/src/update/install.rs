@@ -1,11 +1,10 @@
-//! Installing: the new root goes to the spare slot, by the way that brings least; its kernel image to the ESP, not yet to boot.
+//! Installing: the new root goes to the spare slot, by the way that brings least; its kernel image to the ESP ([`super::uki`]).
 //!
 //! Nothing that was signed is believed of what comes but the root hash and the kernel image's SHA-256: the slot is read again from
 //! the disk at the end, and what it hashes to decides.
 
 use apiserver::updates::UpdateProgress;
 use reqwest::Client;
-use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,24 +21,18 @@ use update::patch::Applier;
 use update::verity::{self, BLOCK, HASH, SALT};
 use url::Url;
 
-use super::esp::Entries;
 use super::fetch::Download;
 use super::running::Running;
 use super::slots::Slots;
 use super::table;
 use super::write::{Writer, hash_of};
 
-/// The running root; the kernel checks each block that is read of it.
-const RUNNING_ROOT: &str = "/dev/dm-0";
-/// Bytes of a kernel image: three of them fit into the ESP.
-const LARGEST_UKI: u64 = 20 << 20;
-
 /// How far an installation is; none when there is none.
-pub(super) type Progress = Rc<RefCell<Option<UpdateProgress>>>;
+pub type Progress = Rc<RefCell<Option<UpdateProgress>>>;
 
 /// Where a repository's files are.
 #[derive(Debug)]
-pub(super) struct Files {
+pub struct Files {
     pub client: Client,
     pub targets: Url,
     /// SHA-256 of each target by its name, which is a part of the file's.
@@ -55,12 +48,13 @@ impl Files {
         Ok(Download::new(self.client.clone(), url, range.start, range.end))
     }
 
-    fn whole(&self, file: &manifest::File) -> Result<Download, String> {
+    pub(super) fn whole(&self, file: &manifest::File) -> Result<Download, String> {
         self.part(&file.target, 0..file.size.bytes())
     }
 }
 
-pub(super) struct Install<'a> {
+/// What a version is installed from and to.
+pub struct Install<'a> {
     pub slots: &'a Slots,
     pub running: Running,
     pub update: &'a Update,
@@ -79,7 +73,7 @@ enum Ready {
 
 impl Install<'_> {
     /// Writes the root and its tree, and names the slot by them. When this returns, the slot holds the new root.
-    pub(super) async fn root(&self) -> Result<(), String> {
+    pub async fn root(&self) -> Result<(), String> {
         let root = &self.update.root;
         let size = root.size.bytes();
         let (spare_root, spare_tree) = (&self.slots.spare_root, &self.slots.spare_verity);
@@ -137,39 +131,6 @@ impl Install<'_> {
             .open(disk)
             .map_err(|error| format!("cannot open {}: {error}", disk.display()))?;
         table::name_slot(&mut disk, self.slots.disk_size, numbers, &self.update.root.hash.0)
-    }
-
-    /// Puts the kernel image beside the others.
-    pub(super) async fn uki(&self, entries: &Entries) -> Result<(), String> {
-        let uki = &self.update.uki;
-        let name = format!("caisson_{}.efi", self.update.version);
-        let about = |reason: String| format!("the kernel image {}: {reason}", uki.target);
-        let publisher = "its publisher has to add the version again";
-        if uki.name.as_str() != name || uki.size.bytes() > LARGEST_UKI {
-            return Err(about(format!(
-                "it is called {} and has {} bytes, instead of {name} and at most {LARGEST_UKI}: {publisher}",
-                uki.name,
-                uki.size.bytes()
-            )));
-        }
-        let file = manifest::File { target: uki.target.clone(), size: uki.size };
-        let image = self.files.whole(&file)?.all().await?;
-        if Sha256::digest(&image)[..] != uki.sha256.0 {
-            return Err(about(format!("it is not the one that was signed: {publisher}")));
-        }
-        let names_root = self.update.root.hash.to_string();
-        if !image.windows(names_root.len()).any(|part| part == names_root.as_bytes()) {
-            return Err(about(format!(
-                "it does not boot the root {names_root} that it came with: {publisher}"
-            )));
-        }
-        entries.stage(&name, &image)?;
-        self.check_staged(entries)
-    }
-
-    /// Whether the kernel image on the ESP is the signed one.
-    pub(super) fn check_staged(&self, entries: &Entries) -> Result<(), String> {
-        check_staged(entries, self.update.uki.name.as_str(), &self.update.uki.sha256.to_string())
     }
 
     /// Which way brings least, and what is needed for it.
@@ -255,6 +216,11 @@ impl Install<'_> {
         Ok(index)
     }
 
+    fn running_root(&self) -> Result<File, String> {
+        let device = &self.slots.running_root;
+        File::open(device).map_err(|error| format!("cannot open {}: {error}", device.display()))
+    }
+
     fn tell(&self, way: &str, received: u64, total: u64, writer: &Writer, begun: Instant) {
         if let Some(progress) = self.progress.borrow_mut().as_mut() {
             way.clone_into(&mut progress.way);
@@ -271,8 +237,7 @@ impl Install<'_> {
         begun: Instant,
     ) -> Result<(), String> {
         let about = |error: update::patch::Error| format!("{}: {error}", patch.target);
-        let base =
-            File::open(RUNNING_ROOT).map_err(|error| format!("cannot open {RUNNING_ROOT}: {error}"))?;
+        let base = self.running_root()?;
         let (from, to) = (self.running.hash.0, self.update.root.hash.0);
         let mut applier = Applier::new(base, from, to, self.slots.spare_root.size);
         let size = patch.size.bytes();
@@ -308,8 +273,7 @@ impl Install<'_> {
         writer: &mut Writer,
         begun: Instant,
     ) -> Result<(), String> {
-        let base =
-            File::open(RUNNING_ROOT).map_err(|error| format!("cannot open {RUNNING_ROOT}: {error}"))?;
+        let base = self.running_root()?;
         let mut received = 0;
         let mut fetches = plan.fetches.iter().peekable();
         let mut copies = plan.copies.iter().peekable();
@@ -398,17 +362,4 @@ fn write_from(writer: &mut Writer, offset: u64, content: &[u8]) -> Result<(), St
         Some(rest) => writer.write(rest),
         None => Ok(()),
     }
-}
-
-/// Whether the staged kernel image has this SHA-256, in hexadecimal digits.
-pub(super) fn check_staged(entries: &Entries, name: &str, sha256: &str) -> Result<(), String> {
-    let staged = entries.staged(name).map_err(|error| {
-        format!("the staged kernel image cannot be read: {error}; apiclient update apply stages it again")
-    })?;
-    if manifest::Hash(Sha256::digest(&staged).into()).to_string() == sha256 {
-        return Ok(());
-    }
-    Err(format!(
-        "the kernel image {name} on the ESP is not what was staged: apiclient update apply stages it again"
-    ))
 }

@@ -18,11 +18,16 @@ mod slots;
 mod table;
 mod transport;
 mod trial;
+mod uki;
 mod write;
 
 pub use check::{Checked, check};
+pub use esp::{Entries, Entry};
 pub use gate::watch;
+pub use install::{Files, Install, Progress};
 pub use plan::{Places, Plan};
+pub use running::Running;
+pub use slots::{Partition, Slots};
 
 use apiserver::updates::{
     CommandStatus, CommandType, Image, Slot, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult,
@@ -40,10 +45,8 @@ use tokio::time::timeout;
 
 use crate::files;
 use esp::Esp;
-use install::{Install, Progress, check_staged};
 use journal::{Journal, Step};
-use running::Running;
-use slots::Slots;
+use uki::check_staged;
 
 /// A check is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -218,7 +221,7 @@ impl Updates {
             resumes,
         };
         install.root().await?;
-        install.uki(&esp.entries).await?;
+        install.uki(&esp.entries, &own).await?;
         if let Some(progress) = &mut journal.progress {
             progress.step = Step::Staged;
         }

@@ -5,7 +5,7 @@ use update::manifest::Hash;
 
 /// A verified root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Running {
+pub struct Running {
     pub hash: Hash,
     pub blocks: u64,
 }
@@ -20,7 +20,7 @@ impl Running {
     }
 
     /// `… verity 1 DATA HASHES 4096 4096 BLOCKS START sha256 HASH SALT …`
-    pub(super) fn parse(cmdline: &str) -> Option<Self> {
+    pub fn parse(cmdline: &str) -> Option<Self> {
         let mut words = cmdline.split_whitespace().skip_while(|word| *word != "verity").skip(6);
         let blocks = words.next()?.parse().ok()?;
         let hash = words.skip_while(|word| *word != "sha256").nth(1)?.parse().ok()?;

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const SYS: &str = "/sys";
+const RUNNING_ROOT: &str = "/dev/dm-0";
 /// What sysfs counts sizes in, whatever the disk's sectors are.
 const SECTOR: u64 = 512;
 
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Partition {
+pub struct Partition {
     pub device: PathBuf,
     /// In the partition table, from 1 on.
     pub number: u32,
@@ -18,11 +19,13 @@ pub(super) struct Partition {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slots {
+pub struct Slots {
     pub disk: PathBuf,
     /// Bytes.
     pub disk_size: u64,
     pub esp: Partition,
+    /// The kernel checks each block that is read of it.
+    pub running_root: PathBuf,
     pub running_verity: Partition,
     /// `a` or `b`: the slot that does not run.
     pub spare: char,
@@ -65,6 +68,7 @@ impl Slots {
             disk: Path::new("/dev").join(name),
             disk_size: size(&disk).ok_or_else(|| format!("cannot read the size of {}", name.display()))?,
             esp: partition("esp")?,
+            running_root: RUNNING_ROOT.into(),
             running_verity: partition(&format!("verity-{running}"))?,
             spare,
             spare_root: partition(&format!("root-{spare}"))?,
