@@ -36,6 +36,8 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--features",
+                "caisson-host-agent/bench",
                 "--locked",
                 "--quiet",
                 "--",
