@@ -61,6 +61,11 @@ const TESTS_PACKAGES: &[&str] = &[
     // Secure Boot: signed programs, and firmware's lists of keys
     "sbsigntool",
     "efitools",
+    // what updates are measured beside
+    "casync",
+    "rauc",
+    "squashfs-tools",
+    "zstd",
 ];
 
 /// What is installed to build and to run, by purpose.

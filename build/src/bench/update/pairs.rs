@@ -19,11 +19,11 @@ use crate::project::{Project, target_dir};
 use crate::toolbox::LockPolicy;
 use crate::variant::Variant;
 
-pub const OLD: &str = "1.0.0";
-pub const NEW: &str = "1.1.0";
+pub(super) const OLD: &str = "1.0.0";
+pub(super) const NEW: &str = "1.1.0";
 
 /// Two images, one version after the other.
-pub struct Pair {
+pub(super) struct Pair {
     pub name: &'static str,
     /// What changed, for people.
     pub what: &'static str,
@@ -37,8 +37,8 @@ enum Change {
     Line { file: &'static str, from: &'static str, to: &'static str },
     /// Crates of `Cargo.lock` at older versions.
     Older(&'static [(&'static str, &'static str)]),
-    /// One more fragment of the kernel's configuration.
-    Kernel { file: &'static str, text: &'static str },
+    /// Files without some of their lines.
+    Without(&'static [(&'static str, &'static [&'static str])]),
 }
 
 /// A mistake by one, as fixes go.
@@ -75,13 +75,35 @@ const OLDER: Change = Change::Older(&[
     ("zlib-rs", "0.6.7"),
 ]);
 
-const KERNEL: Change = Change::Kernel { file: "os/kernel/99-bench.config", text: "CONFIG_WIREGUARD=y\n" };
+/// What one commit brought to the kernel's configuration: bonds, preferences of IPv6 routers, a log that survives a reset.
+const KERNEL: Change = Change::Without(&[
+    (
+        "os/kernel/10-base.config",
+        &[
+            "# The last words of a kernel that panicked or was reset, in memory that a warm reset leaves alone: why a slot failed.",
+            "CONFIG_PSTORE=y",
+            "CONFIG_PSTORE_CONSOLE=y",
+            "CONFIG_PSTORE_RAM=y",
+        ],
+    ),
+    (
+        "os/kernel/40-network.config",
+        &[
+            "CONFIG_IPV6_MULTIPLE_TABLES=y",
+            "# Preferences and further routes in what IPv6 routers advertise (RFC 4191).",
+            "CONFIG_IPV6_ROUTER_PREF=y",
+            "CONFIG_IPV6_ROUTE_INFO=y",
+            "# settings.network.interfaces with kind = \"bond\".",
+            "CONFIG_BONDING=y",
+        ],
+    ),
+]);
 
 /// Steps that the change leaves alone and that take long.
 const SHARED: &[&str] = &["toolbox", "youki", "ntpd"];
 
 /// Builds what is missing of all pairs: at first that compiles the guest's programs three times and two kernels.
-pub fn build(project: &Project) -> Result<Vec<Pair>> {
+pub(super) fn build(project: &Project) -> Result<Vec<Pair>> {
     // First what the others share.
     let plain = |version| {
         let folder = folder(project, &format!("plain-{version}"));
@@ -90,11 +112,11 @@ pub fn build(project: &Project) -> Result<Vec<Pair>> {
     let (old, new) = (plain(OLD)?, plain(NEW)?);
     let fix = changed(project, "fix", &FIX, NEW, &["kernel", "init", "apiserver"])?;
     let older = changed(project, "dependencies", &OLDER, OLD, &["kernel"])?;
-    let kernel = changed(project, "kernel", &KERNEL, NEW, &["init", "apiserver", "host-agent"])?;
+    let other = changed(project, "kernel", &KERNEL, OLD, &["init", "apiserver", "host-agent"])?;
     Ok(vec![
-        Pair { name: "fix", what: "one line in one program", old: old.clone(), new: fix },
-        Pair { name: "dependencies", what: "23 crates in all programs", old: older, new },
-        Pair { name: "kernel", what: "a kernel with one driver more", old, new: kernel },
+        Pair { name: "fix", what: "one line of one program", old, new: fix },
+        Pair { name: "dependencies", what: "23 crates of all programs", old: older, new: new.clone() },
+        Pair { name: "kernel", what: "the kernel, with three features more", old: other, new },
     ])
 }
 
@@ -136,26 +158,34 @@ fn changed(
 impl Change {
     /// The files that are other than in the sources, by their names there.
     fn edits(&self, project: &Project) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-        let (file, text) = match self {
-            Self::Kernel { file, text } => (*file, (*text).to_owned()),
-            Self::Line { file, from, to } => {
-                let text = fs::read_to_string(project.sources.join(file))
-                    .with_context(|| format!("cannot read {file}"))?;
-                (*file, with_line(&text, from, to).with_context(|| (*file).to_owned())?)
-            }
-            Self::Older(crates) => ("Cargo.lock", older_lock(project, crates)?),
+        let read = |file: &str| {
+            fs::read_to_string(project.sources.join(file)).with_context(|| format!("cannot read {file}"))
         };
-        Ok(BTreeMap::from([(PathBuf::from(file), text.into_bytes())]))
+        let edits = match self {
+            Self::Line { file, from, to } => vec![(*file, with_line(&read(file)?, from, Some(to))?)],
+            Self::Older(crates) => vec![("Cargo.lock", older_lock(project, crates)?)],
+            Self::Without(files) => {
+                let without = |(file, lines): &(&'static str, &[&str])| {
+                    let text =
+                        lines.iter().try_fold(read(file)?, |text, line| with_line(&text, line, None))?;
+                    Ok((*file, text))
+                };
+                files.iter().map(without).collect::<Result<_>>()?
+            }
+        };
+        Ok(edits.into_iter().map(|(file, text)| (PathBuf::from(file), text.into_bytes())).collect())
     }
 }
 
-fn with_line(text: &str, from: &str, to: &str) -> Result<String> {
+/// A text with another line, or none, in place of one that is there once.
+fn with_line(text: &str, from: &str, to: Option<&str>) -> Result<String> {
     let count = text.lines().filter(|line| *line == from).count();
     ensure!(
         count == 1,
         "the line {from:?} is there {count} times: name another one in bench/update/pairs.rs"
     );
-    Ok(text.replacen(&format!("{from}\n"), &format!("{to}\n"), 1))
+    let lines = text.lines().filter_map(|line| if line == from { to } else { Some(line) });
+    Ok(lines.flat_map(|line| [line, "\n"]).collect())
 }
 
 /// `Cargo.lock` with crates at older versions, as cargo makes it.
@@ -256,8 +286,9 @@ mod tests {
             let locked: Version = locked.unwrap_or_else(|| panic!("no {name}")).parse().unwrap();
             assert!(version.parse::<Version>().unwrap() < locked, "{name} {version}");
         }
-        let Change::Kernel { file, .. } = KERNEL else { panic!("another kernel") };
-        assert!(!sources.join(file).exists(), "{file}");
+        for (file, text) in KERNEL.edits(&project).unwrap() {
+            assert!(text.len() < fs::read(sources.join(file)).unwrap().len());
+        }
     }
 
     #[test]
