@@ -50,34 +50,45 @@ impl Publisher {
 
     /// Adds versions, each published by itself.
     pub(crate) fn publish(&self, folder: &Path, versions: &[&str]) {
-        let mut repository = self.open(folder);
+        self.open(folder);
         for version in versions {
-            let built = self.build(version);
-            repo::add(&mut repository, &built, None, self.dir.path(), 0).unwrap();
-            repo::publish(&mut repository, &self.keys(), &Self::expires()).unwrap();
+            self.publish_image(folder, version, &[9; 10], 0);
         }
+    }
+
+    /// Adds a version with this kernel image, and patches from so many older ones.
+    pub(crate) fn publish_image(&self, folder: &Path, version: &str, uki: &[u8], patches: usize) {
+        let mut repository = self.open(folder);
+        let built = self.build(version, uki);
+        repo::add(&mut repository, &built, None, self.dir.path(), patches).unwrap();
+        repo::publish(&mut repository, &self.keys(), &Self::expires()).unwrap();
     }
 
     pub(crate) fn renew_root(&self, folder: &Path) {
         self.open(folder).renew_root(&self.keys(), &Self::expires()).unwrap();
     }
 
-    fn build(&self, version: &str) -> PathBuf {
+    fn build(&self, version: &str, uki: &[u8]) -> PathBuf {
         let folder = self.dir.path().join(version);
         fs::create_dir_all(&folder).unwrap();
         let mut files = serde_json::Map::new();
         for (name, data) in
-            [("root.erofs", vec![7; 8192]), ("root.verity", vec![8; 8192]), ("a.efi", vec![9; 10])]
+            [("root.erofs", vec![7; 8192]), ("root.verity", vec![8; 8192]), ("a.efi", uki.to_vec())]
         {
             fs::write(folder.join(name), &data).unwrap();
             files.insert(name.to_owned(), json!({"bytes": data.len(), "sha256": hex(&data)}));
         }
         let manifest = json!({
-            "variant": "default", "version": version, "arch": "x86_64", "root-hash": hex(&[]), "files": files,
+            "variant": "default", "version": version, "arch": "x86_64", "root-hash": root_hash(), "files": files,
         });
         fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
         folder
     }
+}
+
+/// Of every root here.
+pub(crate) fn root_hash() -> String {
+    hex(&[])
 }
 
 fn hex(data: &[u8]) -> String {
