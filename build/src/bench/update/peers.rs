@@ -52,7 +52,7 @@ pub(super) fn zstd(project: &Project, tools: &Toolbox, pair: &Pair) -> Result<Pe
     let new = &pair.new;
     let packed = |folder: &Path, name: &str| folder.join(format!("{name}.zst"));
     let entry =
-        project.cache.step("bench-zstd", "packing whole images", key("zstd 2", tools, &[new])?, |out| {
+        project.cache.step("bench-zstd", "packing whole images", key("zstd 1", tools, &[new])?, |out| {
             IMAGES.iter().try_for_each(|name| pack(tools, &image(new, name), &packed(out, name)))
         })?;
     let work = tempfile::Builder::new().prefix("bench-zstd-").tempdir_in(target_dir(&project.sources))?;
@@ -69,7 +69,7 @@ pub(super) fn zstd(project: &Project, tools: &Toolbox, pair: &Pair) -> Result<Pe
 
 fn pack(tools: &Toolbox, from: &Path, to: &Path) -> Result<()> {
     let mut zstd = tools.command("zstd");
-    zstd.args(["--quiet", "--ultra", "-22", "--long=27", "-o"]).arg(to).arg(from);
+    zstd.args(["--quiet", "-19", "--long=27", "-o"]).arg(to).arg(from);
     run_quiet(&mut zstd, "packing with zstd").map(drop)
 }
 
