@@ -56,7 +56,7 @@ impl Parts {
         for Sent { path, bytes } in sent {
             let part = if path.contains(".efi") {
                 &mut parts.kernel_image
-            } else if path.contains(".root.") || path.ends_with(".patch") {
+            } else if [".root.zst", ".root.leaves", ".patch"].iter().any(|end| path.ends_with(end)) {
                 &mut parts.root
             } else {
                 &mut parts.metadata
