@@ -41,11 +41,11 @@ enum Change {
     Without(&'static [(&'static str, &'static [&'static str])]),
 }
 
-/// A mistake by one, as fixes go.
+/// A fix that makes code longer, so that what follows moves: an answer that should pass is no longer taken as final.
 const FIX: Change = Change::Line {
     file: "host-agent/src/update/fetch.rs",
-    from: "                    if self.failures > MOST_FAILURES {",
-    to: "                    if self.failures >= MOST_FAILURES {",
+    from: "            status if status.is_server_error() => {",
+    to: "            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {",
 };
 
 /// Crates that are in several or all of the guest's programs, each a release or two before the one that is locked.
