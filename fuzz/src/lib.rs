@@ -4,6 +4,7 @@
 //! A target is a function that panics when something does not hold. It gets any bytes at all, and has inputs to begin with, made of
 //! the examples in the documents: they are what people write.
 
+mod advertised;
 mod dhcp;
 mod examples;
 mod http;
@@ -97,6 +98,13 @@ pub const TARGETS: &[Target] = &[
         memory: 4 << 20,
     },
     Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 8 << 20 },
+    Target {
+        name: "advertisements",
+        check: advertised::check,
+        seeds: advertised::seeds,
+        largest: 4 << 10,
+        memory: 4 << 20,
+    },
     Target { name: "http", check: http::check, seeds: http::seeds, largest: 16 << 10, memory: 16 << 20 },
 ];
 

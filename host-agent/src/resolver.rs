@@ -10,10 +10,39 @@ const RESOLV_CONF: &str = "/run/etc/resolv.conf";
 const MOST_SERVERS: usize = 3;
 const MOST_SEARCHED: usize = 6;
 
-/// What one lease says of names. Its domains come from the network, and may be anything.
+/// Who is asked for names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NameServer {
+    address: IpAddr,
+    /// The interface, of an address that is only for its link (RFC 4007, 11).
+    zone: Option<String>,
+}
+
+impl NameServer {
+    /// One that was named on an interface.
+    pub fn on(interface: &str, address: IpAddr) -> Self {
+        let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        Self { address, zone: is_of_link.then(|| interface.to_owned()) }
+    }
+}
+
+impl From<IpAddr> for NameServer {
+    fn from(address: IpAddr) -> Self {
+        Self { address, zone: None }
+    }
+}
+
+impl std::fmt::Display for NameServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.address)?;
+        self.zone.as_ref().map_or(Ok(()), |zone| write!(f, "%{zone}"))
+    }
+}
+
+/// What one lease, or a router's advertisement, says of names. Its domains come from the network, and may be anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeasedDns {
-    pub servers: Vec<IpAddr>,
+    pub servers: Vec<NameServer>,
     pub search: Vec<String>,
 }
 
@@ -25,7 +54,8 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Notes what all leases say, those that count most first.
+    /// Notes what all leases say, those that count most first. An agent that has just started knows none: the file of the one before
+    /// it is better than nothing, and stays until there is one.
     pub fn set_leases(&mut self, leases: Vec<LeasedDns>) -> Result<(), String> {
         if self.leases == leases {
             return Ok(());
@@ -43,13 +73,13 @@ impl Resolver {
         if nothing_known && nothing_new { Ok(()) } else { self.write() }
     }
 
-    fn servers(&self) -> Vec<IpAddr> {
+    fn servers(&self) -> Vec<NameServer> {
         if let Some(servers) = &self.settings.name_servers {
-            return servers.iter().map(|server| server.get()).collect();
+            return servers.iter().map(|server| server.get().into()).collect();
         }
         let mut seen = BTreeSet::new();
         let leased = self.leases.iter().flat_map(|lease| &lease.servers);
-        leased.filter(|server| seen.insert(**server)).take(MOST_SERVERS).copied().collect()
+        leased.filter(|server| seen.insert(*server)).take(MOST_SERVERS).cloned().collect()
     }
 
     fn search(&self) -> Vec<&str> {
@@ -87,7 +117,10 @@ mod tests {
     fn resolver(leases: &[(&[IpAddr], &[&str])], dns: serde_json::Value) -> Resolver {
         let lease = |(servers, search): &(&[IpAddr], &[&str])| {
             let search = search.iter().map(|name| (*name).to_owned()).collect();
-            LeasedDns { servers: servers.to_vec(), search }
+            LeasedDns {
+                servers: servers.iter().map(|server| NameServer::on("eth0", *server)).collect(),
+                search,
+            }
         };
         let settings = settings::from_json(&json!({"dns": dns})).unwrap().dns.unwrap();
         Resolver { leases: leases.iter().map(lease).collect(), settings }
@@ -106,6 +139,13 @@ mod tests {
     fn servers_of_two_leases_are_named_once() {
         let leases = resolver(&[(&[A, B], &["z", "a"]), (&[B], &["a"])], json!({}));
         assert_eq!(leases.text(), "search z a\nnameserver 10.0.2.3\nnameserver 2.2.2.2\n");
+    }
+
+    #[test]
+    fn a_server_that_is_only_on_a_link_is_named_with_its_interface() {
+        let [on_link, elsewhere]: [IpAddr; 2] = ["fe80::1", "fd00::1"].map(|text| text.parse().unwrap());
+        let lease = resolver(&[(&[on_link, elsewhere], &[])], json!({}));
+        assert_eq!(lease.text(), "nameserver fe80::1%eth0\nnameserver fd00::1\n");
     }
 
     #[test]

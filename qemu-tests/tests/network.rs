@@ -1,6 +1,6 @@
 //! Nodes in a network with a real DHCP and DNS server.
 
-use qemu_tests::{Config, Health, Lan, Node, script};
+use qemu_tests::{Config, Health, Lan, Node, install_in_slot_b, script};
 use serde_json::json;
 use std::time::Duration;
 
@@ -206,6 +206,58 @@ fn dhcpv6_and_router_advertisements() {
     node.wait_for("no address", SOON, |node| (!node.status().addresses.contains_key("eth0")).then_some(()));
     let log = asked(&node, "again", "ip -6 route");
     assert!(!log.contains("default"), "{log}");
+}
+
+/// Advertisements with who is to be asked for names.
+const ADVERTISED: &[&str] = &[
+    "--enable-ra",
+    "--dhcp-range=fd00:2::,ra-only,64,2m",
+    "--dhcp-option=option6:dns-server,[fd00:2::1],[fe80::]",
+    "--dhcp-option=option6:domain-search,lan.test",
+    "--address=/service.lan.test/fd00:2::77",
+];
+const NO_DHCP: &str = "[settings.network.interfaces.eth0]\naccept-ra = true\n";
+
+/// No DHCP of any version: address, router and names come by advertisements, and names go when no router stands for them any more.
+#[test]
+fn router_advertisements_name_servers_as_long_as_they_hold() {
+    let mut lan = Lan::new();
+    // What is said every ten minutes, dnsmasq lets hold for half an hour; this for two minutes.
+    lan.dnsmasq(&[ADVERTISED, &["--ra-param=lan,10,60"]].concat());
+    let node = Node::boot_healthy(lan.attach(Config::direct().user_data(NO_DHCP)));
+    wait_for_address(&node, "eth0", "fd00:2::");
+    let asks = "until grep nameserver /etc/resolv.conf; do sleep 1; done; cat /etc/resolv.conf; nslookup service.lan.test";
+    let log = asked(&node, "asks", asks);
+    assert_has(&log, &["search lan.test", "nameserver fd00:2::1\nnameserver fe80::", "%eth0", "fd00:2::77"]);
+    lan.silence();
+    let over = "while grep -q . /etc/resolv.conf; do sleep 1; done; echo over; exec sleep 3600";
+    node.set(&json!({"containers": {"over": script(over)}}));
+    node.wait_for("the end of the names", Duration::from_secs(240), |node| {
+        node.logs("over").contains("over").then_some(())
+    });
+}
+
+/// What was advertised before an agent began is asked for: the router says it by itself only every ten minutes.
+#[test]
+fn an_agent_that_starts_again_asks_routers_for_names() {
+    let mut lan = Lan::new();
+    lan.dnsmasq(ADVERTISED);
+    let mut node = Node::new(lan.attach(Config::direct().user_data(NO_DHCP)));
+    // dnsmasq advertises more often in its first minute.
+    let kill = "
+        b=/usr/bin/busybox
+        until $b grep nameserver /run/etc/resolv.conf; do $b sleep 1; done
+        $b sleep 80
+        : > /run/etc/resolv.conf
+        $b kill -9 $($b cat /sys/fs/cgroup/system/host-agent/cgroup.procs)
+        until $b grep nameserver /run/etc/resolv.conf; do $b sleep 1; done
+        echo \"<5>the names are back\"
+        ";
+    install_in_slot_b(&mut node, "chaos", kill);
+    node.start();
+    node.wait_for("the names are back", Duration::from_secs(200), |node| {
+        node.console().contains("the names are back").then_some(())
+    });
 }
 
 /// Nothing is set, and a router says that there is DHCPv6.

@@ -16,11 +16,11 @@ const MOST_SEARCHED: usize = 6;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Dns {
-    /// DNS servers, at most 3, instead of those that DHCP gives.
+    /// DNS servers, at most 3, instead of those that DHCP and IPv6 routers give.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["10.0.0.53", "fd00::53"]), extend("x-default" = "DHCP's"))]
     pub name_servers: Option<Vec<Address>>,
-    /// Domains in which short names are looked for, at most 6, instead of those that DHCP gives.
+    /// Domains in which short names are looked for, at most 6, instead of those that DHCP and IPv6 routers give.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["example.com"]), extend("x-default" = "DHCP's"))]
     pub search_list: Option<Vec<DomainName>>,

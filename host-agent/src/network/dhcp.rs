@@ -216,7 +216,7 @@ fn give_up(shared: &Shared, key: &Key, lease: &Lease) {
 }
 
 /// For how long an address may be used (RFC 2131, 3.3 and RFC 8415, 7.7: all ones are for ever).
-fn lease_time(seconds: u32) -> Option<Duration> {
+pub(super) fn lease_time(seconds: u32) -> Option<Duration> {
     (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into()))
 }
 

@@ -1,9 +1,11 @@
 //! The network: makes what there is like what settings want, and keeps it so while the node runs. What is to be done is decided in
 //! [`want`] and [`plan`], without I/O.
 
+mod advertised;
 mod dhcp;
 mod kernel;
 mod plan;
+mod routers;
 mod want;
 
 use init_control::Problem;
@@ -18,12 +20,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::node::Node;
-use crate::resolver::LeasedDns;
+use crate::resolver::{LeasedDns, NameServer};
+pub use advertised::{Advertised, Names, read as read_advertised};
 pub use dhcp::of_v4;
 pub use want::Lease;
 
 use dhcp::Clients;
 use plan::{State, Step};
+use routers::Routers;
 use want::{Family, Leased, Want};
 
 /// How often it is looked whether interfaces have come, and whether all is as it should be.
@@ -71,8 +75,10 @@ impl Control {
 /// Keeps the network for ever, from the first [`Control::set`] on. Within a `LocalSet`.
 pub async fn run(node: Rc<RefCell<Node>>) {
     let Some(mut changes) = node.borrow_mut().network.received.take() else { return };
-    let handle = match kernel::connect() {
-        Ok(handle) => handle,
+    // Before any interface is up: nothing is said that nobody hears.
+    let connected = kernel::connect().and_then(|handle| Ok((handle, Routers::listen()?)));
+    let (handle, routers) = match connected {
+        Ok(connected) => connected,
         Err(error) => {
             let problem = problem("netlink", format!("cannot talk to the kernel: {error}"));
             node.borrow_mut().set_problems("network", vec![problem]);
@@ -80,7 +86,8 @@ pub async fn run(node: Rc<RefCell<Node>>) {
         }
     };
     let Some(first) = changes.recv().await else { return };
-    let mut keeper = Keeper { handle, node, settings: first.interfaces, clients: Clients::default() };
+    let mut keeper =
+        Keeper { handle, node, settings: first.interfaces, clients: Clients::default(), routers };
     let mut waiting = vec![first.done];
     loop {
         let outcome = keeper.keep().await;
@@ -95,6 +102,7 @@ pub async fn run(node: Rc<RefCell<Node>>) {
                 waiting.push(change.done);
             }
             () = keeper.clients.changed() => {}
+            () = keeper.routers.changed() => {}
             () = sleep(LOOK) => {}
         }
     }
@@ -115,6 +123,7 @@ struct Keeper {
     node: Rc<RefCell<Node>>,
     settings: Option<Interfaces>,
     clients: Clients,
+    routers: Routers,
 }
 
 impl Keeper {
@@ -135,6 +144,9 @@ impl Keeper {
         let steps = plan::plan(&state, &want.links);
         let failed = self.take_steps(&steps).await;
         let state = if steps.is_empty() { Ok(state) } else { kernel::read(&self.handle).await };
+        if let Ok(state) = &state {
+            self.routers.keep(&want.accept_ra(state));
+        }
         let state = state.unwrap_or_default();
         let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         for key in want.asks.keys() {
@@ -184,13 +196,15 @@ impl Keeper {
             problems.chain(want.missing.iter().map(|(name, reason)| problem(name, reason.clone())));
         let problems = problems.chain(failed.iter().map(|(name, error)| problem(name, error.clone())));
         let mut problems: Vec<Problem> = problems.collect();
-        let dns: Vec<LeasedDns> = want.order.iter().flat_map(held).map(leased_dns).collect();
+        // DHCP's first (RFC 8106, 5.3.1).
+        let dns = want.order.iter().flat_map(|name| {
+            let advertised = state.get(name).and_then(|link| self.routers.dns(link.index, name));
+            held(name).map(|lease| leased_dns(name, lease)).chain(advertised)
+        });
+        let dns: Vec<LeasedDns> = dns.collect();
         let waits = leases.values().any(|leased| *leased == Leased::NotYet);
         let mut node = self.node.borrow_mut();
-        // An agent that has just started knows no lease: the file of the one before it is better than none.
-        if !(dns.is_empty() && waits)
-            && let Err(error) = node.resolver.set_leases(dns)
-        {
+        if let Err(error) = node.resolver.set_leases(dns) {
             problems.push(problem("resolv.conf", error));
         }
         // A name, which DHCPv6 may give, is left out: it would be looked up by the time it takes to trust a name.
@@ -199,6 +213,7 @@ impl Keeper {
         let ntp = want.order.iter().map(|name| (name.clone(), servers(name).collect()));
         let ntp: BTreeMap<_, Vec<IpAddr>> =
             ntp.filter(|(_, servers): &(_, Vec<_>)| !servers.is_empty()).collect();
+        // An agent that has just started knows no lease: the file of the one before it is better than none.
         if !(ntp.is_empty() && waits)
             && let Err(error) = node.set_ntp_servers(ntp)
         {
@@ -207,12 +222,16 @@ impl Keeper {
         let shown = want.order.iter().filter_map(|name| Some((name.clone(), state.get(name)?.shown.clone())));
         node.addresses = shown.filter(|(_, addresses)| !addresses.is_empty()).collect();
         node.set_problems("network", problems);
+        let is_held = |key: &&(String, Family)| matches!(leases.get(*key), Some(Leased::Held(_)));
+        let required = want.asks.iter().filter(|(_, optional)| !**optional).map(|(key, _)| key);
+        node.unanswered = required.filter(|key| !is_held(key)).map(|(name, _)| name.clone()).collect();
         if want.asks.is_empty() || leases.values().any(|leased| matches!(leased, Leased::Held(_))) {
             node.phase("network");
         }
     }
 }
 
-fn leased_dns(lease: &Lease) -> LeasedDns {
-    LeasedDns { servers: lease.name_servers.clone(), search: lease.search.clone() }
+fn leased_dns(interface: &str, lease: &Lease) -> LeasedDns {
+    let servers = lease.name_servers.iter().map(|server| NameServer::on(interface, *server));
+    LeasedDns { servers: servers.collect(), search: lease.search.clone() }
 }

@@ -795,6 +795,26 @@ mod tests {
         assert!(state["eth0"].addresses.is_empty() && state["eth0"].routes.is_empty());
     }
 
+    #[test]
+    fn only_what_is_up_and_accepts_advertisements_is_heard() {
+        let settings = interfaces(json!({
+            "eth0": {"dhcp6": true},
+            "eth1": {"dhcp6": true, "accept-ra": false},
+            "eth2": {"accept-ra": true, "dhcp4": true},
+            "vlan7": {"kind": "vlan", "device": "eth0", "id": 7, "dhcp4": true},
+        }));
+        let want = want(Some(&settings), &machine(), &Leases::new());
+        assert!(want.accept_ra(&machine()).is_empty(), "an interface that is down is heard");
+        let (mut state, _) = carry_out(machine(), Some(&settings), &Leases::new());
+        for (index, link) in (10..).zip(state.values_mut()) {
+            link.index = index;
+        }
+        let wanted = ["eth0", "eth2"].map(|name| state[name].index);
+        assert_eq!(want.accept_ra(&state), BTreeSet::from(wanted));
+        state.get_mut("eth2").unwrap().accept_ra = None;
+        assert_eq!(want.accept_ra(&state), BTreeSet::from([wanted[0]]), "without IPv6");
+    }
+
     fn lease(address: &str, router: &str) -> Lease {
         let everything = Cidr { address: "0.0.0.0".parse().unwrap(), prefix: 0 };
         Lease {

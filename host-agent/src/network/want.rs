@@ -1,7 +1,7 @@
 //! From settings, leases and what is there to what is wanted. Pure.
 
 use settings::{Dhcp, Interface, InterfaceId, Interfaces};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::plan::{Cidr, Kind, Link, Made, Origin, Route, State, Wanted, WantedLink, is_a_blank};
@@ -52,6 +52,15 @@ pub(super) struct Want {
     pub asks: BTreeMap<(String, Family), bool>,
     /// What cannot be done: the interface and why.
     pub missing: Vec<(String, String)>,
+}
+
+impl Want {
+    /// The numbers of interfaces that are up and take what routers advertise.
+    pub(super) fn accept_ra(&self, state: &State) -> BTreeSet<u32> {
+        let accepts = self.links.iter().filter(|(_, wanted)| wanted.accept_ra.is_some());
+        let links = accepts.filter_map(|(name, _)| state.get(name));
+        links.filter(|link| link.up && link.accept_ra.is_some()).map(|link| link.index).collect()
+    }
 }
 
 pub(super) fn want(settings: Option<&Interfaces>, state: &State, leases: &Leases) -> Want {

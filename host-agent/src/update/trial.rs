@@ -3,7 +3,8 @@
 
 use apiserver::agent::{Health, Status};
 use boot_choice::Counter;
-use serde::{Deserialize, Serialize};
+use init_control::trial::{LARGEST, LastWords};
+use serde::Serialize;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -11,16 +12,24 @@ use std::time::Duration;
 use super::journal::{Progress, Step};
 use crate::files;
 
-/// Bytes of the file with last words.
-const LARGEST: u64 = 16 << 10;
-/// Bytes of them.
+/// Bytes of last words.
 const LONGEST: usize = 1500;
+
+/// What a healthy node may be late by.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// How long a version has to be healthy, and until when after the kernel's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub healthy_for: Duration,
     pub deadline: Duration,
+}
+
+impl Limits {
+    /// When PID 1 restarts the node after all, because the agent has neither blessed the version nor given it up.
+    pub(super) fn at_the_latest(self) -> Duration {
+        self.deadline + self.healthy_for + GRACE
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +59,19 @@ pub(super) fn decide(
     }
 }
 
-/// What keeps a node from being healthy, in words; nothing when it is.
-pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus]) -> Option<String> {
-    if status.health == Health::Healthy {
+/// What keeps a node from being healthy enough for a new version, in words; nothing when it is. `unanswered`: interfaces that wait for
+/// an address, which is no problem yet.
+pub(super) fn unhealthy(
+    status: &Status,
+    services: &[init_control::ServiceStatus],
+    unanswered: &[String],
+) -> Option<String> {
+    if status.health == Health::Healthy && unanswered.is_empty() {
         return None;
     }
+    let told = |name: &str| status.problems.iter().any(|problem| problem.subject == name);
+    let unanswered = unanswered.iter().filter(|name| !told(name));
+    let unanswered = unanswered.map(|name| format!("{name}: no answer by DHCP yet"));
     let problems = status.problems.iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
     let waiting = services
         .iter()
@@ -63,7 +80,7 @@ pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus
             Some(exit) => format!("service {}: not ready, it ended with {exit}", service.name),
             None => format!("service {}: not ready", service.name),
         });
-    let all: Vec<String> = problems.chain(waiting).collect();
+    let all: Vec<String> = problems.chain(unanswered).chain(waiting).collect();
     let words = if all.is_empty() {
         "essential containers or settings are not there yet".to_owned()
     } else {
@@ -72,38 +89,23 @@ pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus
     Some(words.chars().take(LONGEST).collect())
 }
 
-/// What a version on trial says of itself while it runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub(super) struct LastWords {
-    pub version: String,
-    /// Seconds after the kernel's start.
-    pub uptime: u64,
-    /// What kept it from being healthy; none when it was.
-    pub unhealthy: Option<String>,
-    /// Why it gave itself up.
-    pub given_up: Option<String>,
-    /// What its kernel said when an earlier try died.
-    pub panic: Option<String>,
+/// What a version said of itself.
+pub(super) fn read_words(path: &Path, version: &str) -> Option<LastWords> {
+    let data = files::read_bounded(path, LARGEST).ok()?;
+    serde_json::from_slice(&data).ok().filter(|words: &LastWords| words.version == version)
 }
 
-impl LastWords {
-    pub(super) fn read(path: &Path, version: &str) -> Option<Self> {
-        let data = files::read_bounded(path, LARGEST).ok()?;
-        serde_json::from_slice(&data).ok().filter(|words: &Self| words.version == version)
-    }
-
-    pub(super) fn write(&self, path: &Path) {
-        let write = || {
-            if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            files::replace_durably(path, &serde_json::to_vec(self)?)
-        };
-        let written: std::io::Result<()> = write();
-        if let Err(error) = written {
-            eprintln!("<4>cannot keep what this version says of itself in {}: {error}", path.display());
+/// Keeps what a version says of itself, or until when it is on trial.
+pub(super) fn keep(path: &Path, what: &impl Serialize) {
+    let write = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
         }
+        files::replace_durably(path, &serde_json::to_vec(what)?)
+    };
+    let written: std::io::Result<()> = write();
+    if let Err(error) = written {
+        eprintln!("<4>update: cannot write {}: {error}", path.display());
     }
 }
 
@@ -119,11 +121,16 @@ pub(super) enum AtStart {
 }
 
 /// `tries`: of the new version's entry on the ESP; none when it has no entry, or a blessed one. The ESP decides and not the step, which
-/// is written after it: a power cut may have come in between.
-pub(super) fn at_start(running: &str, progress: &Progress, tries: Option<Counter>) -> AtStart {
+/// is written after it: a power cut may have come in between. `armed_before`: in another boot than this one.
+pub(super) fn at_start(
+    running: &str,
+    progress: &Progress,
+    tries: Option<Counter>,
+    armed_before: bool,
+) -> AtStart {
     match tries {
         _ if running == progress.version => AtStart::OnTrial,
-        Some(Counter { done: 0, left: 1.. }) => AtStart::Unchanged(Step::Armed),
+        Some(Counter { done: 0, left: 1.. }) if !armed_before => AtStart::Unchanged(Step::Armed),
         Some(_) => AtStart::RolledBack,
         None if progress.step == Step::Staging => AtStart::Unchanged(Step::Staging),
         None => AtStart::Unchanged(Step::Staged),
@@ -140,6 +147,9 @@ pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: O
         return format!("its kernel panicked: {panic}");
     }
     let times = match tries.map(|tries| tries.done) {
+        Some(0) => {
+            return "the boot loader passed it over: its kernel image on the ESP is damaged, or a VMM that loads the kernel itself took another".to_owned();
+        }
         Some(1) => "once".to_owned(),
         Some(done) => format!("{done} times"),
         None => "some times".to_owned(),
@@ -206,23 +216,28 @@ mod tests {
     #[test]
     fn what_a_start_means() {
         let tries = |left, done| Some(Counter { left, done });
-        assert_eq!(at_start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
-        assert_eq!(at_start("1", &armed(), tries(3, 0)), AtStart::Unchanged(Step::Armed));
-        assert_eq!(at_start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
-        assert_eq!(at_start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
+        let start = |running, progress: &_, tries| at_start(running, progress, tries, false);
+        assert_eq!(start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
+        assert_eq!(start("1", &armed(), tries(3, 0)), AtStart::Unchanged(Step::Armed));
+        assert_eq!(start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
         // The power went between the ESP and the journal: before a command had its effect, or after.
         let staged = Progress { step: Step::Staged, ..armed() };
-        assert_eq!(at_start("1", &armed(), None), AtStart::Unchanged(Step::Staged));
-        assert_eq!(at_start("1", &staged, tries(3, 0)), AtStart::Unchanged(Step::Armed));
-        assert_eq!(at_start("1", &staged, tries(0, 3)), AtStart::RolledBack);
-        assert_eq!(at_start("2", &staged, tries(2, 1)), AtStart::OnTrial);
+        assert_eq!(start("1", &armed(), None), AtStart::Unchanged(Step::Staged));
+        assert_eq!(start("1", &staged, tries(3, 0)), AtStart::Unchanged(Step::Armed));
+        assert_eq!(start("1", &staged, tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(start("2", &staged, tries(2, 1)), AtStart::OnTrial);
         let staging = Progress { step: Step::Staging, ..armed() };
-        assert_eq!(at_start("1", &staging, None), AtStart::Unchanged(Step::Staging));
+        assert_eq!(start("1", &staging, None), AtStart::Unchanged(Step::Staging));
+        // It was to boot, and something else did.
+        assert_eq!(at_start("1", &armed(), tries(3, 0), true), AtStart::RolledBack);
     }
 
     #[test]
     fn the_best_reason_that_there_is() {
         let tries = Some(Counter { left: 0, done: 3 });
+        let never = Some(Counter { left: 3, done: 0 });
+        assert!(reason(never, None, None).contains("passed it over"));
         let words = |unhealthy: Option<&str>, given_up: Option<&str>| LastWords {
             version: "2".into(),
             uptime: 7,
@@ -262,8 +277,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/words.json");
         let words = LastWords { version: "2".into(), uptime: 1, ..LastWords::default() };
-        words.write(&path);
-        assert_eq!(LastWords::read(&path, "2"), Some(words));
-        assert_eq!(LastWords::read(&path, "3"), None);
+        keep(&path, &words);
+        assert_eq!(read_words(&path, "2"), Some(words));
+        assert_eq!(read_words(&path, "3"), None);
     }
 }

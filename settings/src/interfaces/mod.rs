@@ -62,7 +62,7 @@ pub struct Interface {
         extend("x-default" = "DHCP's; else the card's own, 1500 for what is made, the device's for a VLAN")
     )]
     pub mtu: Option<Mtu>,
-    /// Whether it takes addresses and routes that IPv6 routers advertise.
+    /// Whether it takes addresses, routes and DNS that IPv6 routers advertise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("x-default" = "true with `dhcp6`, else false"))]
     pub accept_ra: Option<bool>,
