@@ -81,7 +81,10 @@ fn say_where(text: &str, mistakes: &Mistakes) {
         ];
         match mistake.line {
             Some(line) => assert!((1..=lines).contains(&line), "{mistake} of {lines} lines"),
-            None => assert!(of_whole.iter().any(|reason| mistake.reason.contains(reason)), "{mistake}"),
+            None => {
+                let told = mistake.to_string();
+                assert!(of_whole.iter().any(|reason| told.contains(reason)), "{told}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use init::accounts::Accounts;
 use init::control::Problem;
 use init::service::{self, Service};
 use init::switches::Switches;
+use init::trial::Trial;
 
 use crate::console::Console;
 use crate::{disks, identity, mounts, power};
@@ -24,6 +25,8 @@ pub(crate) struct Machine {
     pub(crate) data: &'static str,
     pub(crate) machine_id: String,
     pub(crate) watchdog: Option<File>,
+    /// Of this version, if it is a new one.
+    pub(crate) trial: Option<Trial>,
     /// Where a power button may be pressed; what was pressed before anybody looks is kept by the kernel.
     pub(crate) buttons: Vec<File>,
 }
@@ -106,6 +109,7 @@ pub(crate) fn boot() -> Machine {
         data,
         machine_id,
         watchdog,
+        trial: Trial::begin(),
         buttons,
     }
 }

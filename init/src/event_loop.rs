@@ -19,6 +19,7 @@ use init::control::{NodeStatus, Problem, Request, Response};
 use init::log_line::Lines;
 use init::service::Start;
 use init::supervisor::{Action, Event, Id, Supervisor};
+use init::trial;
 
 use crate::boot::Machine;
 use crate::{power, requests, spawn};
@@ -125,6 +126,8 @@ impl Shell {
                 .deadline()
                 .map_or(LONGEST_WAIT, |due| due.saturating_sub(now))
                 .min(LONGEST_WAIT);
+            let wait =
+                self.machine.trial.as_ref().map_or(wait, |trial| wait.min(trial.until().saturating_sub(now)));
             let wait = if self.ending.is_some() { wait.min(100) } else { wait };
             let timeout = EpollTimeout::try_from(wait.saturating_add(1)).unwrap_or(EpollTimeout::ZERO);
             let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
@@ -158,6 +161,7 @@ impl Shell {
                 }
             }
             self.reap();
+            self.look_at_trial();
             self.happened(Event::Tick);
         }
         self.drain_outputs();
@@ -165,6 +169,26 @@ impl Shell {
         self.outputs.clear();
         power::finish(end, &mut self.machine.console, watchdog);
         ExitCode::FAILURE
+    }
+
+    /// A version that is still on trial when its time is over is restarted.
+    fn look_at_trial(&mut self) {
+        let now = boottime_ms();
+        let Some(over) = self.machine.trial.take_if(|trial| trial.until() <= now) else { return };
+        let Some(trial) = over.again() else { return };
+        if trial.until() > now {
+            self.machine.trial = Some(trial);
+            return;
+        }
+        let reason = trial::reason(now.wrapping_div(1000), &self.supervisor.status());
+        if let Err(error) = trial.say(&reason, now) {
+            self.machine.console.say(
+                3,
+                "init",
+                &format!("cannot keep why this version is restarted: {error}"),
+            );
+        }
+        self.end(power::End::Reboot, &reason);
     }
 
     fn over(&self) -> bool {

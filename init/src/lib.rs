@@ -27,5 +27,6 @@ pub mod service;
 pub mod supervisor;
 pub mod switches;
 pub mod sys;
+pub mod trial;
 
 pub use init_control as control;

@@ -3,6 +3,7 @@
 
 use apiserver::updates::UpdateResult;
 use init_control::Request;
+use init_control::trial::{LastWords, OnTrial};
 use jiff::Timestamp;
 use settings::Settings;
 use std::cell::RefCell;
@@ -15,7 +16,9 @@ use tokio::time::sleep;
 use super::esp::Esp;
 use super::journal::{Journal, Progress};
 use super::slots::Slots;
-use super::trial::{AtStart, Decision, LastWords, Limits, at_start, decide, panic_line, reason, unhealthy};
+use super::trial::{
+    AtStart, Decision, Limits, at_start, decide, keep, panic_line, read_words, reason, unhealthy,
+};
 use super::{Places, Updates};
 use crate::clock::boottime_ms;
 use crate::init;
@@ -33,7 +36,7 @@ const HEALTHY_FOR: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl Limits {
-    fn of(settings: &Settings) -> Self {
+    pub(super) fn of(settings: &Settings) -> Self {
         let updates = settings.updates.as_ref();
         let seconds = |value: Option<settings::UpdateSeconds>, otherwise| {
             value.map_or(otherwise, |seconds| Duration::from_secs(seconds.get().into()))
@@ -60,9 +63,10 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
         Err(error) => return eprintln!("<3>update: what this start means for it cannot be told: {error}"),
     }
     eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
-    let mut limits = Limits::of(&Settings::default());
     // What an earlier try of this version left is kept for the version before: in the kernel's memory it is gone once it was read.
-    let panic = panic.or_else(|| LastWords::read(&places.last_words(), &running)?.panic);
+    let panic = panic.or_else(|| read_words(&places.last_words(), &running)?.panic);
+    let mut limits = Limits::of(&Settings::default());
+    let mut told = None;
     let mut healthy_since = None;
     let mut said: Option<LastWords> = None;
     loop {
@@ -80,14 +84,19 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
             panic: panic.clone(),
         };
         // While something is applied they are not to be had: those of before hold.
-        limits = settings().as_ref().map_or(limits, Limits::of);
+        if let Some(settings) = settings() {
+            limits = Limits::of(&settings);
+            if told.replace(limits) != Some(limits) {
+                places.put_on_trial(&running, limits);
+            }
+        }
         match decide(limits, now, healthy_since, problem.as_deref().unwrap_or_default()) {
             Decision::Wait => {
                 let is_news = said.as_ref().is_none_or(|said| {
                     said.unhealthy != words.unhealthy || said.uptime + SAY_AGAIN.as_secs() <= words.uptime
                 });
                 if is_news {
-                    words.write(&places.last_words());
+                    keep(&places.last_words(), &words);
                     said = Some(words);
                 }
             }
@@ -100,7 +109,7 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
             },
             Decision::GiveUp(reason) => {
                 words.given_up = Some(reason.clone());
-                words.write(&places.last_words());
+                keep(&places.last_words(), &words);
                 match give_up(&running) {
                     Ok(Some(before)) => {
                         eprintln!("<3>update: {running} is given up, {before} boots instead: {reason}");
@@ -153,10 +162,11 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
         AtStart::OnTrial => {
             journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
             journal.write(&places.journal())?;
+            places.end_trial();
             Ok(false)
         }
         AtStart::RolledBack => {
-            let words = LastWords::read(&places.last_words(), &progress.version);
+            let words = read_words(&places.last_words(), &progress.version);
             let why = reason(tries, words.as_ref(), panic);
             eprintln!("<3>update: {} did not stay, {running} runs again: {why}", progress.version);
             if let Some(entry) = &entry {
@@ -164,8 +174,21 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
             }
             journal.end(UpdateResult::RolledBack, Some(why), Timestamp::now().to_string());
             journal.write(&places.journal())?;
+            places.end_trial();
             Ok(is_counted)
         }
+    }
+}
+
+impl Places {
+    /// PID 1 restarts the node if this version is neither blessed nor given up in time.
+    pub(super) fn put_on_trial(&self, version: &str, limits: Limits) {
+        let until = limits.at_the_latest().as_secs();
+        keep(&self.on_trial(), &OnTrial { version: version.to_owned(), until });
+    }
+
+    pub(super) fn end_trial(&self) {
+        let _ = fs::remove_file(self.on_trial());
     }
 }
 
@@ -178,6 +201,7 @@ fn bless(places: &Places, running: &str) -> Result<(), String> {
     journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
     journal.write(&places.journal())?;
     let _ = fs::remove_file(places.last_words());
+    places.end_trial();
     Ok(())
 }
 

@@ -28,6 +28,7 @@ use apiserver::updates::{
     CommandStatus, CommandType, Image, Slot, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult,
     UpdateState, UpdateStatus,
 };
+use init_control::trial::{LAST_WORDS, ON_TRIAL, os_release_field};
 use jiff::Timestamp;
 use settings::Settings;
 use std::cell::RefCell;
@@ -44,6 +45,7 @@ use install::{Install, Progress, check_staged};
 use journal::{Journal, Step};
 use running::Running;
 use slots::Slots;
+use trial::Limits;
 
 /// A check is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -121,7 +123,7 @@ impl Updates {
         tokio::task::spawn_local(async move {
             let (kind, done) = match command {
                 Command::Prepare => (CommandType::Prepare, this.prepare(&settings).await),
-                Command::Activate => (CommandType::Activate, this.activate()),
+                Command::Activate => (CommandType::Activate, this.activate(&settings)),
                 Command::Deactivate => (CommandType::Deactivate, this.deactivate()),
                 Command::Rollback => (CommandType::Rollback, this.roll_back()),
             };
@@ -225,11 +227,12 @@ impl Updates {
         journal.write(&self.places.journal())
     }
 
-    fn activate(&self) -> Result<(), String> {
+    fn activate(&self, settings: &Settings) -> Result<(), String> {
         let mut journal = Journal::read(&self.places.journal());
         let progress = journal.progress.as_mut().ok_or("no update is staged")?;
         let esp = Esp::mount(&Slots::find()?.esp.device)?;
         check_staged(&esp.entries, &progress.uki, &progress.uki_sha256)?;
+        self.places.put_on_trial(&progress.version, Limits::of(settings));
         // First the ESP, which decides what boots. A power cut after it is found out at the next start (`at_start`).
         esp.entries.arm(&progress.uki)?;
         progress.step = Step::Armed;
@@ -243,6 +246,7 @@ impl Updates {
         if let Some(entry) = esp.entries.of(&progress.version)? {
             esp.entries.disarm(&entry)?;
         }
+        self.places.end_trial();
         progress.step = Step::Staged;
         journal.write(&self.places.journal())
     }
@@ -345,7 +349,12 @@ impl Places {
 
     /// What a version on trial says of itself.
     fn last_words(&self) -> PathBuf {
-        self.state.join("last-words.json")
+        self.state.join(LAST_WORDS)
+    }
+
+    /// Until when a version is on trial, for PID 1.
+    fn on_trial(&self) -> PathBuf {
+        self.state.join(ON_TRIAL)
     }
 
     /// The version that runs.
@@ -353,10 +362,7 @@ impl Places {
         let path = &self.os_release;
         let text =
             fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        let field = |name: &str| {
-            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            value.map(|value| value.trim_matches('"').to_owned())
-        };
+        let field = |name: &str| os_release_field(&text, name).map(str::to_owned);
         let missing = |name: &str| format!("{} has no {name}", path.display());
         Ok(Image {
             arch: std::env::consts::ARCH.to_owned(),

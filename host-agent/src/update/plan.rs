@@ -34,7 +34,7 @@ impl Default for Places {
             root: "/usr/lib/caisson/updates/root.json".into(),
             os_release: "/etc/os-release".into(),
             machine_id: "/etc/machine-id".into(),
-            state: "/state/agent/updates".into(),
+            state: init_control::trial::FOLDER.into(),
             work: "/run/agent/updates".into(),
         }
     }

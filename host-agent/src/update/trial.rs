@@ -3,7 +3,8 @@
 
 use apiserver::agent::{Health, Status};
 use boot_choice::Counter;
-use serde::{Deserialize, Serialize};
+use init_control::trial::{LARGEST, LastWords};
+use serde::Serialize;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -11,16 +12,24 @@ use std::time::Duration;
 use super::journal::{Progress, Step};
 use crate::files;
 
-/// Bytes of the file with last words.
-const LARGEST: u64 = 16 << 10;
-/// Bytes of them.
+/// Bytes of last words.
 const LONGEST: usize = 1500;
+
+/// What a healthy node may be late by.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// How long a version has to be healthy, and until when after the kernel's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub healthy_for: Duration,
     pub deadline: Duration,
+}
+
+impl Limits {
+    /// When PID 1 restarts the node after all, because the agent has neither blessed the version nor given it up.
+    pub(super) fn at_the_latest(self) -> Duration {
+        self.deadline + self.healthy_for + GRACE
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,38 +81,23 @@ pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus
     Some(words.chars().take(LONGEST).collect())
 }
 
-/// What a version on trial says of itself while it runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub(super) struct LastWords {
-    pub version: String,
-    /// Seconds after the kernel's start.
-    pub uptime: u64,
-    /// What kept it from being healthy; none when it was.
-    pub unhealthy: Option<String>,
-    /// Why it gave itself up.
-    pub given_up: Option<String>,
-    /// What its kernel said when an earlier try died.
-    pub panic: Option<String>,
+/// What a version said of itself.
+pub(super) fn read_words(path: &Path, version: &str) -> Option<LastWords> {
+    let data = files::read_bounded(path, LARGEST).ok()?;
+    serde_json::from_slice(&data).ok().filter(|words: &LastWords| words.version == version)
 }
 
-impl LastWords {
-    pub(super) fn read(path: &Path, version: &str) -> Option<Self> {
-        let data = files::read_bounded(path, LARGEST).ok()?;
-        serde_json::from_slice(&data).ok().filter(|words: &Self| words.version == version)
-    }
-
-    pub(super) fn write(&self, path: &Path) {
-        let write = || {
-            if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            files::replace_durably(path, &serde_json::to_vec(self)?)
-        };
-        let written: std::io::Result<()> = write();
-        if let Err(error) = written {
-            eprintln!("<4>cannot keep what this version says of itself in {}: {error}", path.display());
+/// Keeps what a version says of itself, or until when it is on trial.
+pub(super) fn keep(path: &Path, what: &impl Serialize) {
+    let write = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
         }
+        files::replace_durably(path, &serde_json::to_vec(what)?)
+    };
+    let written: std::io::Result<()> = write();
+    if let Err(error) = written {
+        eprintln!("<4>update: cannot write {}: {error}", path.display());
     }
 }
 
@@ -262,8 +256,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/words.json");
         let words = LastWords { version: "2".into(), uptime: 1, ..LastWords::default() };
-        words.write(&path);
-        assert_eq!(LastWords::read(&path, "2"), Some(words));
-        assert_eq!(LastWords::read(&path, "3"), None);
+        keep(&path, &words);
+        assert_eq!(read_words(&path, "2"), Some(words));
+        assert_eq!(read_words(&path, "3"), None);
     }
 }

@@ -1,6 +1,8 @@
 //! The control socket of PID 1, `/run/init.sock` (root only, 0600): one JSON [`Request`] on a line, one JSON
 //! [`Response`] on a line, then the connection closes. A line is at most 64 KiB.
 
+pub mod trial;
+
 use serde::{Deserialize, Serialize};
 
 /// Where PID 1 listens.
