@@ -129,6 +129,54 @@ impl<'a> Volume<'a> {
     }
 }
 
+/// Gives a file a second name in its folder, as a power cut in a rename does: two files of the same clusters. None where there is no
+/// such file, or no room.
+pub fn add_name(volume: &mut [u8], folder: &str, file: &str, name: &str) -> Option<()> {
+    let (_, read) = Volume::open(volume)?.list(folder);
+    let slots: Vec<usize> = read
+        .last()?
+        .clone()
+        .flat_map(|sector| (0..SECTOR / ENTRY).map(move |slot| sector * SECTOR + slot * ENTRY))
+        .collect();
+    let mut long = LongName::default();
+    let mut found = None;
+    for at in &slots {
+        let slot: &[u8; ENTRY] = volume.get(*at..at + ENTRY)?.try_into().ok()?;
+        if slot[0] != 0xe5 && slot[11] == 0x0f {
+            long.push(slot);
+        } else if slot[0] != 0xe5 && Entry::new(slot, &std::mem::take(&mut long)).name == file {
+            found = Some(*slot);
+        }
+    }
+    let mut short = found?;
+    short[..11].copy_from_slice(b"TWIN~1  TWI");
+    let units: Vec<u16> = name.encode_utf16().chain([0]).collect();
+    let parts = units.chunks(13).count();
+    let is_free = |at: &usize| matches!(volume.get(*at), Some(0 | 0xe5));
+    let room = slots.windows(parts + 1).find(|run| run.iter().all(is_free))?.to_vec();
+    for (number, at) in (1..=parts).rev().zip(&room) {
+        let mut part = [0xffff; 13];
+        let text = units.chunks(13).nth(number - 1)?;
+        part[..text.len()].copy_from_slice(text);
+        let bytes: Vec<u8> = part.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+        let mut slot = [0; ENTRY];
+        slot[0] = u8::try_from(number).ok()? | if number == parts { 0x40 } else { 0 };
+        (slot[11], slot[13]) = (0x0f, sum(&short));
+        slot[1..11].copy_from_slice(&bytes[..10]);
+        slot[14..26].copy_from_slice(&bytes[10..22]);
+        slot[28..32].copy_from_slice(&bytes[22..]);
+        volume[*at..at + ENTRY].copy_from_slice(&slot);
+    }
+    let last = room.last()?;
+    volume[*last..last + ENTRY].copy_from_slice(&short);
+    Some(())
+}
+
+/// Of a short name: what its long one repeats.
+fn sum(slot: &[u8; ENTRY]) -> u8 {
+    slot[..11].iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte))
+}
+
 struct Entry {
     name: String,
     is_folder: bool,
@@ -186,7 +234,6 @@ impl LongName {
 
     /// The name, if it is whole and this short entry's.
     fn of(&self, slot: &[u8; ENTRY]) -> Option<String> {
-        let sum = slot[..11].iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
         let units: Vec<u16> = self
             .parts
             .iter()
@@ -195,7 +242,7 @@ impl LongName {
             .copied()
             .take_while(|unit| *unit != 0 && *unit != 0xffff)
             .collect();
-        (!self.parts.is_empty() && self.next == 0 && sum == self.sum)
+        (!self.parts.is_empty() && self.next == 0 && sum(slot) == self.sum)
             .then(|| String::from_utf16_lossy(&units))
     }
 }

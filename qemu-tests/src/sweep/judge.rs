@@ -24,6 +24,7 @@ const MOST_BOOTS: usize = 32;
 const MOST_VIEWS: usize = 16;
 
 /// A version that was published.
+#[derive(Clone)]
 pub struct Known {
     pub version: String,
     pub uki: Vec<u8>,

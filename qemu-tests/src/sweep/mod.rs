@@ -9,5 +9,6 @@ mod record;
 mod tests;
 
 pub use cuts::{Kind, Report, sweep};
+pub use fat::add_name;
 pub use judge::{Judge, Known, Verdict};
 pub use record::{EMPTY_RECORD, Event, read_record};

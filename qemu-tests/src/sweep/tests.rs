@@ -272,3 +272,18 @@ fn a_trial_without_a_version_to_fall_back_to_is_found() {
     let report = disk.swept(&mut judge);
     assert!(report.failures.iter().any(|reason| reason.contains("no tries left")), "{:?}", report.failures);
 }
+
+#[test]
+fn two_names_for_one_file_are_counted() {
+    let mut disk = Disk::new();
+    let mut judge = disk.judge();
+    disk.change(|disk| {
+        super::add_name(&mut disk.image[bytes(ESP)], "EFI/Linux", "caisson_0.1.0.efi", STAGED).unwrap();
+    });
+    disk.flush();
+    disk.change(|disk| {
+        disk.esp(|esp| drop(esp.root_dir().open_file(&format!("EFI/Linux/{STAGED}")).unwrap()))
+    });
+    let report = disk.swept(&mut judge);
+    assert!(report.failed == 0 && report.shared > 0, "{report:?}");
+}
