@@ -68,6 +68,11 @@ impl Mistake {
         Self { key: key.to_owned(), reason, hint, line: None, between }
     }
 
+    /// Of a text that does not say what to do: a parser's own words.
+    pub(crate) fn without_hint(key: &str, reason: impl Into<String>) -> Self {
+        Self { key: key.to_owned(), reason: reason.into(), hint: None, line: None, between: "; " }
+    }
+
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }

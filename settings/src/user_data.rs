@@ -158,7 +158,7 @@ fn read_toml(text: &str, key: &str) -> Result<(Map<String, Value>, Lines), Mista
             "recursion limit" => "a key has more parts than can be read",
             reason => reason,
         };
-        Mistakes(vec![Mistake { line, ..Mistake::new("", format!("this is not TOML: {reason}")) }])
+        Mistakes(vec![Mistake { line, ..Mistake::without_hint("", format!("this is not TOML: {reason}")) }])
     })?;
     let top = reader.table(key, table.get_ref());
     match reader.mistakes.is_empty() {

@@ -19,7 +19,7 @@ fn not_json(error: &str) -> Mistake {
     let place = error.rsplit_once(" at line ");
     let line = place.and_then(|(_, place)| place.split(' ').next()?.parse().ok());
     let reason = place.filter(|_| line.is_some()).map_or(error, |(reason, _)| reason);
-    Mistake { line, ..Mistake::new("", format!("this is not JSON: {reason}")) }
+    Mistake { line, ..Mistake::without_hint("", format!("this is not JSON: {reason}")) }
 }
 
 /// Where the keys of a text stand that is JSON.
