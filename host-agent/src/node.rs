@@ -23,6 +23,8 @@ pub struct Node {
     pub bootstrap: Bootstrap,
     pub addresses: BTreeMap<String, Vec<String>>,
     pub network: Control,
+    /// Interfaces that need an address by DHCP and have none yet.
+    pub unanswered: Vec<String>,
     pub resolver: Resolver,
     pub exporter: Exporter,
     /// By interface, as leases name them.

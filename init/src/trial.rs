@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn kept(folder: &Path, version: &str, until: u64) {
-        let trial = OnTrial { version: version.to_owned(), until };
+        let trial = OnTrial { version: version.to_owned(), until, written_in: String::new() };
         fs::write(folder.join(ON_TRIAL), serde_json::to_vec(&trial).unwrap()).unwrap();
     }
 

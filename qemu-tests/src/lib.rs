@@ -14,6 +14,7 @@ mod lan;
 mod node;
 mod registry;
 pub mod sweep;
+pub mod updated;
 mod updates;
 mod wire;
 

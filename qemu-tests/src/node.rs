@@ -1,5 +1,6 @@
 //! One virtual machine, from its first boot to the look at its powered-off disk.
 
+use anyhow::Context;
 use apiserver::agent::Health;
 use apiserver::client::Answer;
 use build::artifacts::copy_sparse;
@@ -240,6 +241,26 @@ impl Node {
     /// All that the serial console has shown since the machine was switched on.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("serial.log")).unwrap_or_default()).into_owned()
+    }
+
+    /// Changes the kernel image of a version on the ESP of a machine that is off, under the name that it has.
+    #[track_caller]
+    pub fn replace_entry(&self, version: &str, change: impl FnOnce(&mut [u8])) {
+        let replace = || -> anyhow::Result<()> {
+            let disk = self.disk();
+            let entries = disk.boot_entries()?;
+            let entry = entries.iter().find(|entry| entry.version == version).context("no such entry")?;
+            let mut image = disk.read("esp", &entry.path)?;
+            change(&mut image);
+            let changed = self.path("changed.efi");
+            fs::write(&changed, image)?;
+            let esp = format!("{}@@{}", self.disk_path().display(), disk.partition("esp")?.start);
+            let mut copy = bench().toolbox.clone().with_share(self.folder.path()).command("mcopy");
+            copy.args(["-o", "-i", &esp]).arg(changed).arg(format!("::{}", entry.path));
+            run_quiet(&mut copy, "changing an entry")?;
+            Ok(())
+        };
+        replace().unwrap_or_else(|error| panic!("the entry of {version}: {error:#}"));
     }
 
     /// A file in this node's folder.

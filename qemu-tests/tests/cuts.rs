@@ -1,7 +1,8 @@
 //! Power cuts in updates: by the million on a record of what an update writes, and real ones.
 
-use build::artifacts::{Artifacts, copy_sparse};
+use build::artifacts::copy_sparse;
 use qemu_tests::sweep::{Event, Judge, Known, Verdict, add_name, read_record, sweep};
+use qemu_tests::updated::{done, node_with, outcome, runs, version};
 use qemu_tests::{Config, Format, Lan, Node, Updates};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -9,24 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const RANGE: &str = "--dhcp-range=192.0.2.50,192.0.2.99,255.255.255.0,2m";
 /// Of what a sweep takes at random.
 const SEED: u64 = 20_261_125;
 /// Where `CAISSON_KILLS` does not say.
 const KILLS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(240);
-
-fn node_of(lan: &mut Lan, updates: &Updates, first: &Artifacts, config: Config) -> Node {
-    lan.dnsmasq(&[RANGE, &format!("--address=/updates.lan.test/{}", Lan::ADDRESS)]);
-    lan.nginx(updates.folder());
-    let config = lan.attach(config).user_data(
-        "[settings]\nmotd = \"kept\"\n[settings.updates]\nmetadata-base-url = \"http://updates.lan.test:8080/metadata/\"\nhealthy-for = 3\n",
-    );
-    let node = Node::new(config);
-    copy_sparse(&first.disk(), &node.disk_path()).expect("the disk of the first version");
-    node.resize(1 << 30);
-    node
-}
 
 fn is_ready(node: &Node) {
     node.wait_until_healthy();
@@ -38,17 +26,10 @@ fn get(node: &Node, uri: &str) -> Option<Value> {
     answer.is_success().then(|| serde_json::from_slice(&answer.body).ok()).flatten()
 }
 
-fn done(node: &Node, arguments: &[&str]) {
-    let (code, said) = node.client(arguments);
-    assert_eq!(code, 0, "{arguments:?}: {said}");
-}
-
-/// Waits until a version runs that is not on trial.
+/// Waits until a version runs that is not on trial: it is what became of so many updates.
 fn stays(node: &Node, version: &str, outcomes: usize) {
-    node.wait_for(format!("{version} runs and stays"), PATIENCE, |node| {
-        let runs = get(node, "/os")?["version_id"] == json!(version);
-        (runs && get(node, "/updates/history")?.as_array()?.len() == outcomes).then_some(())
-    });
+    runs(node, version);
+    outcome(node, outcomes);
     is_ready(node);
 }
 
@@ -75,14 +56,10 @@ fn record() -> Recorded {
             }
         })
     });
-    let config = Config { format: Format::Recorded, ..Config::uefi() };
-    let mut node = node_of(&mut lan, &updates, &built[0], config);
-    let before = node.path("before.img");
-    copy_sparse(&node.disk_path(), &before).expect("a copy of the disk");
     updates.publish_built(&built[0]);
     updates.publish_built(&built[1]);
-    node.start();
-    is_ready(&node);
+    let mut node =
+        node_with(&mut lan, &updates, &built[0], Config { format: Format::Recorded, ..Config::uefi() });
     done(&node, &["update", "apply", "--check", "--reboot"]);
     stays(&node, "0.2.0", 1);
     done(&node, &["update", "rollback", "--reboot"]);
@@ -96,6 +73,11 @@ fn record() -> Recorded {
     done(&node, &["update", "apply", "--check", "--reboot"]);
     stays(&node, "0.4.0", 4);
     node.power_off();
+    // The node's disk as it was, before `node_with` switched it on.
+    let before = node.path("before.img");
+    copy_sparse(&built[0].disk(), &before).expect("a copy of the disk");
+    let size = fs::metadata(node.disk_path()).expect("the disk").len();
+    File::options().write(true).open(&before).and_then(|disk| disk.set_len(size)).expect("its size");
     let read = |path: PathBuf| fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let known = versions.iter().zip(&built).map(|(version, built)| Known {
         version: (*version).to_owned(),
@@ -188,9 +170,7 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
     updates.publish_built(&second);
     // What is not flushed is lost with QEMU.
     let config = Config { format: Format::Qcow2, ..Config::uefi() };
-    let mut node = node_of(&mut lan, &updates, &first, config);
-    node.start();
-    is_ready(&node);
+    let mut node = node_with(&mut lan, &updates, &first, config);
     // A version that was taken back is installed again only where settings name it.
     node.set(&json!({"updates": {"version-lock": "0.2.0"}}));
     let begun = Instant::now();
@@ -202,7 +182,7 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
     for kill in 0..kills {
         let motd = format!("before kill {kill}");
         node.set(&json!({ "motd": motd }));
-        let goal = if runs(&node, "0.1.0") { "0.2.0" } else { "0.1.0" };
+        let goal = if version(&node).as_deref() == Some("0.1.0") { "0.2.0" } else { "0.1.0" };
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let delay = both.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64 * 0.6);
         let at = Instant::now() + delay;
@@ -213,7 +193,7 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
         node.wait_for_end();
         node.start();
         is_ready(&node);
-        let new = runs(&node, goal);
+        let new = version(&node).as_deref() == Some(goal);
         came_up_new += u32::from(new);
         eprintln!(
             "kill {kill} after {:.1} s on the way to {goal}: {} runs",
@@ -229,10 +209,6 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
     );
 }
 
-fn runs(node: &Node, version: &str) -> bool {
-    get(node, "/os").is_some_and(|os| os["version_id"] == json!(version))
-}
-
 /// Asks for the other version; whether that went well.
 fn begin(node: &Node, goal: &str) -> bool {
     let arguments: &[&str] = match goal {
@@ -245,7 +221,7 @@ fn begin(node: &Node, goal: &str) -> bool {
 /// Asks until the other version runs and is not on trial. What boots next already is only waited for.
 fn go_to(node: &Node, goal: &str) {
     node.wait_for(format!("{goal} runs and stays"), PATIENCE, |node| {
-        if runs(node, goal) {
+        if version(node)? == goal {
             let outcomes = get(node, "/updates/history")?;
             let newest = outcomes.as_array()?.last()?.clone();
             // Of a rollback there may be none: the power went before it was noted.
@@ -275,9 +251,7 @@ fn a_kernel_image_that_a_cut_left_with_two_names_is_not_overwritten() {
     updates.publish_built(&second);
     let cmdline = fs::read_to_string(first.cmdline()).expect("a command line");
     let config = Config { choose_slot: true, cmdline: Some(cmdline.trim().to_owned()), ..Config::direct() };
-    let mut node = node_of(&mut lan, &updates, &first, config);
-    node.start();
-    is_ready(&node);
+    let mut node = node_with(&mut lan, &updates, &first, config);
     done(&node, &["update", "apply", "--check"]);
     node.power_off();
 

@@ -1,6 +1,6 @@
 //! A node and a repository in one network.
 
-use build::artifacts::{Artifacts, copy_sparse};
+use qemu_tests::updated::{done, node_with, outcome, runs, version};
 use qemu_tests::{Config, Lan, Node, Updates, install_with_update_root};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -49,49 +49,6 @@ fn a_node_sees_the_version_that_is_published() {
     updates.roll_back();
     let (code, said) = check(&node);
     assert!(code == 1 && said.contains("was rolled back"), "{said}");
-}
-
-const PATIENCE: Duration = Duration::from_secs(240);
-
-/// A node of a version that was built for a story, in a network with the repository.
-fn node_with(lan: &mut Lan, updates: &Updates, first: &Artifacts, config: Config) -> Node {
-    lan.dnsmasq(&[RANGE, &format!("--address=/updates.lan.test/{}", Lan::ADDRESS)]);
-    lan.nginx(updates.folder());
-    let config = lan.attach(config).user_data(
-        "[settings.updates]\nmetadata-base-url = \"http://updates.lan.test:8080/metadata/\"\nhealthy-for = 3\n",
-    );
-    let mut node = Node::new(config);
-    copy_sparse(&first.disk(), &node.disk_path()).expect("the disk of the first version");
-    node.resize(1 << 30);
-    node.start();
-    node.wait_until_healthy();
-    node.wait_for("an address", PATIENCE, |node| node.status().addresses.get("eth0").cloned());
-    node
-}
-
-fn version(node: &Node) -> Option<String> {
-    let os = node.request_within(Duration::from_secs(5), hyper::Method::GET, "/os", "").ok()?;
-    let os: Value = serde_json::from_slice(&os.body).ok()?;
-    os["version_id"].as_str().map(str::to_owned)
-}
-
-fn runs(node: &Node, wanted: &str) {
-    node.wait_for(format!("version {wanted}"), PATIENCE, |node| (version(node)? == wanted).then_some(()));
-}
-
-fn done(node: &Node, arguments: &[&str]) -> String {
-    let (code, said) = node.client(arguments);
-    assert_eq!(code, 0, "{arguments:?}: {said}");
-    said
-}
-
-/// The newest outcome, once there are `count`.
-fn outcome(node: &Node, count: usize) -> Value {
-    node.wait_for(format!("outcome {count}"), PATIENCE, |node| {
-        let answer = node.request_within(Duration::from_secs(5), hyper::Method::GET, "/updates/history", "");
-        let all: Vec<Value> = serde_json::from_slice(&answer.ok()?.body).ok()?;
-        (all.len() == count).then(|| all.last().cloned()).flatten()
-    })
 }
 
 /// Forward by a patch, back when somebody asks, and back by itself when the new one does not become healthy. Settings stay.

@@ -207,6 +207,9 @@ impl Keeper {
         let shown = want.order.iter().filter_map(|name| Some((name.clone(), state.get(name)?.shown.clone())));
         node.addresses = shown.filter(|(_, addresses)| !addresses.is_empty()).collect();
         node.set_problems("network", problems);
+        let is_held = |key: &&(String, Family)| matches!(leases.get(*key), Some(Leased::Held(_)));
+        let required = want.asks.iter().filter(|(_, optional)| !**optional).map(|(key, _)| key);
+        node.unanswered = required.filter(|key| !is_held(key)).map(|(name, _)| name.clone()).collect();
         if want.asks.is_empty() || leases.values().any(|leased| matches!(leased, Leased::Held(_))) {
             node.phase("network");
         }

@@ -3,7 +3,7 @@
 
 use apiserver::updates::UpdateResult;
 use init_control::Request;
-use init_control::trial::{LastWords, OnTrial};
+use init_control::trial::{LARGEST, LastWords, OnTrial};
 use jiff::Timestamp;
 use settings::Settings;
 use std::cell::RefCell;
@@ -72,7 +72,10 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
     loop {
         let now = Duration::from_millis(boottime_ms());
         let problem = match init::status().await {
-            Ok(status) => unhealthy(&node.borrow_mut().status(&status), &status.services),
+            Ok(status) => {
+                let mut node = node.borrow_mut();
+                unhealthy(&node.status(&status), &status.services, &node.unanswered)
+            }
             Err(error) => Some(format!("PID 1 does not answer: {error}")),
         };
         healthy_since = problem.is_none().then(|| healthy_since.unwrap_or(now));
@@ -149,7 +152,7 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
     let Some(progress) = journal.progress.clone() else { return Ok(is_counted) };
     let entry = esp.entries.of(&progress.version)?;
     let tries = entry.as_ref().and_then(|entry| entry.name.counter());
-    match at_start(running, &progress, tries) {
+    match at_start(running, &progress, tries, places.was_armed_before(&progress.version)) {
         AtStart::Unchanged(step) => {
             if step != progress.step {
                 journal.progress = Some(Progress { step, ..progress });
@@ -184,7 +187,17 @@ impl Places {
     /// PID 1 restarts the node if this version is neither blessed nor given up in time.
     pub(super) fn put_on_trial(&self, version: &str, limits: Limits) {
         let until = limits.at_the_latest().as_secs();
-        keep(&self.on_trial(), &OnTrial { version: version.to_owned(), until });
+        let written_in = boot_id().unwrap_or_default();
+        keep(&self.on_trial(), &OnTrial { version: version.to_owned(), until, written_in });
+    }
+
+    /// Whether a version was armed in another boot than this one.
+    fn was_armed_before(&self, version: &str) -> bool {
+        let data = crate::files::read_bounded(&self.on_trial(), LARGEST).ok();
+        let trial = data.and_then(|data| serde_json::from_slice::<OnTrial>(&data).ok());
+        trial.is_some_and(|trial| {
+            trial.version == version && boot_id().is_some_and(|now| now != trial.written_in)
+        })
     }
 
     pub(super) fn end_trial(&self) {
@@ -213,6 +226,10 @@ fn give_up(running: &str) -> Result<Option<String>, String> {
         esp.entries.give_up(&own)?;
     }
     Ok(Some(before.version))
+}
+
+fn boot_id() -> Option<String> {
+    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
 }
 
 /// What a kernel said that died, if one did since it was looked at last.

@@ -59,11 +59,19 @@ pub(super) fn decide(
     }
 }
 
-/// What keeps a node from being healthy, in words; nothing when it is.
-pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus]) -> Option<String> {
-    if status.health == Health::Healthy {
+/// What keeps a node from being healthy enough for a new version, in words; nothing when it is. `unanswered`: interfaces that wait for
+/// an address, which is no problem yet.
+pub(super) fn unhealthy(
+    status: &Status,
+    services: &[init_control::ServiceStatus],
+    unanswered: &[String],
+) -> Option<String> {
+    if status.health == Health::Healthy && unanswered.is_empty() {
         return None;
     }
+    let told = |name: &str| status.problems.iter().any(|problem| problem.subject == name);
+    let unanswered = unanswered.iter().filter(|name| !told(name));
+    let unanswered = unanswered.map(|name| format!("{name}: no answer by DHCP yet"));
     let problems = status.problems.iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
     let waiting = services
         .iter()
@@ -72,7 +80,7 @@ pub(super) fn unhealthy(status: &Status, services: &[init_control::ServiceStatus
             Some(exit) => format!("service {}: not ready, it ended with {exit}", service.name),
             None => format!("service {}: not ready", service.name),
         });
-    let all: Vec<String> = problems.chain(waiting).collect();
+    let all: Vec<String> = problems.chain(unanswered).chain(waiting).collect();
     let words = if all.is_empty() {
         "essential containers or settings are not there yet".to_owned()
     } else {
@@ -113,11 +121,16 @@ pub(super) enum AtStart {
 }
 
 /// `tries`: of the new version's entry on the ESP; none when it has no entry, or a blessed one. The ESP decides and not the step, which
-/// is written after it: a power cut may have come in between.
-pub(super) fn at_start(running: &str, progress: &Progress, tries: Option<Counter>) -> AtStart {
+/// is written after it: a power cut may have come in between. `armed_before`: in another boot than this one.
+pub(super) fn at_start(
+    running: &str,
+    progress: &Progress,
+    tries: Option<Counter>,
+    armed_before: bool,
+) -> AtStart {
     match tries {
         _ if running == progress.version => AtStart::OnTrial,
-        Some(Counter { done: 0, left: 1.. }) => AtStart::Unchanged(Step::Armed),
+        Some(Counter { done: 0, left: 1.. }) if !armed_before => AtStart::Unchanged(Step::Armed),
         Some(_) => AtStart::RolledBack,
         None if progress.step == Step::Staging => AtStart::Unchanged(Step::Staging),
         None => AtStart::Unchanged(Step::Staged),
@@ -134,6 +147,9 @@ pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: O
         return format!("its kernel panicked: {panic}");
     }
     let times = match tries.map(|tries| tries.done) {
+        Some(0) => {
+            return "the boot loader passed it over: its kernel image on the ESP is damaged, or a VMM that loads the kernel itself took another".to_owned();
+        }
         Some(1) => "once".to_owned(),
         Some(done) => format!("{done} times"),
         None => "some times".to_owned(),
@@ -200,23 +216,28 @@ mod tests {
     #[test]
     fn what_a_start_means() {
         let tries = |left, done| Some(Counter { left, done });
-        assert_eq!(at_start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
-        assert_eq!(at_start("1", &armed(), tries(3, 0)), AtStart::Unchanged(Step::Armed));
-        assert_eq!(at_start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
-        assert_eq!(at_start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
+        let start = |running, progress: &_, tries| at_start(running, progress, tries, false);
+        assert_eq!(start("2", &armed(), tries(2, 1)), AtStart::OnTrial);
+        assert_eq!(start("1", &armed(), tries(3, 0)), AtStart::Unchanged(Step::Armed));
+        assert_eq!(start("1", &armed(), tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(start("1", &armed(), tries(0, 0)), AtStart::RolledBack);
         // The power went between the ESP and the journal: before a command had its effect, or after.
         let staged = Progress { step: Step::Staged, ..armed() };
-        assert_eq!(at_start("1", &armed(), None), AtStart::Unchanged(Step::Staged));
-        assert_eq!(at_start("1", &staged, tries(3, 0)), AtStart::Unchanged(Step::Armed));
-        assert_eq!(at_start("1", &staged, tries(0, 3)), AtStart::RolledBack);
-        assert_eq!(at_start("2", &staged, tries(2, 1)), AtStart::OnTrial);
+        assert_eq!(start("1", &armed(), None), AtStart::Unchanged(Step::Staged));
+        assert_eq!(start("1", &staged, tries(3, 0)), AtStart::Unchanged(Step::Armed));
+        assert_eq!(start("1", &staged, tries(0, 3)), AtStart::RolledBack);
+        assert_eq!(start("2", &staged, tries(2, 1)), AtStart::OnTrial);
         let staging = Progress { step: Step::Staging, ..armed() };
-        assert_eq!(at_start("1", &staging, None), AtStart::Unchanged(Step::Staging));
+        assert_eq!(start("1", &staging, None), AtStart::Unchanged(Step::Staging));
+        // It was to boot, and something else did.
+        assert_eq!(at_start("1", &armed(), tries(3, 0), true), AtStart::RolledBack);
     }
 
     #[test]
     fn the_best_reason_that_there_is() {
         let tries = Some(Counter { left: 0, done: 3 });
+        let never = Some(Counter { left: 3, done: 0 });
+        assert!(reason(never, None, None).contains("passed it over"));
         let words = |unhealthy: Option<&str>, given_up: Option<&str>| LastWords {
             version: "2".into(),
             uptime: 7,

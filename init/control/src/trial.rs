@@ -19,6 +19,9 @@ pub struct OnTrial {
     pub version: String,
     /// Seconds after the kernel's start at which PID 1 restarts the node, if this is still there.
     pub until: u64,
+    /// The boot in which this was written (`/proc/sys/kernel/random/boot_id`).
+    #[serde(default)]
+    pub written_in: String,
 }
 
 /// What a version on trial says of itself while it runs.

@@ -1,0 +1,148 @@
+//! The rollback matrix: what can be wrong with a new version, on its first try and on a later one; which slot runs in the end, and
+//! which reason is told. A version whose kernel panics and one that does not become healthy are in `update.rs`.
+
+use qemu_tests::updated::{done, node_with, outcome, runs, version};
+use qemu_tests::{Config, Lan, Node, Updates, wipe};
+use serde_json::json;
+use std::fs;
+
+const OLD: &str = "0.1.0";
+const NEW: &str = "0.2.0";
+
+/// A network with a repository that has a new version, and a node of the old one.
+struct World {
+    node: Node,
+    lan: Lan,
+    _updates: Updates,
+}
+
+impl World {
+    fn new(config: Config, change: impl Fn(&mut build::variant::Variant)) -> Self {
+        let mut lan = Lan::new();
+        let updates = Updates::new();
+        let first = updates.build(OLD, |_| {});
+        let second = updates.build(NEW, change);
+        updates.publish_built(&second);
+        let cmdline = fs::read_to_string(first.cmdline()).expect("a command line");
+        let config = Config { cmdline: Some(cmdline.trim().to_owned()), ..config };
+        let node = node_with(&mut lan, &updates, &first, config);
+        node.set(&json!({"motd": "kept", "updates": {"healthy-within": 15}}));
+        done(&node, &["update", "apply", "--check"]);
+        Self { node, lan, _updates: updates }
+    }
+
+    fn restart(&self) {
+        done(&self.node, &["reboot"]);
+    }
+
+    /// The old version runs again, with the settings there were, and tells why.
+    #[track_caller]
+    fn comes_back(&self) -> String {
+        let end = outcome(&self.node, 1);
+        assert_eq!((&end["version"], &end["result"]), (&json!(NEW), &json!("rolled-back")), "{end}");
+        assert_eq!(version(&self.node).as_deref(), Some(OLD));
+        assert_eq!(self.node.setting("motd"), "kept");
+        end["reason"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// The kernel is loaded by the runner, by the rule of the loader: faster than firmware.
+fn direct() -> Config {
+    Config { choose_slot: true, keep_memory: true, ..Config::direct() }
+}
+
+/// The loader lists no file that is no kernel image.
+#[test]
+fn a_kernel_image_whose_head_is_damaged() {
+    let mut world = World::new(Config::uefi(), |_| {});
+    world.node.power_off();
+    world.node.replace_entry(NEW, |image| image[..64].fill(0));
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(reason.contains("passed it over"), "{reason}");
+}
+
+/// The loader itself takes the tries: an image that does not start uses them up.
+#[test]
+fn a_kernel_image_whose_kernel_is_damaged() {
+    let mut world = World::new(Config::uefi(), |_| {});
+    world.node.power_off();
+    world.node.replace_entry(NEW, |image| {
+        let middle = image.len() / 2;
+        image[middle..middle + (1 << 20)].fill(0);
+    });
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(reason.contains("its kernel image does not start"), "{reason}");
+}
+
+/// A root that changed after it was read back: the kernel finds out at the first block that it reads.
+#[test]
+fn a_root_that_does_not_verify() {
+    let mut world = World::new(direct(), |_| {});
+    world.node.power_off();
+    let root = world.node.disk().partition("root-b").expect("a second slot").start;
+    wipe(&world.node.disk_path(), root, 1 << 20);
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(reason.contains("device-mapper: verity") && reason.contains("corrupted"), "{reason}");
+}
+
+#[test]
+fn a_pid_1_that_ends() {
+    let world = World::new(Config { keep_memory: true, ..Config::uefi() }, |variant| {
+        variant.kernel_parameters.retain(|word| !word.starts_with("panic="));
+        variant.kernel_parameters.extend(["panic=1".to_owned(), "init=/usr/bin/apiclient".to_owned()]);
+    });
+    world.restart();
+    let reason = world.comes_back();
+    assert!(reason.contains("Attempted to kill init"), "{reason}");
+}
+
+/// Nobody is there who could give the version up.
+#[test]
+fn a_host_agent_that_never_runs() {
+    let world = World::new(direct(), |variant| variant.services.retain(|service| service != "host-agent"));
+    world.restart();
+    let reason = world.comes_back();
+    assert!(reason.contains("PID 1 restarted it: it has no host agent"), "{reason}");
+}
+
+#[test]
+fn a_network_that_does_not_come() {
+    let mut world = World::new(direct(), |_| {});
+    world.lan.silence();
+    world.restart();
+    world.node.wait_for_console("is given up");
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s") && reason.contains("eth0"), "{reason}");
+}
+
+/// The power is cut in the first try; the second one is given up like a first.
+#[test]
+fn a_container_that_fails_on_a_later_try() {
+    let mut world = World::new(direct(), |_| {});
+    let lost = json!({"lost": {"image": "registry.invalid/lost:1", "essential": true}});
+    world.node.set(&json!({"containers": lost}));
+    cut_in_the_first_try(&mut world.node);
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s") && reason.contains("lost"), "{reason}");
+}
+
+#[test]
+fn a_power_cut_in_the_first_try_does_no_harm() {
+    let mut world = World::new(direct(), |_| {});
+    cut_in_the_first_try(&mut world.node);
+    let end = outcome(&world.node, 1);
+    assert_eq!((&end["version"], &end["result"]), (&json!(NEW), &json!("good")), "{end}");
+    runs(&world.node, NEW);
+    assert_eq!(world.node.setting("motd"), "kept");
+}
+
+fn cut_in_the_first_try(node: &mut Node) {
+    node.power_off();
+    node.start();
+    node.wait_for_console("is on trial");
+    node.cut_power();
+    node.start();
+}
