@@ -34,7 +34,9 @@ pub enum Event {
     Flush,
 }
 
-/// All events of a record, in their order. A write that is to be on the disk at once (FUA) is one with a flush after it: stricter than
+/// All events of a record, in the order in which they were begun; where a guest writes while a flush is under way, that is kinder than
+/// a disk may be, and what waits for its own writes before it flushes does not care. QEMU flushes too when it ends, which is at each
+/// restart of the guest. A write that is to be on the disk at once (FUA) is one with a flush after it: stricter than
 /// what it says, and virtio has none.
 pub fn read_record(record: &[u8]) -> Result<Vec<Event>> {
     ensure!(number(record, 0)? == MAGIC && number(record, 8)? == 1, "this is no record of writes");
