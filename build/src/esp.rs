@@ -19,6 +19,10 @@ pub const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 /// Boots the newest entry at once, and nobody at the console changes its command line.
 const LOADER_CONF: &str = "timeout 0\neditor no\n";
 
+/// What firmware that can boot nothing else does, if it has a shell (UEFI Shell Specification 3.3): start again, which takes the next
+/// try. The loader gives up when the image that it chose does not start (systemd 257 has no `reboot-on-error` yet).
+const STARTUP: &str = "reset\r\n";
+
 pub fn build(
     project: &Project,
     toolbox: &Toolbox,
@@ -26,11 +30,12 @@ pub fn build(
     signed: Option<&Entry>,
     size: Mib,
 ) -> Result<Entry> {
-    let mut key = Key::new("esp 2")
+    let mut key = Key::new("esp 3")
         .text(&toolbox.id)
         .entry(uki)
         .text(&size.0.to_string())
         .text(LOADER_CONF)
+        .text(STARTUP)
         .text(project.version);
     if let Some(signed) = signed {
         key = key.entry(signed);
@@ -65,6 +70,8 @@ pub fn write(
     )?;
     let loader_conf = image.with_file_name("loader.conf");
     fs::write(&loader_conf, LOADER_CONF)?;
+    let startup = image.with_file_name("startup.nsh");
+    fs::write(&startup, STARTUP)?;
     let mtools = |program: &str| {
         let mut command = toolbox.command(program);
         command.env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH.to_string()).env("TZ", "UTC").arg("-i").arg(image);
@@ -81,10 +88,12 @@ pub fn write(
         (loader.to_owned(), "::/EFI/BOOT/BOOTX64.EFI".to_owned()),
         (uki.to_owned(), format!("::/EFI/Linux/{uki_name}")),
         (loader_conf.clone(), "::/loader/loader.conf".to_owned()),
+        (startup.clone(), "::/startup.nsh".to_owned()),
     ];
     files.extend_from_slice(more);
     for (from, to) in files {
         run_quiet(mtools("mcopy").arg(from).arg(&to), &format!("writing {to} in the ESP"))?;
     }
+    fs::remove_file(startup)?;
     Ok(fs::remove_file(loader_conf)?)
 }

@@ -13,6 +13,7 @@ mod installed;
 mod lan;
 mod node;
 mod registry;
+pub mod sweep;
 pub mod updated;
 mod updates;
 mod wire;

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::bench::bench;
 use crate::config::{Config, UserData};
+use crate::sweep;
 
 /// How long a boot may take: five seconds on an idle machine, and CI machines are not idle.
 const BOOT: Duration = Duration::from_secs(90);
@@ -88,6 +89,9 @@ impl Node {
         if self.config.format == Format::Qcow2 {
             disk = self.overlay();
             qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b"], &[&self.disk_path(), &disk]);
+        }
+        if self.config.format == Format::Recorded && !self.record().exists() {
+            fs::write(self.record(), sweep::EMPTY_RECORD).expect("a record of the disk's writes");
         }
         let machine = vm::Config {
             name: "test".to_owned(),
@@ -266,6 +270,11 @@ impl Node {
 
     pub fn disk_path(&self) -> PathBuf {
         self.path("disk.img")
+    }
+
+    /// What was written to the disk, where that is [`Format::Recorded`].
+    pub fn record(&self) -> PathBuf {
+        Format::record(&self.disk_path())
     }
 
     fn overlay(&self) -> PathBuf {

@@ -38,13 +38,26 @@ pub enum Format {
     /// QEMU keeps what it allocates in its own memory until the guest flushes: killing it loses writes to new clusters that
     /// were not flushed, as a power cut does with a disk's cache.
     Qcow2,
+    /// Raw; and each write and flush, in their order, is added to the file at [`Format::record`], which exists already.
+    Recorded,
 }
 
 impl Format {
-    fn name(self) -> &'static str {
+    /// Where the writes to a disk are recorded, as the kernel's dm-log-writes does it.
+    pub fn record(disk: &Path) -> PathBuf {
+        disk.with_extension("writes")
+    }
+
+    /// The part of QEMU's `-drive` that says what the disk is stored in.
+    fn storage(self, disk: &Path) -> String {
+        let path = escape(disk);
         match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Raw => format!("format=raw,file={path}"),
+            Self::Qcow2 => format!("format=qcow2,file={path}"),
+            Self::Recorded => format!(
+                "driver=blklogwrites,log-append=on,log.driver=file,log.filename={},file.driver=raw,file.file.driver=file,file.file.filename={path}",
+                escape(&Self::record(disk))
+            ),
         }
     }
 }
@@ -268,9 +281,8 @@ pub fn arguments(config: &Config, places: &Places, tsc_khz: u64) -> Vec<OsString
         add(&[
             "-drive",
             &format!(
-                "if=none,id=disk{number},format={},cache=writeback,discard=unmap,readonly={read_only},file={}",
-                format.name(),
-                escape(path)
+                "if=none,id=disk{number},cache=writeback,discard=unmap,readonly={read_only},{}",
+                format.storage(path)
             ),
         ]);
         add(&["-device", &device("virtio-blk", &format!(",drive=disk{number}"))]);

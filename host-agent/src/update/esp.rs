@@ -1,7 +1,10 @@
 //! The entries of the ESP: installed, tried, blessed, given up, by their names (the rule is `boot_choice`'s).
 //!
-//! Each change is one rename that is on the disk when the call returns. FAT has no atomic rename: the kernel writes the new name
-//! before it removes the old one (`fs/fat/namei_vfat.c`), so a power cut leaves one of them or both, and never neither.
+//! Each change is one rename that is on the disk when the call returns. FAT has no atomic rename: the kernel writes the new name, empty,
+//! gives it the file's clusters, and removes the old one (`fs/fat/namei_vfat.c`), none of it flushed in between. So a power cut leaves
+//! one name, an empty one beside it, neither, or both: two files of the same clusters. To remove one of these two would free the
+//! clusters of the other, and the next file that is written would overwrite them. So while a version's entry is kept, no name of
+//! that version is removed.
 
 use boot_choice::FileName;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -36,7 +39,8 @@ impl Esp {
             MOUNT_POINT,
             Some("vfat"),
             flags,
-            Some("umask=0077,shortname=mixed,errors=remount-ro"),
+            // Of two names for the same clusters, the second one to be removed is an error; what comes after it has to work.
+            Some("umask=0077,shortname=mixed,errors=continue"),
         )
         .map_err(|error| failed(error.to_string()))?;
         Ok(Self { entries: Entries { folder: Path::new(MOUNT_POINT).join(FOLDER) } })
@@ -71,11 +75,15 @@ impl Entries {
         Self { folder: folder.to_owned() }
     }
 
-    /// The entries that are ours: `caisson_VERSION.efi`, with or without a counter.
+    /// The entries that are ours: `caisson_VERSION.efi`, with or without a counter. Not what is empty: a rename that a power cut ended
+    /// early left it, and the loader does not list it either.
     pub(super) fn list(&self) -> Result<Vec<Entry>, String> {
         let names = fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?;
-        let mut all: Vec<Entry> =
-            names.flatten().filter_map(|name| entry(&name.file_name().into_string().ok()?)).collect();
+        let mut all: Vec<Entry> = names
+            .flatten()
+            .filter(|name| name.metadata().is_ok_and(|file| file.len() > 0))
+            .filter_map(|name| entry(&name.file_name().into_string().ok()?))
+            .collect();
         all.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         Ok(all)
     }
@@ -93,12 +101,12 @@ impl Entries {
         Ok(self.list()?.into_iter().find(|entry| entry.version != version && can_boot(entry)))
     }
 
-    /// Removes all that does not boot `version`: what was of the other slot, and what was left half written.
+    /// Removes all that is of another version than `version`: what was of the other slot, and what was left half written.
     pub fn keep_only(&self, version: &str) -> Result<(), String> {
         for name in fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?.flatten() {
             let Ok(name) = name.file_name().into_string() else { continue };
-            let other = entry(&name).is_some_and(|entry| entry.version != version);
-            if other || name.ends_with(STAGED) || name.ends_with(PARTIAL) {
+            let bare = [STAGED, PARTIAL].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
+            if entry(bare).is_some_and(|entry| entry.version != version) {
                 self.remove(&name)?;
             }
         }
@@ -136,23 +144,22 @@ impl Entries {
 
     /// The entry boots from now on, however often it is cut.
     pub(super) fn bless(&self, entry: &Entry) -> Result<(), String> {
-        self.settle(entry, &entry.name.blessed())
+        let to = entry.name.blessed();
+        if entry.name == to { self.flush() } else { self.rename(entry.name.as_str(), to.as_str()) }
     }
 
-    /// The entry boots only when nothing else can.
+    /// The entry boots only when nothing else can, by each name that it has.
     pub(super) fn give_up(&self, entry: &Entry) -> Result<(), String> {
-        self.settle(entry, &entry.name.given_up())
-    }
-
-    /// Renames, and removes what else there is of the same version.
-    fn settle(&self, entry: &Entry, to: &FileName) -> Result<(), String> {
-        if entry.name != *to {
-            self.rename(entry.name.as_str(), to.as_str())?;
-        }
-        for other in self.list()? {
-            if other.version == entry.version && other.name != *to {
-                self.remove(other.name.as_str())?;
+        let all = self.list()?;
+        let is_spent = |name: &FileName| name.counter().is_some_and(|counter| counter.left == 0);
+        let mut taken: Vec<FileName> = all.iter().map(|entry| entry.name.clone()).collect();
+        for other in all.iter().filter(|other| other.version == entry.version && !is_spent(&other.name)) {
+            let mut to = other.name.given_up();
+            while taken.contains(&to) {
+                to = to.tried().ok_or("a name without tries that is not counted: this is a bug")?;
             }
+            self.rename(other.name.as_str(), to.as_str())?;
+            taken.push(to);
         }
         self.flush()
     }
@@ -173,7 +180,12 @@ impl Entries {
     }
 
     fn flush(&self) -> Result<(), String> {
-        let flush = || -> io::Result<()> { Ok(syncfs(File::open(&self.folder)?)?) };
+        let flush = || -> io::Result<()> {
+            let folder = File::open(&self.folder)?;
+            syncfs(&folder)?;
+            // Of a FAT, `syncfs` leaves all in the disk's own cache; `fsync` flushes that too (`fat_file_fsync`).
+            folder.sync_all()
+        };
         flush().map_err(|error| self.failed("flush", &error))
     }
 
@@ -295,14 +307,38 @@ mod tests {
         assert_eq!(there.names(), ["caisson_1.0.0.efi"]);
     }
 
+    /// Two names of the same clusters: to remove one would free them.
     #[test]
-    fn a_rename_that_a_power_cut_left_half_done_is_finished() {
+    fn no_name_of_a_version_that_is_kept_is_removed() {
         let there = folder(&["caisson_1.0.0.efi", "caisson_1.1.0+2-1.efi", "caisson_1.1.0.efi"]);
         assert_eq!(there.entry("1.1.0").name.counter(), None);
         there.entries.bless(&there.entry("1.1.0")).unwrap();
-        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi"]);
-        let there = folder(&["caisson_1.1.0+3.efi", "caisson_1.1.0+2-1.efi"]);
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+2-1.efi", "caisson_1.1.0.efi"]);
+        there.entries.give_up(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0+0-1.efi", "caisson_1.1.0+0.efi"]);
+        there.entries.keep_only("1.0.0").unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi"]);
+
+        let there = folder(&["caisson_1.1.0+3.efi", "caisson_1.1.0+2-1.efi", "caisson_1.1.0.efi.staged"]);
         assert_eq!(there.entry("1.1.0").name.as_str(), "caisson_1.1.0+2-1.efi");
+        there.entries.keep_only("1.1.0").unwrap();
+        there.entries.bless(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.1.0+3.efi", "caisson_1.1.0.efi", "caisson_1.1.0.efi.staged"]);
+        there.entries.give_up(&there.entry("1.1.0")).unwrap();
+        assert_eq!(
+            there.names(),
+            ["caisson_1.1.0+0-1.efi", "caisson_1.1.0+0.efi", "caisson_1.1.0.efi.staged"]
+        );
+    }
+
+    #[test]
+    fn an_empty_name_that_a_power_cut_left_counts_for_nothing() {
+        let there = folder(&["caisson_1.0.0.efi", "caisson_1.1.0+2-1.efi"]);
+        fs::write(there.folder.path().join("caisson_1.1.0.efi"), "").unwrap();
+        assert_eq!(there.entry("1.1.0").name.as_str(), "caisson_1.1.0+2-1.efi");
+        there.entries.bless(&there.entry("1.1.0")).unwrap();
+        assert_eq!(there.names(), ["caisson_1.0.0.efi", "caisson_1.1.0.efi"]);
+        assert!(there.entries.fallback("1.0.0").unwrap().is_some());
     }
 
     #[test]

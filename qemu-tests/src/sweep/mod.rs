@@ -1,0 +1,14 @@
+//! Power cuts by the million: what was written to a disk is taken from a record, and after each cut that there may have been, it is
+//! judged what would boot.
+
+mod cuts;
+mod fat;
+mod judge;
+mod record;
+#[cfg(test)]
+mod tests;
+
+pub use cuts::{Kind, Report, sweep};
+pub use fat::add_name;
+pub use judge::{Judge, Known, Verdict};
+pub use record::{EMPTY_RECORD, Event, read_record};
