@@ -95,6 +95,7 @@ fn an_update_stays_when_it_is_healthy_and_goes_when_it_is_not() {
     let reason = back["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("not healthy within 25 s") && reason.contains("lost"), "{reason}");
     // It is not tried again by itself.
+    node.wait_for("an address", Duration::from_secs(60), |node| node.status().addresses.get("eth0").cloned());
     let (code, said) = node.client(&["update", "apply", "--check"]);
     assert!(code == 1 && said.contains("did not stay"), "{said}");
 }
