@@ -19,8 +19,8 @@ pub const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 /// Boots the newest entry at once, and nobody at the console changes its command line.
 const LOADER_CONF: &str = "timeout 0\neditor no\n";
 
-/// What firmware that can boot nothing else does, if it has a shell (UEFI Shell Specification 3.3): start again, which takes the next
-/// try. The loader gives up when the image that it chose does not start (systemd 257 has no `reboot-on-error` yet).
+/// What firmware that can boot nothing else does, if it has a shell: start again, which takes the next try. The loader gives up when
+/// the image that it chose does not start.
 const STARTUP: &str = "reset\r\n";
 
 pub fn build(

@@ -72,7 +72,7 @@ enum Command {
     /// Run a tool of the toolbox, such as `qemu-img info disk.qcow2`
     #[command(trailing_var_arg = true)]
     Toolbox {
-        /// Of the tree that holds what only tests and signing want
+        /// Of the tree that holds what only tests, benches and signing want
         #[arg(long)]
         tests: bool,
         #[arg(required = true, allow_hyphen_values = true)]

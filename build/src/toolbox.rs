@@ -20,12 +20,12 @@ const SUITE: &str = "trixie";
 /// Changes with the code that makes the tree.
 const RECIPE: &str = "toolbox 3";
 
-/// Which tree. What only tests and signing want is in one of its own: a server more builds no kernel anew.
+/// Which tree. What only tests, benches and signing want is in one of its own: a server more builds no kernel anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
     /// The compilers and tools that make an image, and what runs it.
     Build,
-    /// Servers for tests, and what signs.
+    /// Servers for tests, what benches measure beside, and what signs.
     Tests,
 }
 
@@ -172,7 +172,7 @@ impl Toolbox {
         Self::open_set(project, Set::Build, lock)
     }
 
-    /// The tree with what only tests and signing want.
+    /// The tree with what only tests, benches and signing want.
     pub fn for_tests(project: &Project) -> Result<Self> {
         Self::open_set(project, Set::Tests, LockPolicy::Newest)
     }

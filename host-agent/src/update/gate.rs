@@ -7,7 +7,7 @@ use init_control::trial::{LARGEST, LastWords, OnTrial};
 use jiff::Timestamp;
 use settings::Settings;
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,7 +59,8 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
     };
     match started(places, &running, panic.as_deref()) {
         Ok(true) => {}
-        Ok(false) => return,
+        // A power cut soon after it was blessed may have brought back what PID 1 restarts the node for.
+        Ok(false) => return places.end_trial(&running),
         Err(error) => return eprintln!("<3>update: what this start means for it cannot be told: {error}"),
     }
     eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
@@ -122,6 +123,7 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
                         return;
                     }
                     Ok(None) => {
+                        places.end_trial(&running);
                         return eprintln!(
                             "<3>update: {running} stays, as there is no other version: {reason}"
                         );
@@ -165,7 +167,6 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
         AtStart::OnTrial => {
             journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
             journal.write(&places.journal())?;
-            places.end_trial();
             Ok(false)
         }
         AtStart::RolledBack => {
@@ -177,7 +178,7 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
             }
             journal.end(UpdateResult::RolledBack, Some(why), Timestamp::now().to_string());
             journal.write(&places.journal())?;
-            places.end_trial();
+            places.end_trial(&progress.version);
             Ok(is_counted)
         }
     }
@@ -193,15 +194,27 @@ impl Places {
 
     /// Whether a version was armed in another boot than this one.
     fn was_armed_before(&self, version: &str) -> bool {
-        let data = crate::files::read_bounded(&self.on_trial(), LARGEST).ok();
-        let trial = data.and_then(|data| serde_json::from_slice::<OnTrial>(&data).ok());
-        trial.is_some_and(|trial| {
-            trial.version == version && boot_id().is_some_and(|now| now != trial.written_in)
-        })
+        self.trial_of(version).is_some_and(|trial| boot_id().is_some_and(|now| now != trial.written_in))
     }
 
-    pub(super) fn end_trial(&self) {
-        let _ = fs::remove_file(self.on_trial());
+    /// PID 1 lets this version be from now on, over power cuts too. That of another version stays.
+    pub(super) fn end_trial(&self, version: &str) {
+        if self.trial_of(version).is_none() {
+            return;
+        }
+        let path = self.on_trial();
+        let removed = fs::remove_file(&path).and_then(|()| File::open(&self.state)?.sync_all());
+        if let Err(error) = removed {
+            eprintln!(
+                "<3>update: cannot remove {}, for which PID 1 restarts the node: {error}",
+                path.display()
+            );
+        }
+    }
+
+    fn trial_of(&self, version: &str) -> Option<OnTrial> {
+        let data = crate::files::read_bounded(&self.on_trial(), LARGEST).ok()?;
+        serde_json::from_slice(&data).ok().filter(|trial: &OnTrial| trial.version == version)
     }
 }
 
@@ -214,7 +227,7 @@ fn bless(places: &Places, running: &str) -> Result<(), String> {
     journal.end(UpdateResult::Good, None, Timestamp::now().to_string());
     journal.write(&places.journal())?;
     let _ = fs::remove_file(places.last_words());
-    places.end_trial();
+    places.end_trial(running);
     Ok(())
 }
 
@@ -244,4 +257,25 @@ fn last_panic(folder: &Path) -> Option<String> {
         let _ = fs::remove_file(entry.path());
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trial_of_a_version_is_ended_and_that_of_another_one_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places { state: folder.path().join("updates"), ..Places::default() };
+        let limits = Limits::of(&Settings::default());
+        places.put_on_trial("2", limits);
+        // The version before has started: what it armed is still to be tried.
+        places.end_trial("1");
+        let trial = places.trial_of("2").unwrap();
+        assert_eq!(trial.until, 330);
+        assert!(!places.was_armed_before("2"));
+        places.end_trial("2");
+        assert_eq!(places.trial_of("2"), None);
+        places.end_trial("2");
+    }
 }

@@ -249,7 +249,7 @@ impl Updates {
         if let Some(entry) = esp.entries.of(&progress.version)? {
             esp.entries.disarm(&entry)?;
         }
-        self.places.end_trial();
+        self.places.end_trial(&progress.version);
         progress.step = Step::Staged;
         journal.write(&self.places.journal())
     }
