@@ -263,6 +263,26 @@ impl Node {
         replace().unwrap_or_else(|error| panic!("the entry of {version}: {error:#}"));
     }
 
+    /// Writes a file of the state partition of a machine that is off.
+    #[track_caller]
+    pub fn write_to_state(&self, path: &str, content: &str) {
+        let write = || -> anyhow::Result<()> {
+            let (from, commands) = (self.path("content"), self.path("commands"));
+            fs::write(&from, content)?;
+            let folders = path.match_indices('/').skip(1).map(|(at, _)| format!("mkdir {}\n", &path[..at]));
+            let text = folders.chain([format!("write {} {path}\n", from.display())]).collect::<String>();
+            fs::write(&commands, text)?;
+            let start = self.disk().partition("state")?.start;
+            let mut debugfs = bench().toolbox.clone().with_share(self.folder.path()).command("debugfs");
+            debugfs.args(["-w", "-f"]).arg(&commands);
+            debugfs.arg(format!("{}?offset={start}", self.disk_path().display()));
+            run_quiet(&mut debugfs, "writing to the state partition")?;
+            Ok(())
+        };
+        write().unwrap_or_else(|error| panic!("{path} of the state partition: {error:#}"));
+        assert_eq!(self.file("state", path), content);
+    }
+
     /// A file in this node's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -150,6 +150,23 @@ fn a_power_cut_in_the_first_try_does_no_harm() {
     assert_eq!(world.node.setting("motd"), "kept");
 }
 
+/// A power cut may bring back what was removed just before it; PID 1 is not to restart a version for ever that was blessed.
+#[test]
+fn a_version_that_is_not_on_trial_is_not_restarted() {
+    const UNTIL: u64 = 8;
+    let mut node = Node::boot_healthy(Config::direct());
+    node.power_off();
+    let trial = json!({"version": env!("CARGO_PKG_VERSION"), "until": UNTIL});
+    node.write_to_state("/agent/updates/on-trial.json", &trial.to_string());
+    node.start();
+    node.wait_until_healthy();
+    std::thread::sleep(Duration::from_secs(UNTIL + 4));
+    assert!(!node.console().contains("PID 1 restarted it"), "{}", node.console());
+    node.power_off();
+    let left = node.disk().files("state").expect("the state partition");
+    assert!(left.iter().all(|file| !file.path.ends_with("on-trial.json")), "{left:?}");
+}
+
 fn cut_in_the_first_try(node: &mut Node) {
     node.power_off();
     node.start();
