@@ -255,6 +255,41 @@ pub struct ContainerStatus {
     pub essential: bool,
     /// Milliseconds of CLOCK_BOOTTIME of the last start.
     pub started_at_ms: Option<u64>,
+    /// What its health check says; `None` without one, and while it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<ContainerHealth>,
+    /// The container that it starts after, while that one does not run or is not healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+}
+
+impl ContainerStatus {
+    /// Whether it runs and, if it has a health check, is healthy.
+    pub fn is_up(&self) -> bool {
+        let is_healthy = |health: &ContainerHealth| health.state == ContainerHealthState::Healthy;
+        self.state == ContainerState::Running && self.health.as_ref().is_none_or(is_healthy)
+    }
+}
+
+/// Whether a container does its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerHealth {
+    pub state: ContainerHealthState,
+    /// Failures in a row that count.
+    pub failures: u32,
+    /// Why the last check failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContainerHealthState {
+    /// Its check has not succeeded yet, and not failed too often.
+    Starting,
+    Healthy,
+    Unhealthy,
 }
 
 /// Which group of settings names a container.

@@ -91,11 +91,14 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
     }
     let width = containers.iter().map(|container| container.name.len()).max().unwrap_or(0).max(20);
     let mut text = format!(
-        "{:<width$} {:<9} {:>8} {:>9} {:>10}  IMAGE\n",
+        "{:<width$} {:<18} {:>8} {:>9} {:>10}  IMAGE\n",
         "NAME", "STATE", "RESTARTS", "EXIT CODE", "NEXT START"
     );
     for container in containers {
-        let state = json!(container.state).as_str().unwrap_or_default().to_owned();
+        let mut state = json!(container.state).as_str().unwrap_or_default().to_owned();
+        if let Some(health) = &container.health {
+            state = format!("{state}, {}", json!(health.state).as_str().unwrap_or_default());
+        }
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
         let waits = container.state == ContainerState::BackOff;
         let next = container
@@ -103,7 +106,7 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
             .filter(|_| waits)
             .map_or("-".to_owned(), |delay| format!("{:.1} s", delay as f64 / 1000.0));
         text.push_str(&format!(
-            "{:<width$} {state:<9} {:>8} {code:>9} {next:>10}  {}{}\n",
+            "{:<width$} {state:<18} {:>8} {code:>9} {next:>10}  {}{}\n",
             container.name,
             container.restarts,
             container.image,
@@ -111,6 +114,13 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
         ));
         if let Some(error) = &container.error {
             text.push_str(&format!("    {error}\n"));
+        }
+        if let Some(other) = &container.waits_for {
+            text.push_str(&format!("    waits for {other}\n"));
+        }
+        let failing = container.health.as_ref().filter(|health| health.failures > 0);
+        if let Some(failure) = failing.and_then(|health| health.last_failure.as_ref()) {
+            text.push_str(&format!("    health check: {failure}\n"));
         }
     }
     text

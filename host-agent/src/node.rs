@@ -1,6 +1,8 @@
 //! What the agent knows of the node: problems by their source, phases of the boot, addresses, containers.
 
-use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus, Health, Status};
+use apiserver::agent::{
+    ContainerHealth, ContainerHealthState, ContainerKind, ContainerState, ContainerStatus, Health, Status,
+};
 use init_control::{NodeStatus, Problem, ServiceState};
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +11,7 @@ use std::net::IpAddr;
 use crate::bootstrap::Bootstrap;
 use crate::clock::boottime_ms;
 use crate::container::manager::Manager;
-use crate::container::spec;
+use crate::container::{self, spec};
 use crate::exporter::Exporter;
 use crate::network::Control;
 use crate::resolver::Resolver;
@@ -120,9 +122,10 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
     // How a bootstrap container ended is judged where it was started.
     let lasting = containers.iter().filter(|container| container.kind != ContainerKind::BootstrapContainer);
     let essential = lasting.filter(|container| container.essential);
-    let essential_running = essential.clone().all(|container| container.state == ContainerState::Running);
+    let essential_running = essential.clone().all(ContainerStatus::is_up);
     let essential_lost = essential.clone().any(|container| {
         matches!(container.state, ContainerState::Failed | ContainerState::Exited | ContainerState::BackOff)
+            || unhealthy(container).is_some()
     });
     match (applied && services_ready && essential_running, nothing_wrong && !essential_lost) {
         (true, true) => Health::Healthy,
@@ -131,8 +134,12 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
     }
 }
 
+fn unhealthy(container: &ContainerStatus) -> Option<&ContainerHealth> {
+    container.health.as_ref().filter(|health| health.state == ContainerHealthState::Unhealthy)
+}
+
 fn container_problem(container: &ContainerStatus) -> Option<Problem> {
-    let message = container.error.clone()?;
+    let message = container.error.clone().or_else(|| unhealthy(container).map(container::health::said))?;
     let has_ended = matches!(container.state, ContainerState::Exited | ContainerState::Failed);
     // It is told by who waited for its end.
     if container.kind == ContainerKind::BootstrapContainer && has_ended {
@@ -200,6 +207,8 @@ mod tests {
             error: None,
             essential: true,
             started_at_ms: None,
+            health: None,
+            waits_for: None,
         }
     }
 
@@ -227,5 +236,16 @@ mod tests {
         assert_eq!(health(&ready, &[essential(ContainerState::Pulling)], true, true), Health::Starting);
         assert_eq!(health(&ready, &[essential(ContainerState::BackOff)], true, true), Health::Degraded);
         assert_eq!(health(&ready, &[], true, false), Health::Degraded);
+        let checked = |state| {
+            let checked = ContainerHealth { state, failures: 0, last_failure: None };
+            [ContainerStatus { health: Some(checked), ..essential(ContainerState::Running) }]
+        };
+        for (state, expected) in [
+            (ContainerHealthState::Starting, Health::Starting),
+            (ContainerHealthState::Healthy, Health::Healthy),
+            (ContainerHealthState::Unhealthy, Health::Degraded),
+        ] {
+            assert_eq!(health(&ready, &checked(state), true, true), expected);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use init::{supervisor, sys};
 
@@ -22,15 +22,21 @@ pub(crate) enum End {
 }
 
 const CONTAINERS: &str = "/sys/fs/cgroup/containers";
-/// Shims give their containers 10 s between SIGTERM and SIGKILL.
-const CONTAINER_STEPS: u32 = 600;
+/// What the agent writes of each container: how many seconds it may take to end before its shim kills it.
+const RECORDS: &str = "/run/containers";
+/// Where nothing says so.
+const GRACE: u64 = 10;
+/// The longest that settings allow.
+const LONGEST_GRACE: u64 = 300;
+/// What a shim gets beyond that.
+const SPARE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(20);
 /// What the writer of the logs gets to write the last of them.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Stops containers and whatever else runs, and ends the machine. Returns only when the kernel refuses.
-pub(crate) fn finish(end: End, console: &mut Console, watchdog: Option<File>) {
-    stop_containers(console);
+pub(crate) fn finish(end: End, console: &mut Console, mut watchdog: Option<File>) {
+    stop_containers(console, watchdog.as_mut());
     let _ = fs::write("/sys/fs/cgroup/system/cgroup.kill", "1");
     console.logs.finish(LAST_LINES);
     // Every process but PID 1.
@@ -63,33 +69,41 @@ pub(crate) fn finish(end: End, console: &mut Console, watchdog: Option<File>) {
     let _ = reboot(RebootMode::RB_HALT_SYSTEM);
 }
 
-fn stop_containers(console: &mut Console) {
-    let shims = fs::read_dir(CONTAINERS)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path().join("shim/cgroup.procs"));
-    let mut asked = 0u32;
-    for procs in shims {
+fn stop_containers(console: &mut Console, mut watchdog: Option<&mut File>) {
+    let names = || fs::read_dir(CONTAINERS).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let (mut asked, mut grace) = (0u32, GRACE);
+    for name in names() {
+        let procs = Path::new(CONTAINERS).join(&name).join("shim/cgroup.procs");
         for pid in fs::read_to_string(procs).unwrap_or_default().lines().filter_map(|line| line.parse().ok())
         {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
             asked = asked.saturating_add(1);
         }
+        let own = fs::read_to_string(Path::new(RECORDS).join(&name).join("stop-timeout"));
+        grace = grace.max(seconds(&own.unwrap_or_default()));
     }
     if asked > 0 {
         console.say(5, "init", "waiting for containers to stop");
     }
-    for _ in 0..CONTAINER_STEPS {
+    let until = Instant::now().checked_add(Duration::from_secs(grace).saturating_add(SPARE));
+    while until.is_some_and(|until| Instant::now() < until) {
         let events = fs::read_to_string(Path::new(CONTAINERS).join("cgroup.events")).unwrap_or_default();
         if !events.lines().any(|line| line == "populated 1") {
             return;
+        }
+        if let Some(watchdog) = &mut watchdog {
+            let _ = watchdog.write_all(b"\0");
         }
         reap();
         sleep(STEP);
     }
     console.say(4, "init", "containers did not stop in time, killing them");
     let _ = fs::write(Path::new(CONTAINERS).join("cgroup.kill"), "1");
+}
+
+/// What a container may take, as its record has it.
+fn seconds(record: &str) -> u64 {
+    record.trim().parse().unwrap_or(GRACE).min(LONGEST_GRACE)
 }
 
 /// Takes leave of processes that ended, of a bounded number at a time.

@@ -30,5 +30,5 @@ pub use registry::{Published, Registry};
 pub use updates::Updates;
 pub use wire::Wire;
 
-pub use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
+pub use apiserver::agent::{ContainerHealthState, ContainerState, ContainerStatus, Health, Status};
 pub use build::vm::config::{Board, Firmware, Format};

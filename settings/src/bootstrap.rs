@@ -3,9 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::container::UserDataFile;
+use crate::order::circle;
 use crate::parse::Mistake;
 use crate::scalar::{Argument, Identifier, ImageReference, shown};
 
@@ -143,33 +144,9 @@ pub(crate) fn mistakes_of_containers(all: &Containers) -> Vec<Mistake> {
             mistakes.push(Mistake::new(&key(name, "after"), reason));
         }
     }
-    if let Some(circle) = circle(all) {
-        let names: Vec<&str> = circle.iter().map(|name| name.as_str()).collect();
-        let reason = format!("a circle, in which none could be the first: {}", names.join(" after "));
-        mistakes.push(Mistake::new(&key(circle[0], "after"), reason));
-    }
+    let after = |name: &Identifier| all.get(name).and_then(|container| container.after.as_deref());
+    mistakes.extend(circle(all.keys(), after).map(|circle| circle.mistake("settings.bootstrap-containers")));
     mistakes
-}
-
-/// Containers each of which is to run after the next, the last of which is the first.
-fn circle(all: &Containers) -> Option<Vec<&Identifier>> {
-    let after =
-        |name: &Identifier| all.get(name).into_iter().flat_map(|container| container.after.iter().flatten());
-    // What is left when all that can run have run.
-    let mut left: BTreeSet<&Identifier> = all.keys().collect();
-    while let Some(free) = left.iter().copied().find(|name| !after(name).any(|before| left.contains(before)))
-    {
-        left.remove(free);
-    }
-    let mut path = vec![*left.first()?];
-    loop {
-        let next = after(path[path.len() - 1]).find(|name| left.contains(name))?;
-        let known = path.iter().position(|name| *name == next);
-        path.push(next);
-        if let Some(start) = known {
-            return Some(path.split_off(start));
-        }
-    }
 }
 
 #[cfg(test)]

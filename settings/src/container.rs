@@ -8,7 +8,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::scalar::{Argument, EnvName, EnvValue, ImageReference, Memory, Pids};
+use crate::health_check::HealthCheck;
+use crate::oci::{Capability, LimitName, ResourceLimit, limit_mistakes};
+use crate::order::circle;
+use crate::parse::Mistake;
+use crate::scalar::{
+    Argument, ContainerName, ContainerPath, ContainerUser, Cpus, EnvName, EnvValue, Hostname, ImageReference,
+    Memory, Pids, shown,
+};
+use crate::volume::{self, Volume};
 
 /// A container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +30,22 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["httpd", "-f"]), extend("x-default" = "the image's"))]
     pub command: Option<Vec<Argument>>,
+    /// What follows the entrypoint, instead of the image's command; or what follows `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["--verbose"]), extend("x-default" = "the image's, without a `command`"))]
+    pub args: Option<Vec<Argument>>,
+    /// The folder that it begins in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/srv/app", extend("x-default" = "the image's"))]
+    pub working_directory: Option<ContainerPath>,
+    /// Whom it runs as: a user of the image or a number, with `:` and a group behind it where that is another one than the user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"app:staff", extend("x-default" = "the image's"))]
+    pub user: Option<ContainerUser>,
+    /// What it takes for the name of its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"db.example.com", extend("x-default" = "its own name"))]
+    pub hostname: Option<Hostname>,
     /// Variables of its environment, over the image's. The API shows them to who may read settings; differences between
     /// generations do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,18 +55,160 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"on-failure", extend("x-default" = "`always`"))]
     pub restart: Option<Restart>,
+    /// The signal that asks it to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"SIGQUIT", extend("x-default" = "the image's, or `SIGTERM`"))]
+    pub stop_signal: Option<StopSignal>,
+    /// How long it may take to end before it is killed, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = 30, extend("x-default" = "10"))]
+    pub stop_timeout: Option<StopSeconds>,
+    /// How it is found out whether it does its work. One that does not is started again, as `restart` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Containers that run before it starts for the first time: those with a health check have to be healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["db"]))]
+    pub after: Option<Vec<ContainerName>>,
     /// What it may have of the memory, swap included. Above that the kernel ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"64MiB", extend("x-default" = "no limit"))]
     pub memory: Option<Memory>,
+    /// Above this the kernel slows it down and takes its memory back, and does not end it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"48MiB", extend("x-default" = "no limit"))]
+    pub memory_high: Option<Memory>,
+    /// How many processors it may keep busy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"1.5", extend("x-default" = "no limit"))]
+    pub cpus: Option<Cpus>,
     /// How many processes and threads it may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = 200, extend("x-default" = "1024"))]
     pub pids: Option<Pids>,
-    /// Whether the node is healthy only while it runs.
+    /// What its processes may do, over `settings.oci-defaults.capabilities`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"net-raw": true, "mknod": false}))]
+    pub capabilities: Option<BTreeMap<Capability, bool>>,
+    /// Limits of its processes, over `settings.oci-defaults.resource-limits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"max-open-files": {"soft-limit": 1024, "hard-limit": 4096}}))]
+    pub resource_limits: Option<BTreeMap<LimitName, ResourceLimit>>,
+    /// Whether it can write to its volumes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true, extend("x-default" = "false"))]
+    pub read_only: Option<bool>,
+    /// Folders that it has beside those of its image, by name: at most 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"data": {"path": "/var/lib/app"}}))]
+    pub volumes: Option<BTreeMap<ContainerName, Volume>>,
+    /// Whether the node is healthy only while it runs and, with a health check, while that succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("x-default" = "false"))]
     pub essential: Option<bool>,
+}
+
+/// A signal that asks a process to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum StopSignal {
+    SigHup,
+    SigInt,
+    SigKill,
+    SigQuit,
+    SigTerm,
+    SigUsr1,
+    SigUsr2,
+    SigWinch,
+}
+
+impl StopSignal {
+    /// As the kernel's headers call it.
+    pub fn kernel_name(self) -> &'static str {
+        match self {
+            Self::SigHup => "SIGHUP",
+            Self::SigInt => "SIGINT",
+            Self::SigKill => "SIGKILL",
+            Self::SigQuit => "SIGQUIT",
+            Self::SigTerm => "SIGTERM",
+            Self::SigUsr1 => "SIGUSR1",
+            Self::SigUsr2 => "SIGUSR2",
+            Self::SigWinch => "SIGWINCH",
+        }
+    }
+}
+
+/// A time of 1 to 300 seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 300))]
+pub struct StopSeconds(u32);
+
+impl StopSeconds {
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for StopSeconds {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let seconds = u32::try_from(number).ok().filter(|seconds| (1..=300).contains(seconds));
+        seconds.map(Self).ok_or_else(|| format!("{number} is not between 1 and 300 seconds"))
+    }
+}
+
+type Containers = BTreeMap<ContainerName, Container>;
+
+/// What must hold of all containers together, and of each as a whole.
+pub(crate) fn mistakes(all: &Containers) -> Vec<Mistake> {
+    let mut mistakes: Vec<Mistake> =
+        all.iter().flat_map(|(name, container)| container.mistakes_of_whole(name, all)).collect();
+    if all.len() > MOST_CONTAINERS {
+        let reason =
+            format!("{} containers are more than the {MOST_CONTAINERS} that a node can have", all.len());
+        mistakes.push(Mistake::new("settings.containers", reason));
+    }
+    let after = |name: &ContainerName| all.get(name).and_then(|container| container.after.as_deref());
+    mistakes.extend(circle(all.keys(), after).map(|circle| circle.mistake("settings.containers")));
+    mistakes
+}
+
+/// Containers that a node can have.
+pub const MOST_CONTAINERS: usize = 64;
+
+impl Container {
+    fn mistakes_of_whole(&self, name: &ContainerName, all: &Containers) -> Vec<Mistake> {
+        let own = format!("settings.containers.{name}");
+        let mut mistakes = Vec::new();
+        let mut wrong =
+            |key: &str, reason: String| mistakes.push(Mistake::new(&format!("{own}.{key}"), reason));
+        if self.image.is_none() {
+            wrong(
+                "image",
+                format!(
+                    "missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [{own}]"
+                ),
+            );
+        }
+        for unknown in self.after.iter().flatten().filter(|after| !all.contains_key(*after)) {
+            wrong("after", format!("there is no container {}", shown(unknown)));
+        }
+        if let (Some(high), Some(most)) = (&self.memory_high, &self.memory)
+            && high.bytes() >= most.bytes()
+        {
+            wrong("memory-high", "it is not below `memory`, and would have no effect".to_owned());
+        }
+        if let Some(reason) = self.health_check.as_ref().and_then(HealthCheck::mistake) {
+            wrong("health-check", reason);
+        }
+        for (key, reason) in self.volumes.iter().flat_map(volume::mistakes) {
+            wrong(&key, reason);
+        }
+        mistakes.extend(limit_mistakes(&format!("{own}.resource-limits"), self.resource_limits.as_ref()));
+        mistakes
+    }
 }
 
 /// When a container is started again.

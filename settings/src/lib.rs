@@ -9,6 +9,7 @@ mod container;
 mod dns;
 #[cfg(test)]
 mod docs;
+mod health_check;
 mod host_container;
 mod interfaces;
 mod kernel;
@@ -17,6 +18,7 @@ mod manual;
 mod network;
 mod ntp;
 mod oci;
+mod order;
 mod parse;
 mod pki;
 mod registry;
@@ -28,11 +30,13 @@ mod step;
 mod text;
 mod updates;
 mod user_data;
+mod volume;
 
 pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
 pub use change::Change;
-pub use container::{Container, Restart, UserDataFile};
+pub use container::{Container, MOST_CONTAINERS, Restart, StopSeconds, StopSignal, UserDataFile};
 pub use dns::Dns;
+pub use health_check::{HealthCheck, HealthUrl, Retries};
 pub use host_container::HostContainer;
 pub use interfaces::{
     ArpTarget, ArpValidate, BondMode, Cidr4, Cidr6, Destination, Dhcp, Interface, InterfaceId, InterfaceName,
@@ -51,15 +55,16 @@ pub use registry::{
     BasicAuth, ContainerRegistry, Credential, Mirror, MirroredRegistry, RegistryName, Secret, Username,
 };
 pub use scalar::{
-    Address, Argument, ContainerName, DomainName, EnvName, EnvValue, Hostname, Identifier, ImageReference,
-    Memory, Motd, Origin, Pids,
+    Address, Argument, ContainerName, ContainerPath, ContainerUser, Cpus, DomainName, EnvName, EnvValue,
+    Hostname, Identifier, ImageReference, Memory, Motd, Origin, Pids, Port, Seconds,
 };
 pub use schema::{SCHEMA, schema, schema_of};
 pub use service::{Api, ListenAddress, Metrics};
 pub use step::Step;
 pub use text::read_json;
-pub use updates::{BaseUrl, FriendlyVersion, UpdateSeconds, UpdateSeed, Updates};
+pub use updates::{BaseUrl, FriendlyVersion, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
+pub use volume::{HostPath, Volume, VolumeKind};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -118,9 +123,6 @@ pub struct Settings {
     pub bootstrap_commands: Option<BTreeMap<Identifier, BootstrapCommands>>,
 }
 
-/// Containers that a node can have.
-pub const MOST_CONTAINERS: usize = 64;
-
 /// Host containers that a node can have; likewise bootstrap containers, and sets of bootstrap commands.
 pub const MOST_OF_THE_NODE: usize = 32;
 
@@ -153,20 +155,7 @@ impl Settings {
 
     /// What must hold for the whole, beyond each value: checked before a commit.
     pub fn check(&self) -> Result<(), Mistakes> {
-        let containers = self.containers.iter().flatten();
-        let mut mistakes: Vec<Mistake> = containers
-            .filter(|(_, container)| container.image.is_none())
-            .map(|(name, _)| {
-                let reason = format!("missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [settings.containers.{name}]");
-                Mistake::new(&format!("settings.containers.{name}.image"), reason)
-            })
-            .collect();
-        let count = self.containers.as_ref().map_or(0, BTreeMap::len);
-        if count > MOST_CONTAINERS {
-            let reason =
-                format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
-            mistakes.push(Mistake::new("settings.containers", reason));
-        }
+        let mut mistakes: Vec<Mistake> = self.containers.iter().flat_map(container::mistakes).collect();
         mistakes.extend(self.mistakes_of_what_the_node_runs());
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));

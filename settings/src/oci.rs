@@ -204,27 +204,35 @@ impl From<Limit> for i64 {
 impl OciDefaults {
     /// What must hold of the whole: a change may bring one of two limits.
     pub(crate) fn mistakes_of_whole(&self) -> impl Iterator<Item = Mistake> {
-        self.resource_limits.iter().flatten().filter_map(|(name, limit)| {
-            let key = format!("settings.oci-defaults.resource-limits.{name}");
-            match (limit.soft_limit, limit.hard_limit) {
-                (Some(Limit(soft)), Some(Limit(hard))) => {
-                    let (soft, hard) = (soft.unwrap_or(u64::MAX), hard.unwrap_or(u64::MAX));
-                    let reason = if soft > hard {
-                        "the soft limit is higher than the hard one".to_owned()
-                    } else if name.as_str() == "max-open-files" && hard > MOST_OPEN_FILES {
-                        format!("the kernel takes at most {MOST_OPEN_FILES} open files")
-                    } else {
-                        return None;
-                    };
-                    Some(Mistake::new(&key, reason))
-                }
-                (soft, _) => {
-                    let missing = if soft.is_none() { "soft-limit" } else { "hard-limit" };
-                    Some(Mistake::new(&format!("{key}.{missing}"), "missing: a limit needs both"))
-                }
-            }
-        })
+        limit_mistakes("settings.oci-defaults.resource-limits", self.resource_limits.as_ref())
     }
+}
+
+/// What is wrong with limits that stand at `key`.
+pub(crate) fn limit_mistakes(
+    key: &str,
+    limits: Option<&BTreeMap<LimitName, ResourceLimit>>,
+) -> impl Iterator<Item = Mistake> {
+    limits.into_iter().flatten().filter_map(move |(name, limit)| {
+        let key = format!("{key}.{name}");
+        match (limit.soft_limit, limit.hard_limit) {
+            (Some(Limit(soft)), Some(Limit(hard))) => {
+                let (soft, hard) = (soft.unwrap_or(u64::MAX), hard.unwrap_or(u64::MAX));
+                let reason = if soft > hard {
+                    "the soft limit is higher than the hard one".to_owned()
+                } else if name.as_str() == "max-open-files" && hard > MOST_OPEN_FILES {
+                    format!("the kernel takes at most {MOST_OPEN_FILES} open files")
+                } else {
+                    return None;
+                };
+                Some(Mistake::new(&key, reason))
+            }
+            (soft, _) => {
+                let missing = if soft.is_none() { "soft-limit" } else { "hard-limit" };
+                Some(Mistake::new(&format!("{key}.{missing}"), "missing: a limit needs both"))
+            }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -326,6 +326,114 @@ impl From<Memory> for String {
     }
 }
 
+checked_string!(
+    /// A place in a container: an absolute path without `.`, `..` and empty parts, not `/` itself; at most 1024 bytes.
+    ContainerPath,
+    |text| {
+        let part = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+        let is_fine = text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part));
+        if is_fine && text.len() <= 1024 {
+            return Ok(());
+        }
+        Err(format!("{} is not a place in a container: write an absolute path without \"..\", such as /var/lib/app", shown(text)))
+    }
+);
+
+checked_string!(
+    /// A user, by name or number, and a group after `:` if it is to be another one than the user's.
+    ContainerUser,
+    |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-');
+        if text.splitn(2, ':').all(name) {
+            return Ok(());
+        }
+        Err(format!("{} is not a user: write a name or a number of the image, with \":\" and a group behind it where that is needed, such as app or 1000:1000", shown(text)))
+    }
+);
+
+/// Processors: `"0.01"` to `"1024"`, with at most two digits behind the point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cpus {
+    text: String,
+    hundredths: u32,
+}
+
+impl Cpus {
+    /// Hundredths of a processor.
+    pub fn hundredths(&self) -> u32 {
+        self.hundredths
+    }
+}
+
+impl TryFrom<String> for Cpus {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (whole, part) = text.split_once('.').unwrap_or((&text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = (digits(whole) && digits(part) && whole.len() <= 4 && part.len() <= 2)
+            .then(|| format!("{whole}{part:0<2}").parse().ok())
+            .flatten();
+        match number.filter(|number| (1..=102_400).contains(number)) {
+            Some(hundredths) => Ok(Self { text, hundredths }),
+            None => Err(format!(
+                "{} is not a number of processors: write 0.01 to 1024, with at most two digits behind the point, such as \"1.5\"",
+                shown(&text)
+            )),
+        }
+    }
+}
+
+impl From<Cpus> for String {
+    fn from(cpus: Cpus) -> Self {
+        cpus.text
+    }
+}
+
+/// A time of 1 to 86400 seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 86400))]
+pub struct Seconds(u32);
+
+impl Seconds {
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Seconds {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let seconds = u32::try_from(number).ok().filter(|seconds| (1..=86_400).contains(seconds));
+        seconds.map(Self).ok_or_else(|| format!("{number} is not between 1 and 86400 seconds"))
+    }
+}
+
+/// A port of TCP or UDP, 1 to 65535.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 65535))]
+pub struct Port(u16);
+
+impl Port {
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Port {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let port = u16::try_from(number).ok().filter(|port| *port > 0);
+        port.map(Self).ok_or_else(|| format!("{number} is not a port: there are 1 to 65535"))
+    }
+}
+
 /// A limit on processes and threads, 1 to 65536.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64")]
@@ -421,6 +529,30 @@ mod tests {
         assert_eq!(Memory::try_from("64MiB".to_owned()).unwrap().bytes(), 64 << 20);
         for wrong in ["64", "64MB", "0MiB", "-1MiB", "99999999999999GiB", "1.5GiB", "MiB"] {
             assert!(Memory::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn processors() {
+        for (text, hundredths) in [("1", 100), ("1.5", 150), ("0.05", 5), ("1024", 102_400)] {
+            assert_eq!(Cpus::try_from(text.to_owned()).unwrap().hundredths(), hundredths, "{text}");
+        }
+        for wrong in ["", "0", "0.00", "1.", ".5", "1.005", "-1", "1025", "99999999999", "1e3"] {
+            assert!(Cpus::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn places_and_users_of_containers() {
+        for (text, is_fine) in
+            [("/a/b", true), ("/", false), ("a", false), ("/a//b", false), ("/a/../b", false), ("/a/", false)]
+        {
+            assert_eq!(text.parse::<ContainerPath>().is_ok(), is_fine, "{text}");
+        }
+        for (text, is_fine) in
+            [("app", true), ("1000:1000", true), ("a:b:c", false), (":b", false), ("a:", false), ("", false)]
+        {
+            assert_eq!(text.parse::<ContainerUser>().is_ok(), is_fine, "{text}");
         }
     }
 

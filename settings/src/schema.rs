@@ -118,7 +118,7 @@ mod tests {
         assert!(
             definitions.contains(&&"Container".to_owned()) && definitions.contains(&&"Memory".to_owned())
         );
-        assert!(!definitions.contains(&&"Hostname".to_owned()));
+        assert!(!definitions.contains(&&"Interface".to_owned()));
         assert_eq!(schema_of("containers.web.essential").unwrap()["type"], "boolean");
         assert_eq!(schema_of("kernel.sysctl.\"vm.swappiness\"").unwrap()["$ref"], "#/$defs/SysctlValue");
         assert_eq!(schema_of("settings").unwrap(), schema());

@@ -26,11 +26,47 @@ pub(crate) enum Shape {
 const CONTAINER: Shape = Shape::Table(&[
     ("image", Shape::Text),
     ("command", Shape::Texts),
+    ("args", Shape::Texts),
+    ("working-directory", Shape::Text),
+    ("user", Shape::Text),
+    ("hostname", Shape::Text),
     ("env", Shape::Map(&Shape::Text)),
     ("restart", Shape::Choice(&["always", "on-failure", "no"])),
+    ("stop-signal", STOP_SIGNAL),
+    ("stop-timeout", Shape::Number),
+    ("health-check", HEALTH_CHECK),
+    ("after", Shape::Texts),
     ("memory", Shape::Text),
+    ("memory-high", Shape::Text),
+    ("cpus", Shape::Text),
     ("pids", Shape::Number),
+    ("capabilities", Shape::Map(&Shape::Switch)),
+    ("resource-limits", Shape::Map(&RESOURCE_LIMIT)),
+    ("read-only", Shape::Switch),
+    ("volumes", Shape::Map(&VOLUME)),
     ("essential", Shape::Switch),
+]);
+
+const STOP_SIGNAL: Shape =
+    Shape::Choice(&["SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"]);
+
+const HEALTH_CHECK: Shape = Shape::Table(&[
+    ("command", Shape::Texts),
+    ("http", Shape::Text),
+    ("tcp", Shape::Number),
+    ("interval", Shape::Number),
+    ("timeout", Shape::Number),
+    ("retries", Shape::Number),
+    ("start-period", Shape::Number),
+]);
+
+const VOLUME: Shape = Shape::Table(&[
+    ("path", Shape::Text),
+    ("kind", Shape::Choice(&["named", "tmpfs", "host"])),
+    ("name", Shape::Text),
+    ("source", Shape::Text),
+    ("size", Shape::Text),
+    ("read-only", Shape::Switch),
 ]);
 
 const HOST_CONTAINER: Shape = Shape::Table(&[

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scalar::{Origin, checked_string, shown};
+use crate::scalar::{Origin, Seconds, checked_string, shown};
 
 /// Looking for new versions of the system. It holds from the next check on (`apiclient update check`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,32 +32,11 @@ pub struct Updates {
     /// How long a new version has to be healthy before it stays, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = 60, extend("x-default" = "10"))]
-    pub healthy_for: Option<UpdateSeconds>,
+    pub healthy_for: Option<Seconds>,
     /// How long after its start a new version may take to be healthy, in seconds; then the version before it runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = 600, extend("x-default" = "300"))]
-    pub healthy_within: Option<UpdateSeconds>,
-}
-
-/// A time of 1 to 86400 seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "u64")]
-#[schemars(extend("minimum" = 1, "maximum" = 86400))]
-pub struct UpdateSeconds(u32);
-
-impl UpdateSeconds {
-    pub fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl TryFrom<u64> for UpdateSeconds {
-    type Error = String;
-
-    fn try_from(number: u64) -> Result<Self, String> {
-        let seconds = u32::try_from(number).ok().filter(|seconds| (1..=86_400).contains(seconds));
-        seconds.map(Self).ok_or_else(|| format!("{number} is not between 1 and 86400 seconds"))
-    }
+    pub healthy_within: Option<Seconds>,
 }
 
 checked_string!(

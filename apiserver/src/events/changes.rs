@@ -13,7 +13,7 @@ pub(super) fn services(old: &[ServiceStatus], new: &[ServiceStatus]) -> Vec<Valu
 
 /// Likewise. What counts down while a container waits is no change.
 pub(super) fn containers(old: &[ContainerStatus], new: &[ContainerStatus]) -> Vec<Value> {
-    let parts = |container: &ContainerStatus| json!({"restarts": container.restarts, "exit-code": container.exit_code, "error": container.error});
+    let parts = |container: &ContainerStatus| json!({"restarts": container.restarts, "exit-code": container.exit_code, "error": container.error, "health": container.health.as_ref().map(|health| health.state)});
     differences(old, new, |container| &container.name, |container| json!(container.state), parts)
 }
 
@@ -68,11 +68,13 @@ mod tests {
             error: None,
             essential: false,
             started_at_ms: None,
+            health: None,
+            waits_for: None,
         }
     }
 
     fn event(name: &str, old: Value, new: Value, restarts: u32) -> Value {
-        json!({"name": name, "old": old, "new": new, "restarts": restarts, "exit-code": null, "error": null})
+        json!({"name": name, "old": old, "new": new, "restarts": restarts, "exit-code": null, "error": null, "health": null})
     }
 
     #[test]

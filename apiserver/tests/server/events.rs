@@ -183,7 +183,7 @@ fn containers_are_looked_at_only_while_somebody_listens() {
     assert_eq!(asked.load(Ordering::SeqCst), 0);
     let begun = Instant::now();
     let mut listeners: Vec<Listener> = (0..4).map(|_| Listener::begun(server.socket(), None)).collect();
-    let came = json!({"name": "web", "old": null, "new": "running", "restarts": 0, "exit-code": null, "error": null});
+    let came = json!({"name": "web", "old": null, "new": "running", "restarts": 0, "exit-code": null, "error": null, "health": null});
     for listener in &mut listeners {
         assert_eq!(listener.next().unwrap(), ("container".to_owned(), came.clone()));
     }
@@ -212,6 +212,8 @@ fn running(name: &str) -> ContainerStatus {
         error: None,
         essential: false,
         started_at_ms: Some(1),
+        health: None,
+        waits_for: None,
     }
 }
 

@@ -60,7 +60,7 @@ fn a_group_is_a_list_of_its_keys_and_an_unknown_key_has_near_ones() {
     let web = told(&server, &["explain", "containers.web"]);
     assert!(web.contains("\n  settings.containers.web.image "), "{web}");
     let containers = told(&server, &["explain", "containers"]);
-    assert!(containers.contains("now      not set\n\n  settings.containers.<name>.command"), "{containers}");
+    assert!(containers.contains("now      not set\n\n  settings.containers.<name>.after"), "{containers}");
     let sysctl = told(&server, &["explain", "kernel.sysctl.\"vm.swappiness\""]);
     assert!(sysctl.starts_with("settings.kernel.sysctl.\"vm.swappiness\"\n"), "{sysctl}");
     for (key, expected) in [

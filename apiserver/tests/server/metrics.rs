@@ -41,6 +41,8 @@ fn node() -> Metrics {
         error: None,
         essential: true,
         started_at_ms: Some(1),
+        health: None,
+        waits_for: None,
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

@@ -21,14 +21,13 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use host_agent::clock::boottime_ms;
+use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
-use host_agent::container::spec;
+use host_agent::container::{shim, spec};
 use host_agent::files;
 
-/// Between SIGTERM and SIGKILL, in milliseconds.
-const GRACE: u64 = 10_000;
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
 const EARLY: u64 = 5_000;
 /// For youki to make or start a container.
@@ -175,7 +174,7 @@ impl Shim {
         }
         streams.phase = Phase::Runs;
         let begun = boottime_ms();
-        let code = self.watch(&signals, &mut streams, payload);
+        let code = self.watch(&signals, &mut streams, payload, &Ending::of(&config));
         streams.drain();
         // The runtime executes the command last of all, with this code when it cannot.
         let log = self.runtime_log();
@@ -285,7 +284,7 @@ impl Shim {
     }
 
     /// Watches the running container to its end; its exit code, 128 + n for signal n.
-    fn watch(&self, signals: &SignalFd, streams: &mut Streams, payload: i32) -> i32 {
+    fn watch(&self, signals: &SignalFd, streams: &mut Streams, payload: i32, ending: &Ending) -> i32 {
         let payload = Pid::from_raw(payload);
         let mut kill_at: Option<u64> = None;
         loop {
@@ -308,8 +307,8 @@ impl Shim {
             let asked =
                 streams.wait(signals, Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }));
             if asked && kill_at.is_none() {
-                let _ = kill(payload, Signal::SIGTERM);
-                kill_at = Some(boottime_ms() + GRACE);
+                let _ = kill(payload, ending.signal);
+                kill_at = Some(boottime_ms() + ending.grace);
             }
         }
     }
@@ -318,6 +317,32 @@ impl Shim {
         let events = fs::read_to_string(self.places.group.join("payload/memory.events")).unwrap_or_default();
         events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
     }
+}
+
+/// How the container is asked to end.
+struct Ending {
+    signal: Signal,
+    /// Milliseconds until it is killed.
+    grace: u64,
+}
+
+impl Ending {
+    fn of(config: &Value) -> Self {
+        let annotation = |name: &str| config["annotations"][name].as_str();
+        let signal = annotation(STOP_SIGNAL).and_then(signal).unwrap_or(Signal::SIGTERM);
+        let seconds = annotation(STOP_TIMEOUT).and_then(|text| text.parse::<u64>().ok());
+        let grace = seconds.map_or(shim::GRACE, Duration::from_secs);
+        Self { signal, grace: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+/// As images write them: a number, or a name with or without `SIG`. Real-time signals are not known.
+fn signal(text: &str) -> Option<Signal> {
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).ok();
+    }
+    let name = text.to_uppercase();
+    if name.starts_with("SIG") { name.parse().ok() } else { format!("SIG{name}").parse().ok() }
 }
 
 fn pid_of(id: u32) -> Pid {
@@ -382,5 +407,29 @@ impl Streams {
             }
         }
         self.log.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_container_is_asked_to_end_as_its_image_or_its_settings_say() {
+        let ending = |annotations| {
+            let ending = Ending::of(&json!({ "annotations": annotations }));
+            (ending.signal, ending.grace)
+        };
+        assert_eq!(ending(Value::Null), (Signal::SIGTERM, 10_000));
+        assert_eq!(ending(json!({STOP_SIGNAL: "SIGQUIT", STOP_TIMEOUT: "30"})), (Signal::SIGQUIT, 30_000));
+        for (text, known) in [
+            ("quit", Some(Signal::SIGQUIT)),
+            ("3", Some(Signal::SIGQUIT)),
+            ("SIGRTMIN+3", None),
+            ("99", None),
+        ] {
+            assert_eq!(signal(text), known, "{text}");
+        }
     }
 }

@@ -254,6 +254,8 @@ mod tests {
             error: error.map(str::to_owned),
             essential: false,
             started_at_ms: None,
+            health: None,
+            waits_for: None,
         };
         use ContainerState::{Exited, Failed, Pulling, Running, Starting, Stopping};
         for state in [Pulling, Starting, Running, Stopping] {

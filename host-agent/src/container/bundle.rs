@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::container::confinement;
 use crate::container::spec::Spec;
+use crate::container::volumes;
 
 /// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -34,6 +35,7 @@ pub struct Execution {
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
     pub working_dir: Option<String>,
+    pub stop_signal: Option<String>,
 }
 
 /// The user that a container runs as.
@@ -47,12 +49,25 @@ const DEFAULT_PIDS: u32 = 1024;
 const DEFAULT_OPEN_FILES: u64 = 65_536;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Of `config.json`, for the shim: the signal that asks the container to end (OCI Image Specification 1.1, conversion.md), and how many
+/// seconds it has then.
+pub const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
+pub const STOP_TIMEOUT: &str = "caisson.stop-timeout";
+
 /// The command that is run: the settings' one, or the image's.
 pub fn command(container: &Container, image: &ImageConfig) -> Result<Vec<String>, String> {
-    let command: Vec<String> = match &container.command {
-        Some(command) => command.iter().map(|item| item.as_str().to_owned()).collect(),
-        None => image.config.entrypoint.iter().chain(&image.config.cmd).flatten().cloned().collect(),
+    let owned =
+        |items: &[settings::Argument]| items.iter().map(|item| item.as_str().to_owned()).collect::<Vec<_>>();
+    let program = match &container.command {
+        Some(command) => owned(command),
+        None => image.config.entrypoint.clone().unwrap_or_default(),
     };
+    let arguments = match (&container.args, &container.command) {
+        (Some(args), _) => owned(args),
+        (None, Some(_)) => Vec::new(),
+        (None, None) => image.config.cmd.clone().unwrap_or_default(),
+    };
+    let command = [program, arguments].concat();
     if command.is_empty() {
         return Err("the image names no command: set one with `command`".to_owned());
     }
@@ -115,9 +130,9 @@ fn environment(container: &Container, image: &ImageConfig) -> Vec<String> {
 /// RLIM_INFINITY, as the runtime passes it to the kernel.
 const NO_LIMIT: u64 = u64::MAX;
 
-fn resource_limits(defaults: &OciDefaults) -> Vec<Value> {
+fn resource_limits(defaults: &OciDefaults, container: &Container) -> Vec<Value> {
     let mut all = BTreeMap::from([("RLIMIT_NOFILE", (DEFAULT_OPEN_FILES, DEFAULT_OPEN_FILES))]);
-    for (name, limit) in defaults.resource_limits.iter().flatten() {
+    for (name, limit) in defaults.resource_limits.iter().chain(&container.resource_limits).flatten() {
         // Both are there: a commit without one is refused.
         if let (Some(soft), Some(hard)) = (limit.soft_limit, limit.hard_limit) {
             let values = (soft.get().unwrap_or(NO_LIMIT), hard.get().unwrap_or(NO_LIMIT));
@@ -138,15 +153,10 @@ pub fn config(
 ) -> Result<Value, String> {
     let container = &spec.container;
     let arguments = command(container, image)?;
-    let working_dir =
-        image.config.working_dir.clone().filter(|dir| dir.starts_with('/')).unwrap_or_else(|| "/".to_owned());
-    let mut resources = json!({
-        "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
-        "devices": confinement::devices(spec),
-    });
-    if let Some(memory) = &container.memory {
-        resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
-    }
+    let working_dir = match &container.working_directory {
+        Some(folder) => folder.as_str(),
+        None => image.config.working_dir.as_deref().filter(|dir| dir.starts_with('/')).unwrap_or("/"),
+    };
     let looks_after_the_node = spec.kind != ContainerKind::Container;
     let none = OciDefaults::default();
     let defaults = if looks_after_the_node { &none } else { defaults };
@@ -171,9 +181,10 @@ pub fn config(
         bind("/etc/hosts"),
     ];
     mounts.extend(confinement::mounts(name, spec));
+    mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(name, volumes)));
     let mut config = json!({
         "ociVersion": "1.2.0",
-        "root": {"path": "rootfs", "readonly": false},
+        "root": {"path": "rootfs", "readonly": container.read_only == Some(true)},
         "process": {
             "terminal": false,
             "user": {"uid": user.uid, "gid": user.gid},
@@ -183,13 +194,13 @@ pub fn config(
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
             "noNewPrivileges": confinement::no_new_privileges(spec),
             "oomScoreAdj": 500,
-            "rlimits": resource_limits(defaults),
+            "rlimits": resource_limits(defaults, container),
         },
         "mounts": mounts,
         "linux": {
             "namespaces": confinement::namespaces(spec),
             "cgroupsPath": format!("/containers/{name}/payload"),
-            "resources": resources,
+            "resources": resources(spec),
             "maskedPaths": masked,
             "readonlyPaths": read_only,
         },
@@ -199,9 +210,39 @@ pub fn config(
     }
     // One that looks after the node has its name.
     if !looks_after_the_node {
-        config["hostname"] = json!(name);
+        config["hostname"] = json!(container.hostname.as_ref().map_or(name, |hostname| hostname.as_str()));
+    }
+    let own_signal = container.stop_signal.map(|signal| signal.kernel_name().to_owned());
+    if let Some(signal) = own_signal.or_else(|| image.config.stop_signal.clone()) {
+        config["annotations"][STOP_SIGNAL] = json!(signal);
+    }
+    if let Some(seconds) = container.stop_timeout {
+        config["annotations"][STOP_TIMEOUT] = json!(seconds.get().to_string());
     }
     Ok(config)
+}
+
+/// Microseconds in which the kernel counts how long a container has used processors.
+const CPU_PERIOD: u64 = 100_000;
+
+/// What the kernel lets it have.
+fn resources(spec: &Spec) -> Value {
+    let container = &spec.container;
+    let mut resources = json!({
+        "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
+        "devices": confinement::devices(spec),
+    });
+    if let Some(memory) = &container.memory {
+        resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
+    }
+    if let Some(high) = &container.memory_high {
+        resources["unified"] = json!({"memory.high": high.bytes().to_string()});
+    }
+    if let Some(cpus) = &container.cpus {
+        let quota = u64::from(cpus.hundredths()) * CPU_PERIOD / 100;
+        resources["cpu"] = json!({"quota": quota, "period": CPU_PERIOD});
+    }
+    resources
 }
 
 #[cfg(test)]
@@ -228,7 +269,7 @@ mod tests {
             "max-core-file-size": {"soft-limit": 0, "hard-limit": "unlimited"},
         });
         assert_eq!(
-            resource_limits(&defaults(json!({"resource-limits": limits}))),
+            resource_limits(&defaults(json!({"resource-limits": limits})), &Container::default()),
             [
                 json!({"type": "RLIMIT_CORE", "soft": 0, "hard": u64::MAX}),
                 json!({"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}),
@@ -241,6 +282,12 @@ mod tests {
         let image = image(json!({"Entrypoint": ["/app"], "Cmd": ["-v"]}));
         assert_eq!(command(&container(json!({"image": "a"})), &image).unwrap(), ["/app", "-v"]);
         assert_eq!(command(&container(json!({"image": "a", "command": ["sh"]})), &image).unwrap(), ["sh"]);
+        assert_eq!(
+            command(&container(json!({"image": "a", "args": ["-q"]})), &image).unwrap(),
+            ["/app", "-q"]
+        );
+        let both = container(json!({"image": "a", "command": ["sh"], "args": ["-c"]}));
+        assert_eq!(command(&both, &image).unwrap(), ["sh", "-c"]);
         assert!(
             command(&container(json!({"image": "a"})), &ImageConfig::default())
                 .unwrap_err()

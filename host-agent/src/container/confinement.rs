@@ -91,7 +91,9 @@ pub(super) fn capabilities(spec: &Spec, defaults: &OciDefaults) -> Vec<String> {
     let mut all: BTreeSet<String> = CAPABILITIES.map(str::to_owned).into();
     match trust(spec) {
         Trust::Ordinary => {
-            for (capability, has) in defaults.capabilities.iter().flatten() {
+            for (capability, has) in
+                defaults.capabilities.iter().chain(&spec.container.capabilities).flatten()
+            {
                 match has {
                     true => all.insert(capability.kernel_name()),
                     false => all.remove(&capability.kernel_name()),

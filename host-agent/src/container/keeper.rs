@@ -1,6 +1,6 @@
 //! Keeps one container: pulls its image, starts shims, and decides about restarts.
 
-use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus};
+use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus};
 use serde_json::Value;
 use settings::{OciDefaults, Restart};
 use sha2::{Digest, Sha256};
@@ -16,14 +16,15 @@ use tokio::time::sleep;
 
 use crate::clock::boottime_ms;
 use crate::container::access::Access;
-use crate::container::bundle::{self, ImageConfig};
+use crate::container::bundle;
+use crate::container::health::{self, Course};
 use crate::container::image::{self, Image};
 use crate::container::manager::Statuses;
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
 use crate::container::spec::{self, Spec};
-use crate::container::{runtime, shim};
+use crate::container::{runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -83,6 +84,8 @@ pub(super) struct Keeper {
     surroundings: Surroundings,
     restarts: Restarts,
     exit: Option<Exit>,
+    /// Those that it starts after are up, or were at its first start.
+    others_were_up: bool,
 }
 
 impl Keeper {
@@ -105,6 +108,7 @@ impl Keeper {
             surroundings,
             restarts: Restarts::new(spec.container.restart.unwrap_or(Restart::Always)),
             exit: None,
+            others_were_up: false,
         };
         keeper.statuses.borrow_mut().insert(name.to_owned(), (number, keeper.first_status()));
         keeper
@@ -125,6 +129,8 @@ impl Keeper {
             error: None,
             essential: self.spec.container.essential.unwrap_or(false),
             started_at_ms: None,
+            health: None,
+            waits_for: None,
         }
     }
 
@@ -226,7 +232,7 @@ impl Keeper {
             Ok(image) => image,
             Err(exit) => return exit,
         };
-        if *self.stopped.borrow() {
+        if *self.stopped.borrow() || self.wait_for_others().await {
             return None;
         }
         self.set(|status| status.state = ContainerState::Starting);
@@ -242,8 +248,36 @@ impl Keeper {
         }
     }
 
+    /// Waits until those that it starts after are up, once. True when asked to stop meanwhile.
+    async fn wait_for_others(&mut self) -> bool {
+        if self.others_were_up {
+            return false;
+        }
+        loop {
+            let is_up = |name: &settings::ContainerName| {
+                self.statuses.borrow().get(name.as_str()).is_some_and(|(_, status)| status.is_up())
+            };
+            let other = self.spec.container.after.iter().flatten().find(|name| !is_up(name));
+            let other = other.map(ToString::to_string);
+            let waits = other.is_some();
+            self.set(|status| {
+                if waits {
+                    status.state = ContainerState::Starting;
+                }
+                status.waits_for = other;
+            });
+            if !waits {
+                self.others_were_up = true;
+                return false;
+            }
+            if self.pause(LOOK_LATER).await {
+                return true;
+            }
+        }
+    }
+
     fn judge(&mut self, exit: Exit) -> Then {
-        let failed = exit.exit_code != Some(0);
+        let failed = exit.exit_code != Some(0) || exit.error.is_some();
         let lasted = exit.ended_at_ms.saturating_sub(exit.started_at_ms);
         let next = self.restarts.ended(exit.ended_at_ms, lasted, failed);
         if exit.error.is_none() {
@@ -264,6 +298,7 @@ impl Keeper {
         let exit_code = self.exit.as_ref().and_then(|exit| exit.exit_code);
         self.set(|status| {
             status.pid = None;
+            status.health = None;
             status.exit_code = exit_code;
             status.restarts = self.restarts.count;
             status.delays_ms.clone_from(&self.restarts.delays);
@@ -313,7 +348,7 @@ impl Keeper {
 
     /// Ends what runs under this name and takes away all that it wrote.
     async fn clear_all(&mut self) {
-        shim::stop(&self.name, &self.places, &mut None).await;
+        shim::stop(&self.name, &self.places, &mut None, self.stop_timeout()).await;
         let (name, places) = (self.name.clone(), self.places.clone());
         let _ = spawn_blocking(move || {
             runtime::clear(&name, &places);
@@ -333,6 +368,21 @@ impl Keeper {
             status.delay_ms = None;
             status.started_at_ms = Some(since);
         });
+    }
+
+    fn show_health(&self, course: &Course) {
+        let health = course.health().clone();
+        let mut before = None;
+        self.set(|status| before = status.health.replace(health.clone()));
+        if before.map(|before| before.state) != Some(health.state) {
+            match health.state {
+                ContainerHealthState::Starting => {}
+                ContainerHealthState::Healthy => eprintln!("<5>container {}: healthy", self.name),
+                ContainerHealthState::Unhealthy => {
+                    eprintln!("<3>container {}: {}", self.name, health::said(&health));
+                }
+            }
+        }
     }
 
     /// Waits; true when asked to stop meanwhile.
@@ -400,12 +450,19 @@ impl Keeper {
         let seccomp = fs::read(SECCOMP).map_err(|error| format!("cannot read {SECCOMP}: {error}"))?;
         let seccomp: Value =
             serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
-        let user = user(&image.config, &image.rootfs)?;
+        let own = self.spec.container.user.as_ref().map(|user| user.as_str());
+        let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
         let config = bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults)?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
+        if let Some(volumes) = &self.spec.container.volumes {
+            volumes::make(&self.name, volumes, &image.rootfs, user)?;
+        }
+        let stop_timeout = self.places.stop_timeout();
+        files::replace(&stop_timeout, self.stop_timeout().as_secs().to_string().as_bytes())
+            .map_err(|error| failed(&stop_timeout, &error))?;
         let lower = self.places.lower();
         for record in [&lower, &self.places.exit(), &self.places.pid()] {
             let _ = fs::remove_file(record);
@@ -417,29 +474,60 @@ impl Keeper {
         std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
     }
 
-    /// Watches a shim to its end; `None` when asked to stop, after it has stopped.
+    /// Watches a shim to its end; `None` when asked to stop, after it has stopped. One that is unhealthy and may be started again is
+    /// stopped.
     async fn watch(&mut self, mut child: Option<Child>, since: u64) -> Option<Exit> {
-        let mut looks = 0;
-        let mut runs = false;
-        loop {
+        let check = self.spec.container.health_check.clone();
+        let mut course = check.as_ref().map(|check| Course::new(check, since));
+        let (mut looks, mut runs, mut was_asked) = (0, false, false);
+        let unhealthy = loop {
             if !runs && let Some(pid) = shim::payload(&self.places) {
                 self.set_running(pid, since);
+                course.iter().for_each(|course| self.show_health(course));
                 runs = true;
             }
             looks += 1;
             let look = if looks < QUICK_LOOKS { LOOK } else { LOOK_LATER };
+            let question = async {
+                match (&mut course, &check) {
+                    (Some(course), Some(check)) => {
+                        health::ask(course, check, &self.name, &self.places, !was_asked).await;
+                    }
+                    _ => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = shim::end(&mut child, &self.places) => return Some(self.read_exit(since).await),
                 () = sleep(look), if !runs => {}
-                () = asked_to_stop(&mut self.stopped) => break,
+                () = question, if runs => {
+                    was_asked = true;
+                    let Some(course) = &course else { continue };
+                    self.show_health(course);
+                    let restart = self.spec.container.restart.unwrap_or(Restart::Always);
+                    if let Some(reason) = course.ends_it(restart) {
+                        break Some(reason);
+                    }
+                }
+                () = asked_to_stop(&mut self.stopped) => break None,
             }
+        };
+        self.set(|status| {
+            status.state = ContainerState::Stopping;
+            status.health = None;
+        });
+        shim::stop(&self.name, &self.places, &mut child, self.stop_timeout()).await;
+        if let Some(reason) = unhealthy {
+            return Some(Exit { error: Some(reason), ..self.read_exit(since).await });
         }
-        self.set(|status| status.state = ContainerState::Stopping);
-        shim::stop(&self.name, &self.places, &mut child).await;
         if !self.places.exit().exists() {
             self.clear().await;
         }
         None
+    }
+
+    fn stop_timeout(&self) -> Duration {
+        let own = self.spec.container.stop_timeout;
+        own.map_or(shim::GRACE, |seconds| Duration::from_secs(seconds.get().into()))
     }
 
     /// For a container without a shim.
@@ -495,7 +583,7 @@ fn write_user_data(folder: &Path, content: Option<&[u8]>) -> io::Result<()> {
     fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?.write_all(content)
 }
 
-fn user(config: &ImageConfig, rootfs: &Path) -> Result<bundle::User, String> {
+fn user(wanted: &str, rootfs: &Path) -> Result<bundle::User, String> {
     // Read as plain files: a link in a hostile image could lead to a file of the node, so links are not followed.
     let read = |name: &str| {
         let path = rootfs.join("etc").join(name);
@@ -504,7 +592,7 @@ fn user(config: &ImageConfig, rootfs: &Path) -> Result<bundle::User, String> {
         let etc_is_folder = fs::symlink_metadata(rootfs.join("etc")).is_ok_and(|metadata| metadata.is_dir());
         if is_file && etc_is_folder { fs::read_to_string(path).unwrap_or_default() } else { String::new() }
     };
-    bundle::user(config.config.user.as_deref().unwrap_or_default(), &read("passwd"), &read("group"))
+    bundle::user(wanted, &read("passwd"), &read("group"))
 }
 
 async fn asked_to_stop(stopped: &mut watch::Receiver<bool>) {

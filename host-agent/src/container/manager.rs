@@ -149,7 +149,7 @@ impl Manager {
             }
             spawn_local(async move {
                 let places = Places::of(&name);
-                shim::stop(&name, &places, &mut None).await;
+                shim::stop(&name, &places, &mut None, shim::GRACE).await;
                 let _ = spawn_blocking(move || runtime::erase(&name, &places)).await;
                 drop(turn);
             });

@@ -3,6 +3,8 @@
 pub mod access;
 pub mod bundle;
 mod confinement;
+mod exec;
+pub mod health;
 pub mod image;
 mod keeper;
 pub mod layer;
@@ -15,3 +17,4 @@ pub mod runtime;
 pub mod shim;
 pub mod spec;
 pub mod unpack;
+mod volumes;

@@ -49,6 +49,11 @@ impl Places {
         self.run.join("exit.json")
     }
 
+    /// For PID 1, which ends containers with the node: how many seconds this one may take.
+    pub fn stop_timeout(&self) -> PathBuf {
+        self.run.join("stop-timeout")
+    }
+
     /// Locked while a shim lives.
     pub fn lock(&self) -> PathBuf {
         self.run.join("shim.lock")

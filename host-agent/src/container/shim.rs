@@ -15,8 +15,10 @@ use crate::container::record::Places;
 pub const SHIM: &str = "/usr/bin/container-shim";
 /// How often a shim that another agent started is looked at.
 const LOOK: Duration = Duration::from_millis(250);
-/// A shim gives its container 10 s; then it is in trouble itself.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a shim gives its container between the signal that asks it to end and SIGKILL, unless the settings say otherwise.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// A shim that needs so much longer is in trouble itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn start(name: &str, image: &str) -> io::Result<Child> {
     // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
@@ -43,13 +45,14 @@ pub async fn end(child: &mut Option<Child>, places: &Places) {
     }
 }
 
-/// Asks the shim to end its container, and waits for that. One that does not is killed with all that it runs.
-pub async fn stop(name: &str, places: &Places, child: &mut Option<Child>) {
+/// Asks the shim to end its container, which has `grace` for that, and waits. One that does not is killed with all that it runs.
+pub async fn stop(name: &str, places: &Places, child: &mut Option<Child>, grace: Duration) {
     terminate(places, child.as_ref());
-    if timeout(STOP_TIMEOUT, end(child, places)).await.is_err() {
-        eprintln!("<3>container {name}: did not stop within {} s, killing it", STOP_TIMEOUT.as_secs());
+    let patience = grace + PATIENCE;
+    if timeout(patience, end(child, places)).await.is_err() {
+        eprintln!("<3>container {name}: did not stop within {} s, killing it", patience.as_secs());
         let _ = fs::write(places.group.join("cgroup.kill"), "1");
-        let _ = timeout(STOP_TIMEOUT, end(child, places)).await;
+        let _ = timeout(PATIENCE, end(child, places)).await;
     }
 }
 
@@ -86,8 +89,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let places = Places { run: dir.path().to_owned(), ..Places::of("web") };
         let mut child = Some(Command::new("sleep").arg("60").spawn().unwrap());
-        timeout(Duration::from_secs(10), stop("web", &places, &mut child)).await.unwrap();
+        timeout(Duration::from_secs(10), stop("web", &places, &mut child, GRACE)).await.unwrap();
         // Without a child and without a lock there is nothing to wait for.
-        timeout(Duration::from_secs(1), stop("web", &places, &mut None)).await.unwrap();
+        timeout(Duration::from_secs(1), stop("web", &places, &mut None, GRACE)).await.unwrap();
     }
 }

@@ -38,7 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 impl Limits {
     pub(super) fn of(settings: &Settings) -> Self {
         let updates = settings.updates.as_ref();
-        let seconds = |value: Option<settings::UpdateSeconds>, otherwise| {
+        let seconds = |value: Option<settings::Seconds>, otherwise| {
             value.map_or(otherwise, |seconds| Duration::from_secs(seconds.get().into()))
         };
         Self {
