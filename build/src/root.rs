@@ -169,6 +169,7 @@ fn os_files(project: &Project, variant: &Variant) -> Result<Vec<(PathBuf, String
             files.push((file, name));
         }
     }
+    files.extend_from_slice(&variant.files);
     Ok(files)
 }
 

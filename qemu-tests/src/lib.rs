@@ -6,6 +6,7 @@
 
 mod api;
 mod bench;
+mod chance;
 mod config;
 mod drives;
 mod imds;
@@ -20,6 +21,7 @@ mod wire;
 
 pub use api::script;
 pub use bench::{Bench, bench};
+pub use chance::{Chance, times};
 pub use config::{Config, UserData};
 pub use drives::{flip, nocloud_iso, nocloud_vfat, wipe};
 pub use imds::{Answers, Imds};

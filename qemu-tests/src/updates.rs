@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::bench::bench;
+use crate::installed::service;
+
+/// In the image, as part of what it preloads.
+const BUSYBOX: &str = "/usr/lib/caisson/images/busybox/rootfs/bin/busybox";
 
 pub struct Updates {
     folder: TempDir,
@@ -80,6 +84,14 @@ impl Updates {
             image::build_in(&project, &variant, LockPolicy::Newest, Artifacts::in_folder(folder, &project))
         };
         build().unwrap_or_else(|error| panic!("cannot build {version}: {error:#}"))
+    }
+
+    /// Gives a version that is built a service that runs `script` with busybox's shell as root, once the agent is ready.
+    #[track_caller]
+    pub fn add_script(&self, variant: &mut Variant, script: &str) {
+        let file = self.path("story.toml");
+        fs::write(&file, service(BUSYBOX, script)).expect("the file of a service");
+        variant.files.push((file, "usr/lib/caisson/services/story.toml".to_owned()));
     }
 
     /// Publishes what was built, with a patch from the version before.

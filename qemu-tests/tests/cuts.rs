@@ -3,7 +3,7 @@
 use build::artifacts::copy_sparse;
 use qemu_tests::sweep::{Judge, Known, Verdict, add_name, read_record, sweep};
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Config, Format, Lan, Node, Updates};
+use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, times};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -151,8 +151,7 @@ fn after_any_power_cut_a_version_boots_whose_root_verifies() {
 /// with all settings; what was cut is done by the next attempt.
 #[test]
 fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
-    let kills =
-        std::env::var("CAISSON_KILLS").map_or(KILLS, |kills| kills.parse().expect("CAISSON_KILLS: a number"));
+    let kills = times("CAISSON_KILLS", KILLS);
     let mut lan = Lan::new();
     let updates = Updates::new();
     let [first, second] = ["0.1.0", "0.2.0"].map(|version| updates.build(version, |_| {}));
@@ -167,14 +166,13 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
     go_to(&node, "0.2.0");
     go_to(&node, "0.1.0");
     let both = begun.elapsed();
-    let mut random = u64::from(std::process::id());
+    let mut chance = Chance::new();
     let (mut cut_in_update, mut came_up_new) = (0, 0);
     for kill in 0..kills {
         let motd = format!("before kill {kill}");
         node.set(&json!({ "motd": motd }));
         let goal = if version(&node).as_deref() == Some("0.1.0") { "0.2.0" } else { "0.1.0" };
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = both.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64 * 0.6);
+        let delay = chance.below(both.mul_f64(0.6));
         let at = Instant::now() + delay;
         node.cut_power_after(delay);
         let went = begin(&node, goal);

@@ -1,14 +1,17 @@
 //! The rollback matrix: what can be wrong with a new version, on its first try and on a later one; which slot runs in the end, and
 //! which reason is told. A version whose kernel panics and one that does not become healthy are in `update.rs`.
 
+use build::variant::Variant;
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Config, Lan, Node, Updates, wipe};
+use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, times, wipe};
 use serde_json::json;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const OLD: &str = "0.1.0";
 const NEW: &str = "0.2.0";
+/// Where `CAISSON_RESETS` does not say.
+const RESETS: u32 = 5;
 
 /// A network with a repository that has a new version, and a node of the old one.
 struct World {
@@ -18,11 +21,20 @@ struct World {
 }
 
 impl World {
-    fn new(config: Config, change: impl Fn(&mut build::variant::Variant)) -> Self {
+    fn new(config: Config, change: impl Fn(&mut Variant)) -> Self {
+        Self::of(config, |_, variant| change(variant))
+    }
+
+    /// The new version runs a script as soon as its agent is ready.
+    fn with_script(config: Config, script: &str) -> Self {
+        Self::of(config, |updates, variant| updates.add_script(variant, script))
+    }
+
+    fn of(config: Config, change: impl Fn(&Updates, &mut Variant)) -> Self {
         let mut lan = Lan::new();
         let updates = Updates::new();
         let first = updates.build(OLD, |_| {});
-        let second = updates.build(NEW, change);
+        let second = updates.build(NEW, |variant| change(&updates, variant));
         updates.publish_built(&second);
         let cmdline = fs::read_to_string(first.cmdline()).expect("a command line");
         let config = Config { cmdline: Some(cmdline.trim().to_owned()), ..config };
@@ -51,6 +63,16 @@ impl World {
 fn direct() -> Config {
     Config { choose_slot: true, keep_memory: true, ..Config::direct() }
 }
+
+/// With a watchdog that a hypervisor offers.
+fn with_watchdog(mut config: Config) -> Config {
+    config.extra.extend(["-device", "i6300esb"].map(str::to_owned));
+    config
+}
+
+/// PID 1 takes no signal that stops it; the freezer of its control group does (kernel: admin-guide/cgroup-v2.rst).
+const FREEZE_PID_1: &str =
+    "cd /sys/fs/cgroup && mkdir frozen && echo 1 > frozen/cgroup.procs && echo 1 > frozen/cgroup.freeze";
 
 /// The loader lists no file that is no kernel image.
 #[test]
@@ -119,6 +141,55 @@ fn a_host_agent_that_never_runs() {
     assert!(reason.contains("PID 1 restarted it: it has no host agent"), "{reason}");
 }
 
+/// It was ready, and then says nothing more: PID 1 restarts the node when the agent should have decided.
+#[test]
+fn a_host_agent_that_hangs() {
+    let world = World::with_script(direct(), "kill -STOP $(pidof host-agent); echo stopped the agent");
+    world.restart();
+    world.node.wait_for_console("stopped the agent");
+    let reason = world.comes_back();
+    assert!(
+        reason.contains("PID 1 restarted it: the host agent neither blessed it nor gave it up"),
+        "{reason}"
+    );
+}
+
+/// The agent gives the version up and nobody restarts the node, but its watchdog.
+#[test]
+fn a_pid_1_that_hangs() {
+    let world = World::with_script(with_watchdog(direct()), FREEZE_PID_1);
+    world.restart();
+    world.node.wait_for_console("is given up");
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s: PID 1 does not answer"), "{reason}");
+}
+
+/// What is set and what the new version's kernel can do do not go together.
+#[test]
+fn settings_that_the_new_version_cannot_act_on() {
+    const KEY: &str = "net.ipv6.conf.all.accept_redirects";
+    let world = World::new(direct(), |variant| variant.kernel_parameters.push("ipv6.disable=1".to_owned()));
+    world.node.set(&json!({"kernel": {"sysctl": {KEY: "0"}}}));
+    world.restart();
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s") && reason.contains(KEY), "{reason}");
+    // The old version acts on them as before.
+    world.node.wait_until_healthy();
+    assert_eq!(world.node.get("/settings")["kernel"]["sysctl"][KEY], "0");
+}
+
+/// The newest generation is no use to the new version, which has the one before it; so has the old one.
+#[test]
+fn settings_that_the_new_version_cannot_read() {
+    let mut world = World::new(direct(), |_| {});
+    world.node.power_off();
+    world.node.write_to_state("/settings/generation-000099.toml", "format = 2\nnumber = 99\n");
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(reason.contains("generation 99 of the settings cannot be used (it is cut short)"), "{reason}");
+    world.node.wait_until_healthy();
+}
+
 #[test]
 fn a_network_that_does_not_come() {
     let mut world = World::new(direct(), |_| {});
@@ -165,6 +236,51 @@ fn a_version_that_is_not_on_trial_is_not_restarted() {
     node.power_off();
     let left = node.disk().files("state").expect("the state partition");
     assert!(left.iter().all(|file| !file.path.ends_with("on-trial.json")), "{left:?}");
+}
+
+/// Resets at any time of a boot and after, as often as `CAISSON_RESETS` says: nothing is counted, nothing is lost.
+#[test]
+fn hard_resets_of_a_blessed_system_change_nothing() {
+    let resets = times("CAISSON_RESETS", RESETS);
+    let mut world = World::new(Config { format: Format::Qcow2, ..Config::uefi() }, |_| {});
+    world.restart();
+    assert_eq!(outcome(&world.node, 1)["result"], "good");
+    let node = &mut world.node;
+    node.power_off();
+    let entries = entries(node);
+    assert_eq!(entries, ["/EFI/Linux/caisson_0.1.0.efi", "/EFI/Linux/caisson_0.2.0.efi"]);
+    let begun = Instant::now();
+    node.start();
+    node.wait_until_healthy();
+    let (healthy, mut chance) = (begun.elapsed(), Chance::new());
+    let begun = Instant::now();
+    for reset in 0..resets {
+        let delay = chance.below(healthy.mul_f64(1.5));
+        eprintln!("reset {reset} after {:.1} s", delay.as_secs_f64());
+        std::thread::sleep(delay);
+        node.cut_power();
+        assert_eq!(self::entries(node), entries);
+        node.start();
+    }
+    eprintln!(
+        "{resets} resets in {:.0} s; a boot takes {:.1} s",
+        begun.elapsed().as_secs_f64(),
+        healthy.as_secs_f64()
+    );
+    node.wait_until_healthy();
+    assert_eq!(version(node).as_deref(), Some(NEW));
+    assert_eq!(node.setting("motd"), "kept");
+    assert_eq!(outcome(node, 1)["result"], "good");
+    node.power_off();
+    assert_eq!(self::entries(node), entries);
+}
+
+/// The names of the kernel images on the ESP of a node that is off.
+fn entries(node: &Node) -> Vec<String> {
+    let entries = node.disk().boot_entries().expect("the entries of the ESP");
+    let mut paths: Vec<String> = entries.into_iter().map(|entry| entry.path).collect();
+    paths.sort();
+    paths
 }
 
 fn cut_in_the_first_try(node: &mut Node) {
