@@ -7,7 +7,7 @@ use build::guest::{self, Rust};
 use build::project::Project;
 use build::root;
 use build::variant::Variant;
-use build::{kernel, oci, sbom};
+use build::{esp, kernel, oci, sbom};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -85,7 +85,14 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
     let licences =
         sbom::collect(real, &bench.toolbox, &rust, &bundled, &kernel::build(real, &bench.toolbox)?)?;
     let preloaded = [busybox];
-    let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let loader = bench.toolbox.root.join(esp::LOADER);
+    let inputs = root::Inputs {
+        variant,
+        programs: &programs,
+        preloaded: &preloaded,
+        licences: &licences,
+        loader: &loader,
+    };
     let (entry, verity) = root::build(project, &bench.toolbox, &inputs)?;
 
     write_slot(
