@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use build::artifacts::Artifacts;
+use build::esp;
 use build::image;
 use build::project::Project;
-use build::repo::{self, Expiries, Keys, ROLES, Repository};
+use build::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
 use build::toolbox::LockPolicy;
 use build::variant::Variant;
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ impl Updates {
                 format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der));
             fs::write(updates.path(&format!("keys/{role}.pem")), pem)?;
         }
-        Repository::init(updates.folder(), &updates.keys()?, &expires()?)?;
+        Repository::init(updates.folder(), &updates.keys()?, &Thresholds::new(), &expires()?)?;
         Ok(updates)
     }
 
@@ -94,6 +95,14 @@ impl Updates {
         variant.files.push((file, "usr/lib/caisson/services/story.toml".to_owned()));
     }
 
+    /// Gives a version that is built a boot loader that says it is of a version with these three digits.
+    #[track_caller]
+    pub fn add_loader(&self, variant: &mut Variant, version: &str) {
+        let file = self.path("loader.efi");
+        fs::write(&file, newer_loader(version)).expect("a loader");
+        variant.files.push((file, esp::LOADER.to_owned()));
+    }
+
     /// Publishes what was built, with a patch from the version before.
     #[track_caller]
     pub fn publish_built(&self, built: &Artifacts) {
@@ -129,6 +138,17 @@ impl Updates {
     pub fn roll_back(&self) {
         fs::copy(self.path("before.json"), self.path("metadata/timestamp.json")).expect("an older timestamp");
     }
+}
+
+/// The boot loader of the image, which says that its version begins with these three digits.
+#[track_caller]
+pub fn newer_loader(version: &str) -> Vec<u8> {
+    const BEFORE: &[u8] = b"#### LoaderInfo: systemd-boot ";
+    let mut loader = fs::read(bench().toolbox.root.join(esp::LOADER)).expect("the loader");
+    let at =
+        loader.windows(BEFORE.len()).position(|bytes| bytes == BEFORE).expect("its version") + BEFORE.len();
+    loader[at..at + 3].copy_from_slice(version.as_bytes());
+    loader
 }
 
 impl Default for Updates {
