@@ -3,7 +3,7 @@
 use build::artifacts::copy_sparse;
 use qemu_tests::sweep::{Judge, Known, Verdict, add_name, read_record, sweep};
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, times};
+use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, newer_loader, times};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 
 /// Of what a sweep takes at random.
 const SEED: u64 = 20_261_125;
+/// The version of a loader that is newer than any.
+const LOADER: &str = "999";
 /// Where `CAISSON_KILLS` does not say.
 const KILLS: u32 = 3;
+/// Where `CAISSON_RESETS` does not say.
+const RESETS: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn is_ready(node: &Node) {
@@ -39,6 +43,8 @@ struct Recorded {
     before: PathBuf,
     record: Vec<u8>,
     known: Vec<Known>,
+    /// The one that took the place of the first.
+    loader: Vec<u8>,
     /// Keeps the files.
     _node: Node,
 }
@@ -50,9 +56,11 @@ fn record() -> Recorded {
     let versions = ["0.1.0", "0.2.0", "0.3.0", "0.4.0"];
     let built = versions.map(|version| {
         updates.build(version, |variant| {
-            // Another content of nearly all blocks.
-            if version == "0.3.0" {
-                variant.preload.clear();
+            match version {
+                "0.2.0" => updates.add_loader(variant, LOADER),
+                // Another content of nearly all blocks.
+                "0.3.0" => variant.preload.clear(),
+                _ => {}
             }
         })
     });
@@ -73,6 +81,8 @@ fn record() -> Recorded {
     done(&node, &["update", "apply", "--check", "--reboot"]);
     stays(&node, "0.4.0", 4);
     node.power_off();
+    let loader = node.disk().read("esp", "/EFI/BOOT/BOOTX64.EFI").expect("the loader");
+    assert!(loader == newer_loader(LOADER), "the loader was not renewed");
     // The node's disk as it was, before `node_with` switched it on.
     let before = node.path("before.img");
     copy_sparse(&built[0].disk(), &before).expect("a copy of the disk");
@@ -85,7 +95,13 @@ fn record() -> Recorded {
         root: read(built.root()),
         tree: read(built.verity()),
     });
-    Recorded { before, record: read(node.record()), known: known.collect(), _node: node }
+    Recorded {
+        before,
+        record: read(node.record()),
+        known: known.collect(),
+        loader: newer_loader(LOADER),
+        _node: node,
+    }
 }
 
 impl Recorded {
@@ -94,7 +110,9 @@ impl Recorded {
         let disk = File::open(&self.before).expect("the disk before");
         let size = usize::try_from(disk.metadata().expect("its size").len()).expect("a size");
         let read = |from: usize, buffer: &mut [u8]| Ok(disk.read_exact_at(buffer, from as u64)?);
-        Judge::new(size, self.known.clone(), read).expect("a disk with two slots")
+        let mut judge = Judge::new(size, self.known.clone(), read).expect("a disk with two slots");
+        judge.add_loader(self.loader.clone());
+        judge
     }
 }
 
@@ -226,6 +244,55 @@ fn go_to(node: &Node, goal: &str) {
         None
     });
     is_ready(node);
+}
+
+/// Resets at any time of a boot and after, as often as `CAISSON_RESETS` says: no try is counted, and nothing is lost.
+#[test]
+fn hard_resets_of_a_blessed_system_change_nothing() {
+    let resets = times("CAISSON_RESETS", RESETS);
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let [first, second] = ["0.1.0", "0.2.0"].map(|version| updates.build(version, |_| {}));
+    updates.publish_built(&second);
+    let config = Config { format: Format::Qcow2, ..Config::uefi() };
+    let mut node = node_with(&mut lan, &updates, &first, config);
+    node.set(&json!({"motd": "kept"}));
+    done(&node, &["update", "apply", "--check", "--reboot"]);
+    stays(&node, "0.2.0", 1);
+    node.power_off();
+    let entries = ["/EFI/Linux/caisson_0.1.0.efi", "/EFI/Linux/caisson_0.2.0.efi"];
+    assert_eq!(entries_of(&node), entries);
+
+    let begun = Instant::now();
+    node.start();
+    node.wait_until_healthy();
+    let (boot, mut chance) = (begun.elapsed(), Chance::new());
+    let begun = Instant::now();
+    for reset in 0..resets {
+        let delay = chance.below(boot.mul_f64(1.5));
+        std::thread::sleep(delay);
+        node.cut_power();
+        eprintln!("reset {reset} after {:.1} s", delay.as_secs_f64());
+        assert_eq!(entries_of(&node), entries);
+        node.start();
+    }
+    eprintln!(
+        "{resets} resets in {:.0} s; a boot takes {:.1} s",
+        begun.elapsed().as_secs_f64(),
+        boot.as_secs_f64()
+    );
+    stays(&node, "0.2.0", 1);
+    assert_eq!(node.setting("motd"), "kept");
+    node.power_off();
+    assert_eq!(entries_of(&node), entries);
+}
+
+/// The names of the kernel images on the ESP of a node that is off.
+fn entries_of(node: &Node) -> Vec<String> {
+    let entries = node.disk().boot_entries().expect("the entries of the ESP");
+    let mut paths: Vec<String> = entries.into_iter().map(|entry| entry.path).collect();
+    paths.sort();
+    paths
 }
 
 /// A cut in the rename that arms an update: the file has the old name and the new one. The old one is not removed while the version
