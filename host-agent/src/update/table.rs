@@ -85,6 +85,13 @@ fn check_shape(disk: &mut impl Medium, lba: u64, last: u64) -> Result<(), String
     let shape = (header.number_of_partition_entries, header.size_of_partition_entry);
     let is_on_disk = header.partition_entry_lba.checked_add(ARRAY).is_some_and(|end| end <= last + 1);
     if shape == ENTRIES && is_on_disk && header.primary_lba == lba {
+        // Of partitions that all begin at sector 0 gptman asks for what they have in common, and panics.
+        let entries = header.read_partitions(disk, SECTOR).unwrap_or_default();
+        if entries.iter().any(|entry| entry.is_used() && entry.starting_lba == 0) {
+            return Err(format!(
+                "the partition table at sector {lba} of the disk has a partition that begins at sector 0, where none can; nothing was changed"
+            ));
+        }
         return Ok(());
     }
     Err(format!(
@@ -276,6 +283,11 @@ mod tests {
                 assert!(disk.log.is_empty());
             }
         }
+        let mut zero = disk();
+        let mut table = GPT::read_from(&mut zero.data, SECTOR).unwrap();
+        table[1].starting_lba = 0;
+        write(&mut zero, last, &table).unwrap();
+        assert!(name_slot(&mut zero, SIZE, [4, 5], &HASH).unwrap_err().contains("begins at sector 0"));
         assert!(name_slot(&mut disk(), 1024, [4, 5], &HASH).unwrap_err().contains("too few"));
         assert!(name_slot(&mut disk(), SIZE, [4, 500], &HASH).unwrap_err().contains("no partition 500"));
     }
