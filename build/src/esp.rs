@@ -13,7 +13,7 @@ use crate::secure_boot;
 use crate::toolbox::Toolbox;
 use crate::variant::Mib;
 
-/// In the toolbox.
+/// In the toolbox, and in the root: a version that stays renews the one of the ESP by it.
 pub const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
 /// Boots the newest entry at once, and nobody at the console changes its command line.
@@ -27,12 +27,14 @@ pub fn build(
     project: &Project,
     toolbox: &Toolbox,
     uki: &Entry,
+    loader: &Path,
     signed: Option<&Entry>,
     size: Mib,
 ) -> Result<Entry> {
-    let mut key = Key::new("esp 3")
+    let mut key = Key::new("esp 4")
         .text(&toolbox.id)
         .entry(uki)
+        .file(loader)?
         .text(&size.0.to_string())
         .text(LOADER_CONF)
         .text(STARTUP)
@@ -43,14 +45,8 @@ pub fn build(
     project.cache.step("esp", "systemd-boot and the unified kernel image", key, |out| {
         let uki = signed.unwrap_or(uki).path.join(uki_name(project.version));
         let image = out.join("esp.img");
-        match signed {
-            // As mtools see it, which run inside the toolbox.
-            None => write(toolbox, &image, size, &Path::new("/").join(LOADER), &uki, &[]),
-            Some(signed) => {
-                let keys = secure_boot::enrolment(&signed.path);
-                write(toolbox, &image, size, &signed.path.join(secure_boot::LOADER), &uki, &keys)
-            }
-        }
+        let keys = signed.map(|signed| secure_boot::enrolment(&signed.path)).unwrap_or_default();
+        write(toolbox, &image, size, loader, &uki, &keys)
     })
 }
 

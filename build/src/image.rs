@@ -13,7 +13,7 @@ use crate::secure_boot::Keys;
 use crate::toolbox::{LockPolicy, Set, Toolbox};
 use crate::variant::Variant;
 use crate::verity::Verity;
-use crate::{disk, esp, guest, kernel, oci, root, sbom, uki};
+use crate::{disk, esp, guest, kernel, oci, root, sbom, secure_boot, uki};
 
 /// Builds what is missing of a variant.
 pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artifacts> {
@@ -49,12 +49,23 @@ pub fn build_in(
         .map(|name| oci::preload(project, &toolbox, name))
         .collect::<Result<Vec<_>>>()?;
     let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
-    let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let keys = Keys::find(project)?;
+    let loader = match &keys {
+        Some(keys) => keys.signed_loader(project, &toolbox)?.path.join(secure_boot::LOADER),
+        None => toolbox.root.join(esp::LOADER),
+    };
+    let inputs = root::Inputs {
+        variant,
+        programs: &programs,
+        preloaded: &preloaded,
+        licences: &licences,
+        loader: &loader,
+    };
     let (root, verity) = root::build(project, &toolbox, &inputs)?;
     let cmdline = format!("{} {}", variant.kernel_parameters.join(" "), verity.kernel_parameters());
     let uki = unified(project, &toolbox, &kernel, variant, &cmdline)?;
-    let signed = Keys::find(project)?.map(|keys| keys.signed(project, &toolbox, &uki)).transpose()?;
-    let esp = esp::build(project, &toolbox, &uki, signed.as_ref(), variant.partitions.esp)?;
+    let signed = keys.map(|keys| keys.signed(project, &toolbox, &uki)).transpose()?;
+    let esp = esp::build(project, &toolbox, &uki, &loader, signed.as_ref(), variant.partitions.esp)?;
     let uki = signed.unwrap_or(uki);
     let inputs = disk::Inputs { esp: &esp, root: &root, verity: &verity, sizes: &variant.partitions };
     let disk = disk::build(project, &toolbox, &inputs)?;

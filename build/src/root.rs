@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{Entry, Key, files_below, remove_tree};
 use crate::command::run_quiet;
+use crate::esp;
 use crate::oci::Preloaded;
 use crate::project::{Project, SOURCE_DATE_EPOCH};
 use crate::toolbox::Toolbox;
@@ -51,12 +52,15 @@ pub struct Inputs<'a> {
     pub preloaded: &'a [Preloaded],
     /// A folder for `licences/`.
     pub licences: &'a Entry,
+    /// The boot loader, signed where images are.
+    pub loader: &'a Path,
 }
 
 /// Builds `root.erofs` and `root.verity`.
 pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Result<(Entry, Verity)> {
     let release = os_release(project, inputs.variant);
-    let mut key = Key::new("root 1").text(&toolbox.id).text(&release).entry(inputs.licences);
+    let mut key = Key::new("root 2").text(&toolbox.id).text(&release).entry(inputs.licences);
+    key = key.file(inputs.loader)?;
     for (entry, names) in inputs.programs {
         key = key.entry(entry).text(&names.join(" "));
     }
@@ -111,6 +115,7 @@ fn stage(
     put(&tree.join("usr/lib/os-release"), release.as_bytes(), 0o644)?;
     let authorities = fs::read(toolbox.root.join("etc/ssl/certs/ca-certificates.crt"))?;
     put(&tree.join("etc/ssl/certs/ca-certificates.crt"), &authorities, 0o644)?;
+    put(&tree.join(esp::LOADER), &fs::read(inputs.loader)?, 0o644)?;
     for (entry, names) in inputs.programs {
         for name in names {
             let program = entry.path.join(name);
@@ -169,6 +174,7 @@ fn os_files(project: &Project, variant: &Variant) -> Result<Vec<(PathBuf, String
             files.push((file, name));
         }
     }
+    files.extend_from_slice(&variant.files);
     Ok(files)
 }
 

@@ -24,6 +24,9 @@ pub struct Variant {
     /// Which repository of updates a node trusts: its `metadata/1.root.json`, by its path in the sources. Without it, none.
     #[serde(default)]
     pub update_root: Option<PathBuf>,
+    /// Further files of the root, and where they go in it: what a story changes of a version.
+    #[serde(skip)]
+    pub files: Vec<(PathBuf, String)>,
     pub partitions: Partitions,
 }
 

@@ -6,6 +6,7 @@
 
 mod advertised;
 mod dhcp;
+mod disk;
 mod examples;
 mod http;
 mod keys;
@@ -96,6 +97,20 @@ pub const TARGETS: &[Target] = &[
         seeds: updates::boot_names_seeds,
         largest: 1 << 10,
         memory: 4 << 20,
+    },
+    Target {
+        name: "partition-table",
+        check: disk::partition_table,
+        seeds: disk::partition_table_seeds,
+        largest: 40 << 10,
+        memory: 4 << 20,
+    },
+    Target {
+        name: "signature",
+        check: disk::signature,
+        seeds: disk::signature_seeds,
+        largest: 4 << 10,
+        memory: 1 << 20,
     },
     Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 8 << 20 },
     Target {

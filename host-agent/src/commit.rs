@@ -5,7 +5,7 @@ use hyper::Method;
 use settings::Settings;
 use std::time::Duration;
 
-const API: &str = "/run/api.sock";
+pub(crate) const API: &str = "/run/api.sock";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Applying stops and starts containers; the API server waits 120 s for it.
 const APPLY_PATIENCE: Duration = Duration::from_secs(130);

@@ -158,7 +158,7 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
 }
 
 /// What the firmware's variable says (UEFI specification, section 3.3): four bytes of attributes, one of value.
-fn secure_boot() -> Option<bool> {
+pub(crate) fn secure_boot() -> Option<bool> {
     let variable = fs::read(SECURE_BOOT).ok()?;
     variable.get(4).map(|value| *value == 1)
 }

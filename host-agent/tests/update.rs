@@ -1,5 +1,7 @@
 //! Looking for updates in repositories as the builder makes them, served well and badly.
 
+// Not all that is there is for these.
+#[allow(dead_code)]
 mod repository;
 
 use host_agent::update::Checked;

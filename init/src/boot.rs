@@ -25,6 +25,7 @@ pub(crate) struct Machine {
     pub(crate) data: &'static str,
     pub(crate) machine_id: String,
     pub(crate) watchdog: Option<File>,
+    pub(crate) restarted_by_watchdog: bool,
     /// Of this version, if it is a new one.
     pub(crate) trial: Option<Trial>,
     /// Where a power button may be pressed; what was pressed before anybody looks is kept by the kernel.
@@ -65,6 +66,10 @@ pub(crate) fn boot() -> Machine {
 
     // From here on a hang is a restart.
     let watchdog = power::watchdog();
+    let restarted_by_watchdog = watchdog.as_ref().is_some_and(sys::restarted_by_watchdog);
+    if restarted_by_watchdog {
+        console.say(4, "init", "the watchdog restarted the machine: PID 1 or the kernel hung");
+    }
     let buttons = power::buttons();
 
     let before = problems.len();
@@ -109,6 +114,7 @@ pub(crate) fn boot() -> Machine {
         data,
         machine_id,
         watchdog,
+        restarted_by_watchdog,
         trial: Trial::begin(),
         buttons,
     }

@@ -414,6 +414,7 @@ impl Shell {
                 state: self.machine.state.to_owned(),
                 machine_id: self.machine.machine_id.clone(),
                 phases: self.machine.phases.clone(),
+                restarted_by_watchdog: self.machine.restarted_by_watchdog,
             }),
             Request::Restart { service } => match self.supervisor.find(&service) {
                 Some(id) => {

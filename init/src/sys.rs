@@ -182,6 +182,17 @@ pub fn set_watchdog_timeout(watchdog: &File, seconds: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether a watchdog restarted the machine before this start (`linux/watchdog.h`); not every device knows.
+pub fn restarted_by_watchdog(watchdog: &File) -> bool {
+    // _IOR('W', 2, int)
+    const WDIOC_GETBOOTSTATUS: libc::c_ulong = 0x8004_5702;
+    const WDIOF_CARDRESET: libc::c_int = 0x20;
+    let mut status: libc::c_int = 0;
+    // SAFETY: the ioctl writes an int.
+    let result = unsafe { libc::ioctl(watchdog.as_raw_fd(), WDIOC_GETBOOTSTATUS, &raw mut status) };
+    result == 0 && status & WDIOF_CARDRESET != 0
+}
+
 /// Tells the kernel a partition's new size while it is in use (`linux/blkpg.h`); bytes.
 pub fn resize_partition(disk: &File, number: u32, start: u64, size: u64) -> io::Result<()> {
     const BLKPG_RESIZE_PARTITION: i32 = 3;

@@ -7,7 +7,7 @@ use build::guest::{self, Rust};
 use build::project::Project;
 use build::root;
 use build::variant::Variant;
-use build::{kernel, oci, sbom};
+use build::{esp, kernel, oci, sbom};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -47,14 +47,18 @@ fn with_service(node: &Node, name: &str, script: &str) -> Result<(Project, Varia
         fs::create_dir_all(copy.parent().context("a file without a folder")?)?;
         fs::copy(&file, &copy)?;
     }
-    let exec = serde_json::to_string(&["/usr/bin/busybox", "sh", "-c", script])?;
-    let service = format!(
-        "description = \"A story\"\nexec = {exec}\nafter = [\"apiserver\", \"host-agent\"]\nready = \"started\"\nrestart = \"no\"\n"
-    );
-    fs::write(sources.join(format!("os/services/{name}.toml")), service)?;
+    fs::write(sources.join(format!("os/services/{name}.toml")), service("/usr/bin/busybox", script))?;
     let mut variant = Variant::load(real, "default")?;
     variant.services.push(name.to_owned());
     Ok((Project { sources, cache: real.cache.clone(), version: real.version }, variant))
+}
+
+/// The file of a service that runs `script` as root, once the agent is ready.
+pub(crate) fn service(busybox: &str, script: &str) -> String {
+    let exec = serde_json::json!([busybox, "sh", "-c", script]);
+    format!(
+        "description = \"A story\"\nexec = {exec}\nafter = [\"apiserver\", \"host-agent\"]\nready = \"started\"\nrestart = \"no\"\n"
+    )
 }
 
 fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<String> {
@@ -81,7 +85,14 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
     let licences =
         sbom::collect(real, &bench.toolbox, &rust, &bundled, &kernel::build(real, &bench.toolbox)?)?;
     let preloaded = [busybox];
-    let inputs = root::Inputs { variant, programs: &programs, preloaded: &preloaded, licences: &licences };
+    let loader = bench.toolbox.root.join(esp::LOADER);
+    let inputs = root::Inputs {
+        variant,
+        programs: &programs,
+        preloaded: &preloaded,
+        licences: &licences,
+        loader: &loader,
+    };
     let (entry, verity) = root::build(project, &bench.toolbox, &inputs)?;
 
     write_slot(

@@ -6,6 +6,7 @@
 
 mod api;
 mod bench;
+mod chance;
 mod config;
 mod drives;
 mod imds;
@@ -20,6 +21,7 @@ mod wire;
 
 pub use api::script;
 pub use bench::{Bench, bench};
+pub use chance::{Chance, times};
 pub use config::{Config, UserData};
 pub use drives::{flip, nocloud_iso, nocloud_vfat, wipe};
 pub use imds::{Answers, Imds};
@@ -27,7 +29,7 @@ pub use installed::{install_in_slot_b, install_with_update_root};
 pub use lan::Lan;
 pub use node::Node;
 pub use registry::{Published, Registry};
-pub use updates::Updates;
+pub use updates::{Updates, newer_loader};
 pub use wire::Wire;
 
 pub use apiserver::agent::{ContainerHealthState, ContainerState, ContainerStatus, Health, Status};

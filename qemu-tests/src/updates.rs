@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use build::artifacts::Artifacts;
+use build::esp;
 use build::image;
 use build::project::Project;
-use build::repo::{self, Expiries, Keys, ROLES, Repository};
+use build::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
 use build::toolbox::LockPolicy;
 use build::variant::Variant;
 use serde_json::{Value, json};
@@ -15,6 +16,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::bench::bench;
+use crate::installed::service;
+
+/// In the image, as part of what it preloads.
+const BUSYBOX: &str = "/usr/lib/caisson/images/busybox/rootfs/bin/busybox";
 
 pub struct Updates {
     folder: TempDir,
@@ -39,7 +44,7 @@ impl Updates {
                 format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der));
             fs::write(updates.path(&format!("keys/{role}.pem")), pem)?;
         }
-        Repository::init(updates.folder(), &updates.keys()?, &expires()?)?;
+        Repository::init(updates.folder(), &updates.keys()?, &Thresholds::new(), &expires()?)?;
         Ok(updates)
     }
 
@@ -82,6 +87,22 @@ impl Updates {
         build().unwrap_or_else(|error| panic!("cannot build {version}: {error:#}"))
     }
 
+    /// Gives a version that is built a service that runs `script` with busybox's shell as root, once the agent is ready.
+    #[track_caller]
+    pub fn add_script(&self, variant: &mut Variant, script: &str) {
+        let file = self.path("story.toml");
+        fs::write(&file, service(BUSYBOX, script)).expect("the file of a service");
+        variant.files.push((file, "usr/lib/caisson/services/story.toml".to_owned()));
+    }
+
+    /// Gives a version that is built a boot loader that says it is of a version with these three digits.
+    #[track_caller]
+    pub fn add_loader(&self, variant: &mut Variant, version: &str) {
+        let file = self.path("loader.efi");
+        fs::write(&file, newer_loader(version)).expect("a loader");
+        variant.files.push((file, esp::LOADER.to_owned()));
+    }
+
     /// Publishes what was built, with a patch from the version before.
     #[track_caller]
     pub fn publish_built(&self, built: &Artifacts) {
@@ -117,6 +138,17 @@ impl Updates {
     pub fn roll_back(&self) {
         fs::copy(self.path("before.json"), self.path("metadata/timestamp.json")).expect("an older timestamp");
     }
+}
+
+/// The boot loader of the image, which says that its version begins with these three digits.
+#[track_caller]
+pub fn newer_loader(version: &str) -> Vec<u8> {
+    const BEFORE: &[u8] = b"#### LoaderInfo: systemd-boot ";
+    let mut loader = fs::read(bench().toolbox.root.join(esp::LOADER)).expect("the loader");
+    let at =
+        loader.windows(BEFORE.len()).position(|bytes| bytes == BEFORE).expect("its version") + BEFORE.len();
+    loader[at..at + 3].copy_from_slice(version.as_bytes());
+    loader
 }
 
 impl Default for Updates {

@@ -3,7 +3,7 @@
 use build::artifacts::copy_sparse;
 use qemu_tests::sweep::{Judge, Known, Verdict, add_name, read_record, sweep};
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Config, Format, Lan, Node, Updates};
+use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, newer_loader, times};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 
 /// Of what a sweep takes at random.
 const SEED: u64 = 20_261_125;
+/// The version of a loader that is newer than any.
+const LOADER: &str = "999";
 /// Where `CAISSON_KILLS` does not say.
 const KILLS: u32 = 3;
+/// Where `CAISSON_RESETS` does not say.
+const RESETS: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn is_ready(node: &Node) {
@@ -39,6 +43,8 @@ struct Recorded {
     before: PathBuf,
     record: Vec<u8>,
     known: Vec<Known>,
+    /// The one that took the place of the first.
+    loader: Vec<u8>,
     /// Keeps the files.
     _node: Node,
 }
@@ -50,9 +56,11 @@ fn record() -> Recorded {
     let versions = ["0.1.0", "0.2.0", "0.3.0", "0.4.0"];
     let built = versions.map(|version| {
         updates.build(version, |variant| {
-            // Another content of nearly all blocks.
-            if version == "0.3.0" {
-                variant.preload.clear();
+            match version {
+                "0.2.0" => updates.add_loader(variant, LOADER),
+                // Another content of nearly all blocks.
+                "0.3.0" => variant.preload.clear(),
+                _ => {}
             }
         })
     });
@@ -73,6 +81,8 @@ fn record() -> Recorded {
     done(&node, &["update", "apply", "--check", "--reboot"]);
     stays(&node, "0.4.0", 4);
     node.power_off();
+    let loader = node.disk().read("esp", "/EFI/BOOT/BOOTX64.EFI").expect("the loader");
+    assert!(loader == newer_loader(LOADER), "the loader was not renewed");
     // The node's disk as it was, before `node_with` switched it on.
     let before = node.path("before.img");
     copy_sparse(&built[0].disk(), &before).expect("a copy of the disk");
@@ -85,7 +95,13 @@ fn record() -> Recorded {
         root: read(built.root()),
         tree: read(built.verity()),
     });
-    Recorded { before, record: read(node.record()), known: known.collect(), _node: node }
+    Recorded {
+        before,
+        record: read(node.record()),
+        known: known.collect(),
+        loader: newer_loader(LOADER),
+        _node: node,
+    }
 }
 
 impl Recorded {
@@ -94,7 +110,9 @@ impl Recorded {
         let disk = File::open(&self.before).expect("the disk before");
         let size = usize::try_from(disk.metadata().expect("its size").len()).expect("a size");
         let read = |from: usize, buffer: &mut [u8]| Ok(disk.read_exact_at(buffer, from as u64)?);
-        Judge::new(size, self.known.clone(), read).expect("a disk with two slots")
+        let mut judge = Judge::new(size, self.known.clone(), read).expect("a disk with two slots");
+        judge.add_loader(self.loader.clone());
+        judge
     }
 }
 
@@ -151,8 +169,7 @@ fn after_any_power_cut_a_version_boots_whose_root_verifies() {
 /// with all settings; what was cut is done by the next attempt.
 #[test]
 fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
-    let kills =
-        std::env::var("CAISSON_KILLS").map_or(KILLS, |kills| kills.parse().expect("CAISSON_KILLS: a number"));
+    let kills = times("CAISSON_KILLS", KILLS);
     let mut lan = Lan::new();
     let updates = Updates::new();
     let [first, second] = ["0.1.0", "0.2.0"].map(|version| updates.build(version, |_| {}));
@@ -167,14 +184,13 @@ fn a_node_that_is_killed_in_updates_comes_up_and_goes_on() {
     go_to(&node, "0.2.0");
     go_to(&node, "0.1.0");
     let both = begun.elapsed();
-    let mut random = u64::from(std::process::id());
+    let mut chance = Chance::new();
     let (mut cut_in_update, mut came_up_new) = (0, 0);
     for kill in 0..kills {
         let motd = format!("before kill {kill}");
         node.set(&json!({ "motd": motd }));
         let goal = if version(&node).as_deref() == Some("0.1.0") { "0.2.0" } else { "0.1.0" };
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = both.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64 * 0.6);
+        let delay = chance.below(both.mul_f64(0.6));
         let at = Instant::now() + delay;
         node.cut_power_after(delay);
         let went = begin(&node, goal);
@@ -228,6 +244,55 @@ fn go_to(node: &Node, goal: &str) {
         None
     });
     is_ready(node);
+}
+
+/// Resets at any time of a boot and after, as often as `CAISSON_RESETS` says: no try is counted, and nothing is lost.
+#[test]
+fn hard_resets_of_a_blessed_system_change_nothing() {
+    let resets = times("CAISSON_RESETS", RESETS);
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let [first, second] = ["0.1.0", "0.2.0"].map(|version| updates.build(version, |_| {}));
+    updates.publish_built(&second);
+    let config = Config { format: Format::Qcow2, ..Config::uefi() };
+    let mut node = node_with(&mut lan, &updates, &first, config);
+    node.set(&json!({"motd": "kept"}));
+    done(&node, &["update", "apply", "--check", "--reboot"]);
+    stays(&node, "0.2.0", 1);
+    node.power_off();
+    let entries = ["/EFI/Linux/caisson_0.1.0.efi", "/EFI/Linux/caisson_0.2.0.efi"];
+    assert_eq!(entries_of(&node), entries);
+
+    let begun = Instant::now();
+    node.start();
+    node.wait_until_healthy();
+    let (boot, mut chance) = (begun.elapsed(), Chance::new());
+    let begun = Instant::now();
+    for reset in 0..resets {
+        let delay = chance.below(boot.mul_f64(1.5));
+        std::thread::sleep(delay);
+        node.cut_power();
+        eprintln!("reset {reset} after {:.1} s", delay.as_secs_f64());
+        assert_eq!(entries_of(&node), entries);
+        node.start();
+    }
+    eprintln!(
+        "{resets} resets in {:.0} s; a boot takes {:.1} s",
+        begun.elapsed().as_secs_f64(),
+        boot.as_secs_f64()
+    );
+    stays(&node, "0.2.0", 1);
+    assert_eq!(node.setting("motd"), "kept");
+    node.power_off();
+    assert_eq!(entries_of(&node), entries);
+}
+
+/// The names of the kernel images on the ESP of a node that is off.
+fn entries_of(node: &Node) -> Vec<String> {
+    let entries = node.disk().boot_entries().expect("the entries of the ESP");
+    let mut paths: Vec<String> = entries.into_iter().map(|entry| entry.path).collect();
+    paths.sort();
+    paths
 }
 
 /// A cut in the rename that arms an update: the file has the old name and the new one. The old one is not removed while the version

@@ -1,6 +1,7 @@
 //! The rollback matrix: what can be wrong with a new version, on its first try and on a later one; which slot runs in the end, and
 //! which reason is told. A version whose kernel panics and one that does not become healthy are in `update.rs`.
 
+use build::variant::Variant;
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
 use qemu_tests::{Config, Lan, Node, Updates, wipe};
 use serde_json::json;
@@ -18,11 +19,20 @@ struct World {
 }
 
 impl World {
-    fn new(config: Config, change: impl Fn(&mut build::variant::Variant)) -> Self {
+    fn new(config: Config, change: impl Fn(&mut Variant)) -> Self {
+        Self::of(config, |_, variant| change(variant))
+    }
+
+    /// The new version runs a script as soon as its agent is ready.
+    fn with_script(config: Config, script: &str) -> Self {
+        Self::of(config, |updates, variant| updates.add_script(variant, script))
+    }
+
+    fn of(config: Config, change: impl Fn(&Updates, &mut Variant)) -> Self {
         let mut lan = Lan::new();
         let updates = Updates::new();
         let first = updates.build(OLD, |_| {});
-        let second = updates.build(NEW, change);
+        let second = updates.build(NEW, |variant| change(&updates, variant));
         updates.publish_built(&second);
         let cmdline = fs::read_to_string(first.cmdline()).expect("a command line");
         let config = Config { cmdline: Some(cmdline.trim().to_owned()), ..config };
@@ -51,6 +61,16 @@ impl World {
 fn direct() -> Config {
     Config { choose_slot: true, keep_memory: true, ..Config::direct() }
 }
+
+/// With a watchdog that a hypervisor offers.
+fn with_watchdog(mut config: Config) -> Config {
+    config.extra.extend(["-device", "i6300esb"].map(str::to_owned));
+    config
+}
+
+/// PID 1 takes no signal that stops it; the freezer of its control group does (kernel: admin-guide/cgroup-v2.rst).
+const FREEZE_PID_1: &str =
+    "cd /sys/fs/cgroup && mkdir frozen && echo 1 > frozen/cgroup.procs && echo 1 > frozen/cgroup.freeze";
 
 /// The loader lists no file that is no kernel image.
 #[test]
@@ -117,6 +137,75 @@ fn a_host_agent_that_never_runs() {
     world.restart();
     let reason = world.comes_back();
     assert!(reason.contains("PID 1 restarted it: it has no host agent"), "{reason}");
+}
+
+/// It was ready, and then says nothing more: PID 1 restarts the node when the agent should have decided.
+#[test]
+fn a_host_agent_that_hangs() {
+    let world = World::with_script(direct(), "kill -STOP $(pidof host-agent)");
+    world.restart();
+    world.node.wait_for_console("story: ended");
+    let reason = world.comes_back();
+    assert!(
+        reason.contains("PID 1 restarted it: the host agent neither blessed it nor gave it up"),
+        "{reason}"
+    );
+}
+
+/// The agent gives the version up and nobody restarts the node, but its watchdog.
+#[test]
+fn a_pid_1_that_hangs() {
+    let world = World::with_script(with_watchdog(direct()), FREEZE_PID_1);
+    world.restart();
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s: PID 1 does not answer"), "{reason}");
+}
+
+/// Nobody is left who could give the version up: three tries, each ended by the watchdog, which tells the next start so. It tells only
+/// where a reset leaves it on, so QEMU goes on, and the host's way to the API is lost with the first.
+#[test]
+fn a_machine_that_hangs() {
+    let mut config = with_watchdog(Config::uefi());
+    config.extra.extend(["-action", "reboot=reset"].map(str::to_owned));
+    let script = format!("sleep 1; kill -STOP $(pidof host-agent); {FREEZE_PID_1}");
+    let mut world = World::with_script(config, &script);
+    world.restart();
+    world.node.wait_for("the old version runs again", Duration::from_secs(420), |node| {
+        node.console().contains("0.2.0 did not stay, 0.1.0 runs again").then_some(())
+    });
+    world.node.power_off();
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(
+        reason.starts_with("it was tried 3 times and hung: its watchdog restarted the machine"),
+        "{reason}"
+    );
+}
+
+/// What is set and what the new version's kernel can do do not go together.
+#[test]
+fn settings_that_the_new_version_cannot_act_on() {
+    const KEY: &str = "net.ipv6.conf.all.accept_redirects";
+    let world = World::new(direct(), |variant| variant.kernel_parameters.push("ipv6.disable=1".to_owned()));
+    world.node.set(&json!({"kernel": {"sysctl": {KEY: "0"}}}));
+    world.restart();
+    let reason = world.comes_back();
+    assert!(reason.contains("not healthy within 15 s") && reason.contains(KEY), "{reason}");
+    // The old version acts on them as before.
+    world.node.wait_until_healthy();
+    assert_eq!(world.node.get("/settings")["kernel"]["sysctl"][KEY], "0");
+}
+
+/// The newest generation is no use to the new version, which has the one before it; so has the old one.
+#[test]
+fn settings_that_the_new_version_cannot_read() {
+    let mut world = World::new(direct(), |_| {});
+    world.node.power_off();
+    world.node.write_to_state("/settings/generation-000099.toml", "format = 2\nnumber = 99\n");
+    world.node.start();
+    let reason = world.comes_back();
+    assert!(reason.contains("generation 99 of the settings cannot be used (it is cut short)"), "{reason}");
+    world.node.wait_until_healthy();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A node and a repository in one network.
 
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Config, Lan, Node, Updates, install_with_update_root};
+use qemu_tests::{Config, Lan, Node, Updates, install_with_update_root, newer_loader};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -98,6 +98,39 @@ fn an_update_stays_when_it_is_healthy_and_goes_when_it_is_not() {
     node.wait_for("an address", Duration::from_secs(60), |node| node.status().addresses.get("eth0").cloned());
     let (code, said) = node.client(&["update", "apply", "--check"]);
     assert!(code == 1 && said.contains("did not stay"), "{said}");
+}
+
+/// A version that stays brings a newer boot loader along; that stays too, and boots the version before.
+#[test]
+fn a_newer_boot_loader_comes_with_a_version_that_stays() {
+    const NEWER: &str = "999";
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let first = updates.build("0.1.0", |_| {});
+    let second = updates.build("0.2.0", |variant| updates.add_loader(variant, NEWER));
+    updates.publish_built(&second);
+    let mut node = node_with(&mut lan, &updates, &first, Config::uefi());
+    let loader = |node: &Node| node.disk().read("esp", "/EFI/BOOT/BOOTX64.EFI").expect("a loader");
+    done(&node, &["update", "apply", "--check"]);
+    node.power_off();
+    assert!(loader(&node) != newer_loader(NEWER), "it came before its version was tried");
+
+    node.start();
+    node.wait_for_console("the boot loader is systemd-boot 999.");
+    assert_eq!(outcome(&node, 1)["result"], "good");
+    node.power_off();
+    assert!(loader(&node) == newer_loader(NEWER), "the loader is another one");
+    let files = node.disk().files("esp").expect("the ESP");
+    assert!(!files.iter().any(|file| file.path.contains("loader-")), "{files:?}");
+
+    node.start();
+    runs(&node, "0.2.0");
+    node.wait_until_healthy();
+    done(&node, &["update", "rollback", "--reboot"]);
+    runs(&node, "0.1.0");
+    node.wait_until_healthy();
+    node.power_off();
+    assert!(loader(&node) == newer_loader(NEWER), "the version before took it back");
 }
 
 /// A kernel that finds no PID 1 panics: three tries, then the version before runs again, and knows it.

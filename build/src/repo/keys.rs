@@ -62,33 +62,55 @@ impl FromStr for KeyOfRole {
 }
 
 /// Keys by their roles.
+#[derive(Clone)]
 pub struct Keys {
     folder: Option<PathBuf>,
-    named: BTreeMap<String, KeyPlace>,
+    named: BTreeMap<String, Vec<KeyPlace>>,
 }
 
 impl Keys {
-    /// `folder` holds `root.pem` and so on; what is named by itself goes before it.
+    /// `folder` holds `root.pem` and so on, and `root-2.pem`, `root-3.pem` where a role has several keys; what is named by itself takes
+    /// the place of a role's keys in it.
     pub fn new(folder: Option<PathBuf>, named: &[KeyOfRole]) -> Result<Self> {
         let mut keys = Self { folder, named: BTreeMap::new() };
         for KeyOfRole { role, place } in named {
-            let twice = keys.named.insert(role.clone(), place.clone()).is_some();
-            ensure!(!twice, "--key: there are two keys for {role}");
+            let of_role = keys.named.entry(role.clone()).or_default();
+            ensure!(!of_role.contains(place), "--key: one key for {role} is named twice");
+            of_role.push(place.clone());
         }
         Ok(keys)
     }
 
-    /// The key that signs for a role.
-    pub fn of(&self, role: RoleType) -> Result<SigningKey> {
+    /// The keys that sign for a role, at least one.
+    pub fn of(&self, role: RoleType) -> Result<Vec<SigningKey>> {
         let name = role.to_string();
-        let place = match (self.named.get(&name), &self.folder) {
-            (Some(place), _) => place.clone(),
-            (None, Some(folder)) => KeyPlace::File(folder.join(format!("{name}.pem"))),
+        let places = self.places(&name)?;
+        let open = |place| SigningKey::open(place).with_context(|| format!("the key for {name}"));
+        places.iter().map(open).collect()
+    }
+
+    /// The same keys, but for some roles those of `other`.
+    pub fn with(&self, other: &Self, roles: &[RoleType]) -> Result<Self> {
+        let mut keys = self.clone();
+        for role in roles {
+            keys.named.insert(role.to_string(), other.places(&role.to_string())?);
+        }
+        Ok(keys)
+    }
+
+    fn places(&self, role: &str) -> Result<Vec<KeyPlace>> {
+        match (self.named.get(role), &self.folder) {
+            (Some(places), _) => Ok(places.clone()),
+            (None, Some(folder)) => {
+                let further = (2..).map(|number| folder.join(format!("{role}-{number}.pem")));
+                let further = further.take_while(|path| path.exists());
+                let all = [folder.join(format!("{role}.pem"))].into_iter().chain(further);
+                Ok(all.map(KeyPlace::File).collect())
+            }
             (None, None) => bail!(
-                "there is no key for {name}: give --keys FOLDER with {name}.pem in it, or --key {name}=FILE; `openssl genpkey -algorithm ed25519 -out {name}.pem` makes one"
+                "there is no key for {role}: give --keys FOLDER with {role}.pem in it, or --key {role}=FILE; `openssl genpkey -algorithm ed25519 -out {role}.pem` makes one"
             ),
-        };
-        SigningKey::open(&place).with_context(|| format!("the key for {name}"))
+        }
     }
 }
 

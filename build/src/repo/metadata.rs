@@ -18,7 +18,7 @@ use tough::schema::{
 };
 use update::manifest::{LARGEST_MANIFEST, MANIFEST, Manifest};
 
-use super::keys::{Keys, ROLES};
+use super::keys::{Keys, ROLES, SigningKey};
 use crate::cache::hex;
 
 const SPECIFICATION: &str = "1.0.0";
@@ -37,12 +37,15 @@ pub struct Repository {
     pub manifest: Manifest,
 }
 
+/// How many of a role's keys have to sign, where that is not one.
+pub type Thresholds = HashMap<RoleType, NonZeroU64>;
+
 /// When each role that is signed anew expires.
 pub type Expiries = HashMap<RoleType, Timestamp>;
 
 impl Repository {
     /// Makes an empty one.
-    pub fn init(folder: &Path, keys: &Keys, expires: &Expiries) -> Result<Self> {
+    pub fn init(folder: &Path, keys: &Keys, thresholds: &Thresholds, expires: &Expiries) -> Result<Self> {
         if folder.join("metadata").exists() {
             bail!("{} holds a repository already: `cargo caisson repo add` adds to it", folder.display());
         }
@@ -56,16 +59,7 @@ impl Repository {
             _extra: HashMap::new(),
         };
         for role in ROLES {
-            let key = keys.of(role)?.public;
-            let id = key.key_id()?;
-            let keys =
-                RoleKeys { keyids: vec![id.clone()], threshold: NonZeroU64::MIN, _extra: HashMap::new() };
-            if root.keys.insert(id, key).is_some() {
-                bail!(
-                    "the key for {role} is another role's too: whoever takes one could do all, so make one for each role"
-                );
-            }
-            root.roles.insert(role, keys);
+            give(&mut root, role, &keys.of(role)?, thresholds.get(&role).copied())?;
         }
         let at = |role| expiry(expires, role);
         let version = SPECIFICATION.to_owned();
@@ -80,9 +74,7 @@ impl Repository {
         fs::create_dir_all(repository.path("metadata"))
             .and_then(|()| fs::create_dir_all(repository.path("targets")))
             .with_context(|| format!("cannot make {}", folder.display()))?;
-        let signed = sign(&repository.root.signed, &repository.root.signed, keys)?;
-        put(&repository.path("metadata/1.root.json"), &signed)?;
-        repository.root = parse(&signed, "root")?;
+        repository.put_root(&repository.root.signed.clone(), keys.of(RoleType::Root)?)?;
         repository.sign_targets(keys)?;
         repository.sign_snapshot(keys)?;
         Ok(repository)
@@ -243,10 +235,59 @@ impl Repository {
 
     /// Signs the root anew with its key, so that it expires later.
     pub fn renew_root(&mut self, keys: &Keys, expires: &Expiries) -> Result<()> {
+        let root = self.next_root(expires)?;
+        self.put_root(&root, keys.of(RoleType::Root)?)
+    }
+
+    /// Gives roles other keys: those of `new` take the place of all that they had. The root is signed by its keys from before and, if it
+    /// has others now, by those too. What is signed by these roles has to be signed anew.
+    pub fn rotate(
+        &mut self,
+        roles: &[RoleType],
+        thresholds: &Thresholds,
+        keys: &Keys,
+        new: &Keys,
+        expires: &Expiries,
+    ) -> Result<()> {
+        let mut root = self.next_root(expires)?;
+        for role in roles {
+            let before = root.roles.remove(role).map(|role| role.keyids).unwrap_or_default();
+            root.keys.retain(|id, _| !before.contains(id));
+        }
+        for role in roles {
+            let known = self.root.signed.roles.get(role).map(|role| role.threshold);
+            give(&mut root, *role, &new.of(*role)?, thresholds.get(role).copied().or(known))?;
+        }
+        let mut signers = keys.of(RoleType::Root)?;
+        if roles.contains(&RoleType::Root) {
+            signers.extend(new.of(RoleType::Root)?);
+        }
+        self.put_root(&root, signers)
+    }
+
+    fn next_root(&self, expires: &Expiries) -> Result<Root> {
         let mut root = self.root.signed.clone();
         root.version = root.version.checked_add(1).context("there are no more versions")?;
         root.expires = expiry(expires, RoleType::Root)?;
-        let signed = sign(&root, &self.root.signed, keys)?;
+        Ok(root)
+    }
+
+    /// Signs and writes a root: nodes take it when it is signed by what the one before names, and by what it names itself.
+    fn put_root(&mut self, root: &Root, signers: Vec<SigningKey>) -> Result<()> {
+        let is_named = |key: &SigningKey, root: &Root| -> Result<bool> {
+            let id = key.public.key_id()?;
+            Ok(root.roles.get(&RoleType::Root).is_some_and(|role| role.keyids.contains(&id)))
+        };
+        let mut of_root = Vec::new();
+        for key in signers {
+            if is_named(&key, &self.root.signed)? || is_named(&key, root)? {
+                of_root.push(key);
+            }
+        }
+        let signed = signed_by(root, &of_root)?;
+        for root in [&self.root.signed, root] {
+            check::<Root>(&signed, root, &of_root)?;
+        }
         put(&self.path(&format!("metadata/{}.root.json", root.version)), &signed)?;
         self.root = parse(&signed, "root")?;
         Ok(())
@@ -314,24 +355,70 @@ fn expiry(expires: &Expiries, role: RoleType) -> Result<Timestamp> {
     })
 }
 
-/// The file of a role. `root` says which key it needs.
+/// Names the keys of a role in a root, of which `threshold` have to sign, or one.
+fn give(root: &mut Root, role: RoleType, keys: &[SigningKey], threshold: Option<NonZeroU64>) -> Result<()> {
+    let threshold = threshold.unwrap_or(NonZeroU64::MIN);
+    ensure!(
+        threshold.get() <= keys.len() as u64,
+        "{threshold} keys have to sign {role}, and there are {}: give more by {role}-2.pem in the folder of keys, or --key {role}=FILE again, or another --threshold {role}=N",
+        keys.len()
+    );
+    let mut keyids = Vec::new();
+    for key in keys {
+        let id = key.public.key_id()?;
+        if root.keys.insert(id.clone(), key.public.clone()).is_some() {
+            bail!(
+                "the key for {role} is another role's too, or twice one of its own: whoever takes one could do all, so make one for each role"
+            );
+        }
+        keyids.push(id);
+    }
+    root.roles.insert(role, RoleKeys { keyids, threshold, _extra: HashMap::new() });
+    Ok(())
+}
+
+/// The file of a role. `root` says which keys it needs.
 fn sign<T: Role + DeserializeOwned>(role: &T, root: &Root, keys: &Keys) -> Result<Vec<u8>> {
+    let keys = keys.of(T::TYPE)?;
+    let signed = signed_by(role, &keys)?;
+    check::<T>(&signed, root, &keys)?;
+    Ok(signed)
+}
+
+/// The file of a role with these signatures.
+fn signed_by<T: Role>(role: &T, keys: &[SigningKey]) -> Result<Vec<u8>> {
     let name = T::TYPE;
-    let key = keys.of(name)?;
-    let id: Decoded<Hex> = key.public.key_id()?;
-    let known = root.roles.get(&name).is_some_and(|role| role.keyids.contains(&id));
-    ensure!(known, "the key for {name} is not the one that the repository's root names for it");
     let message = role.canonical_form()?;
-    let signature = key.sign(&message).with_context(|| format!("the key for {name}"))?;
-    let mut file =
-        format!(r#"{{"signatures":[{{"keyid":"{}","sig":"{}"}}],"signed":"#, hex(&id), hex(&signature));
+    let mut signatures = Vec::new();
+    for key in keys {
+        let id: Decoded<Hex> = key.public.key_id()?;
+        let signature = key.sign(&message).with_context(|| format!("the key for {name}"))?;
+        signatures.push(format!(r#"{{"keyid":"{}","sig":"{}"}}"#, hex(&id), hex(&signature)));
+    }
+    let mut file = format!(r#"{{"signatures":[{}],"signed":"#, signatures.join(","));
     file.push_str(std::str::from_utf8(&message)?);
     file.push_str("}\n");
-    // A program may sign in a way of its own.
-    let signed: Signed<T> = parse(file.as_bytes(), &name.to_string())?;
-    root.verify_role(&signed)
-        .with_context(|| format!("the key for {name} made a signature that does not fit it"))?;
     Ok(file.into_bytes())
+}
+
+/// Whether the file of a role is signed as `root` wants it. `keys`: those that signed.
+fn check<T: Role + DeserializeOwned>(file: &[u8], root: &Root, keys: &[SigningKey]) -> Result<()> {
+    let name = T::TYPE;
+    let wanted = root.roles.get(&name).with_context(|| format!("the repository's root knows no {name}"))?;
+    let mut named = 0;
+    for key in keys {
+        named += u64::from(wanted.keyids.contains(&key.public.key_id()?));
+    }
+    ensure!(named > 0, "the key for {name} is not the one that the repository's root names for it");
+    ensure!(
+        named >= wanted.threshold.get(),
+        "{} keys have to sign {name}, and {named} of those that the repository's root names did: give {name}.pem, {name}-2.pem and so on in the folder of keys, or --key {name}=FILE for each",
+        wanted.threshold
+    );
+    // A program may sign in a way of its own.
+    let signed: Signed<T> = parse(file, &name.to_string())?;
+    root.verify_role(&signed)
+        .with_context(|| format!("the key for {name} made a signature that does not fit it"))
 }
 
 fn meta(version: NonZeroU64, file: &[u8]) -> Metafile {

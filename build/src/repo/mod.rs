@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 use tough::schema::RoleType;
@@ -20,8 +21,8 @@ use crate::project::Project;
 use keys::KeyOfRole;
 use publish::Schedule;
 
-pub use keys::{Keys, ROLES};
-pub use metadata::{Expiries, Repository, check_root};
+pub use keys::{Keys, ROLES, SigningKey};
+pub use metadata::{Expiries, Repository, Thresholds, check_root};
 pub use publish::{Added, add};
 
 #[derive(Subcommand)]
@@ -33,6 +34,9 @@ pub enum Repo {
     Init {
         /// A folder that is not there yet
         folder: PathBuf,
+        /// How many of a role's keys have to sign it; one, unless this says otherwise
+        #[arg(long, value_name = "ROLE=N")]
+        threshold: Vec<Threshold>,
         #[command(flatten)]
         signing: Signing,
     },
@@ -79,6 +83,25 @@ pub enum Repo {
         #[command(flatten)]
         signing: Signing,
     },
+    /// Give roles other keys, or another number of keys that have to sign; nodes follow
+    #[command(
+        after_help = "Examples:\n  cargo caisson repo rotate updates --keys keys --new-keys new --role timestamp --expires root=2030-01-01 --expires 2027-06-01\n  cargo caisson repo rotate updates --keys keys --new-keys new --role root --threshold root=2 --expires 2030-01-01    # new has root.pem and root-2.pem\n\nAll keys that a role had are replaced by those in the folder of new ones. The root's keys from before are needed; a role that is not named keeps its own, which sign too."
+    )]
+    Rotate {
+        /// The repository
+        folder: PathBuf,
+        /// A folder with ROLE.pem, and ROLE-2.pem and so on, for each role that gets others
+        #[arg(long, value_name = "FOLDER")]
+        new_keys: PathBuf,
+        /// A role that gets other keys, any number of times
+        #[arg(long = "role", value_name = "ROLE", required = true, value_parser = keys::role)]
+        roles: Vec<RoleType>,
+        /// How many of a role's keys have to sign it; as before, unless this says otherwise
+        #[arg(long, value_name = "ROLE=N")]
+        threshold: Vec<Threshold>,
+        #[command(flatten)]
+        signing: Signing,
+    },
     /// Take a version away, or change the limits of those that stay
     #[command(
         after_help = "Examples:\n  cargo caisson repo expire updates 1.0.0 --keys keys --expires 2027-06-01\n  cargo caisson repo expire updates --max-version 1.1.0 --keys keys --expires 2027-06-01    # nodes with 1.2.0 go back"
@@ -112,16 +135,38 @@ pub struct Limits {
 
 #[derive(Args)]
 pub struct Signing {
-    /// A folder with root.pem, targets.pem, snapshot.pem, timestamp.pem, as far as they are needed
+    /// A folder with root.pem, targets.pem, snapshot.pem, timestamp.pem, as far as they are needed; root-2.pem and so on where a role has
+    /// several keys
     #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
-    /// One key, before those in the folder. PROGRAM is run as `PROGRAM public-key`, which prints PEM, and `PROGRAM sign`, which signs
+    /// One key, instead of those in the folder; again for another one of the same role. PROGRAM is run as `PROGRAM public-key`, which prints PEM, and `PROGRAM sign`, which signs
     /// its input
     #[arg(long = "key", value_name = "ROLE=FILE|ROLE=program:PROGRAM")]
     key: Vec<KeyOfRole>,
     /// When what is signed expires: 2027-06-01, or 2027-06-01T12:00:00Z; for one role before that for all
     #[arg(long, value_name = "[ROLE=]TIME", required = true)]
     expires: Vec<Expiry>,
+}
+
+/// `ROLE=N`.
+#[derive(Debug, Clone)]
+pub struct Threshold {
+    role: RoleType,
+    keys: NonZeroU64,
+}
+
+impl FromStr for Threshold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('=').and_then(|(role, keys)| Some((role, keys.parse().ok()?)));
+        let (role, keys) = parsed.ok_or_else(|| format!("{text:?} is not ROLE=N, such as root=2"))?;
+        Ok(Self { role: keys::role(role)?, keys })
+    }
+}
+
+fn thresholds(given: &[Threshold]) -> Thresholds {
+    given.iter().map(|threshold| (threshold.role, threshold.keys)).collect()
 }
 
 #[derive(Debug, Clone)]
@@ -163,8 +208,9 @@ impl Signing {
 /// Does it, and says what was done.
 pub fn run(project: &Project, command: &Repo) -> Result<()> {
     match command {
-        Repo::Init { folder, signing } => {
-            let repository = Repository::init(folder, &signing.keys()?, &signing.expiries())?;
+        Repo::Init { folder, threshold, signing } => {
+            let (keys, expires) = (signing.keys()?, signing.expiries());
+            let repository = Repository::init(folder, &keys, &thresholds(threshold), &expires)?;
             eprintln!("  an empty repository in {}", folder.display());
             tell(&repository);
         }
@@ -197,6 +243,12 @@ pub fn run(project: &Project, command: &Repo) -> Result<()> {
             repository.sweep()?;
             tell(&repository);
         }
+        Repo::Rotate { folder, new_keys, roles, threshold, signing } => {
+            let mut repository = Repository::open(folder)?;
+            let (keys, expires) = (signing.keys()?, signing.expiries());
+            let new = Keys::new(Some(new_keys.clone()), &[])?;
+            rotate(&mut repository, roles, &thresholds(threshold), &keys, &new, &expires)?;
+        }
         Repo::Expire { folder, versions, variant, arch, limits, signing } => {
             let mut repository = Repository::open(folder)?;
             let name = |text: &str| text.parse::<Name>().map_err(anyhow::Error::msg);
@@ -214,6 +266,24 @@ pub fn run(project: &Project, command: &Repo) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives roles other keys, and signs by them what they sign.
+pub fn rotate(
+    repository: &mut Repository,
+    roles: &[RoleType],
+    thresholds: &Thresholds,
+    keys: &Keys,
+    new: &Keys,
+    expires: &Expiries,
+) -> Result<()> {
+    // All that is needed, before the first file is written.
+    let after = keys.with(new, roles)?;
+    for role in &ROLES[1..] {
+        after.of(*role)?;
+    }
+    repository.rotate(roles, thresholds, keys, new, expires)?;
+    publish(repository, &after, expires)
 }
 
 impl Limits {

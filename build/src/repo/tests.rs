@@ -40,7 +40,7 @@ impl Publisher {
 
     fn init(&self, name: &str) -> Repository {
         let signing = self.signing(&[LATER]);
-        Repository::init(&self.path(name), &signing.keys().unwrap(), &signing.expiries()).unwrap()
+        init(&self.path(name), &signing).unwrap()
     }
 
     /// What `cargo caisson image` leaves, in small.
@@ -69,6 +69,10 @@ impl Publisher {
         let signing = self.signing(&[LATER]);
         publish(repository, &signing.keys()?, &signing.expiries())
     }
+}
+
+fn init(folder: &Path, signing: &Signing) -> Result<Repository> {
+    Repository::init(folder, &signing.keys()?, &Thresholds::new(), &signing.expiries())
 }
 
 fn hex(data: &[u8]) -> String {
@@ -227,14 +231,14 @@ fn keys_that_are_not_the_repositorys_or_serve_two_roles_are_refused() {
         "{error}"
     );
     fs::write(publisher.path("keys/snapshot.pem"), key(0)).unwrap();
-    let made = Repository::init(&publisher.path("other"), &signing.keys().unwrap(), &signing.expiries());
+    let made = init(&publisher.path("other"), &signing);
     assert!(made.err().unwrap().to_string().contains("is another role's too"));
     fs::write(
         publisher.path("keys/snapshot.pem"),
         "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
     )
     .unwrap();
-    let made = Repository::init(&publisher.path("other"), &signing.keys().unwrap(), &signing.expiries());
+    let made = init(&publisher.path("other"), &signing);
     let error = format!("{:#}", made.err().unwrap());
     assert!(error.contains("is not a private key of Ed25519, RSA or ECDSA P-256"), "{error}");
 }
@@ -246,7 +250,9 @@ fn a_program_signs_in_place_of_a_file() {
     let publisher = Publisher::new();
     publisher.init("by-file");
     let mut signing = publisher.signing(&[LATER]);
-    let Key::Ed25519 { keyval, .. } = signing.keys().unwrap().of(RoleType::Timestamp).unwrap().public else {
+    let Key::Ed25519 { keyval, .. } =
+        signing.keys().unwrap().of(RoleType::Timestamp).unwrap().remove(0).public
+    else {
         panic!("not of Ed25519")
     };
     let info = [&keys::ED25519_INFO[..], &keyval.public].concat();
@@ -263,8 +269,7 @@ fn a_program_signs_in_place_of_a_file() {
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     signing.key = vec![format!("timestamp=program:{}", program.display()).parse().unwrap()];
-    let init =
-        |name: &str| Repository::init(&publisher.path(name), &signing.keys().unwrap(), &signing.expiries());
+    let init = |name: &str| init(&publisher.path(name), &signing);
     init("by-program").unwrap();
     assert!(files(&publisher.path("by-file")) == files(&publisher.path("by-program")));
     assert!(stamp.contains(&fs::read_to_string(publisher.path("input")).unwrap()));
@@ -275,6 +280,60 @@ fn a_program_signs_in_place_of_a_file() {
     fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
     let error = format!("{:#}", init("by-nobody").err().unwrap());
     assert!(error.contains("signer public-key: exit status: 3"), "{error}");
+}
+
+/// Other keys for roles, several at once, and again; the repository is whole after each.
+#[test]
+fn roles_get_other_keys_and_more_of_them() {
+    let publisher = Publisher::new();
+    let mut repository = publisher.init("repository");
+    publisher.add(&mut repository, "1.0.0").unwrap();
+    let new = publisher.path("new");
+    fs::create_dir(&new).unwrap();
+    for (number, name) in (20..).zip(["root", "root-2", "root-3", "targets", "timestamp", "snapshot"]) {
+        fs::write(new.join(format!("{name}.pem")), key(number)).unwrap();
+    }
+    let project = Project::open().unwrap();
+    let rotate = |roles: &[RoleType], threshold: &str| {
+        let command = Repo::Rotate {
+            folder: publisher.path("repository"),
+            new_keys: new.clone(),
+            roles: roles.to_vec(),
+            threshold: vec![threshold.parse().unwrap()],
+            signing: publisher.signing(&[LATER]),
+        };
+        run(&project, &command)
+    };
+    let signatures = |name: &str| {
+        let text = fs::read_to_string(publisher.path("repository/metadata").join(name)).unwrap();
+        text.matches("\"keyid\"").count()
+    };
+    let before = files(&publisher.path("repository"));
+    let error = rotate(&[RoleType::Targets], "targets=2").unwrap_err().to_string();
+    assert!(error.starts_with("2 keys have to sign targets, and there are 1: give more"), "{error}");
+    assert!(files(&publisher.path("repository")) == before);
+
+    rotate(&[RoleType::Root, RoleType::Timestamp], "root=2").unwrap();
+    // The key from before, and all that there are now.
+    assert_eq!(signatures("2.root.json"), 4);
+    Repository::open(&publisher.path("repository")).unwrap();
+    // The keys from before do no more.
+    let error = format!("{:#}", rotate(&[RoleType::Snapshot], "snapshot=1").unwrap_err());
+    assert!(
+        error.contains("the key for timestamp is not the one")
+            || error.contains("the key for root is not the one"),
+        "{error}"
+    );
+    for name in ["root", "root-2", "timestamp"] {
+        fs::copy(new.join(format!("{name}.pem")), publisher.path(&format!("keys/{name}.pem"))).unwrap();
+    }
+    rotate(&[RoleType::Snapshot, RoleType::Targets], "targets=1").unwrap();
+    assert_eq!(signatures("3.root.json"), 2);
+    let again = Repository::open(&publisher.path("repository")).unwrap();
+    assert_eq!(again.manifest.line("default", "x86_64").unwrap().updates.len(), 1);
+    fs::remove_file(publisher.path("keys/root-2.pem")).unwrap();
+    let error = format!("{:#}", rotate(&[RoleType::Snapshot], "snapshot=1").unwrap_err());
+    assert!(error.contains("2 keys have to sign root, and 1 of those"), "{error}");
 }
 
 #[test]

@@ -45,6 +45,11 @@ impl Esp {
         .map_err(|error| failed(error.to_string()))?;
         Ok(Self { entries: Entries { folder: Path::new(MOUNT_POINT).join(FOLDER) } })
     }
+
+    /// Where a folder of it is.
+    pub(super) fn path(&self, folder: &str) -> PathBuf {
+        Path::new(MOUNT_POINT).join(folder)
+    }
 }
 
 impl Drop for Esp {
@@ -180,13 +185,7 @@ impl Entries {
     }
 
     fn flush(&self) -> Result<(), String> {
-        let flush = || -> io::Result<()> {
-            let folder = File::open(&self.folder)?;
-            syncfs(&folder)?;
-            // Of a FAT, `syncfs` leaves all in the disk's own cache; `fsync` flushes that too (`fat_file_fsync`).
-            folder.sync_all()
-        };
-        flush().map_err(|error| self.failed("flush", &error))
+        flush(&self.folder).map_err(|error| self.failed("flush", &error))
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> String {
@@ -197,6 +196,14 @@ impl Entries {
         };
         format!("cannot {what} the ESP ({FOLDER}): {error}{hint}")
     }
+}
+
+/// All that was written to the file system of a folder is on the disk when this returns.
+pub(super) fn flush(folder: &Path) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    syncfs(&folder)?;
+    // Of a FAT, `syncfs` leaves all in the disk's own cache; `fsync` flushes that too (`fat_file_fsync`).
+    folder.sync_all()
 }
 
 /// An entry that is being written. Unless it is finished, nothing stays of it.

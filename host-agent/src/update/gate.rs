@@ -1,7 +1,9 @@
 //! At the start of the agent: what this boot means for an update that is under way; and, on trial, when this version is blessed or
 //! given up.
 
+use apiserver::client::{Endpoint, request};
 use apiserver::updates::UpdateResult;
+use hyper::Method;
 use init_control::Request;
 use init_control::trial::{LARGEST, LastWords, OnTrial};
 use jiff::Timestamp;
@@ -15,12 +17,15 @@ use tokio::time::sleep;
 
 use super::esp::Esp;
 use super::journal::{Journal, Progress};
+use super::loader;
 use super::slots::Slots;
 use super::trial::{
-    AtStart, Decision, Limits, at_start, decide, keep, panic_line, read_words, reason, unhealthy,
+    AtStart, Decision, Left, Limits, at_start, decide, keep, panic_line, read_words, reason, unhealthy,
+    unhealthy_by_api,
 };
 use super::{Places, Updates};
 use crate::clock::boottime_ms;
+use crate::commit::API;
 use crate::init;
 use crate::node::Node;
 
@@ -30,6 +35,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 const PSTORE: &str = "/sys/fs/pstore";
 /// Bytes of what a kernel left.
 const LARGEST_LOG: u64 = 256 << 10;
+/// What the API server has for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// After a failure to bless or to give up, which the next look would only repeat.
 const FAILED_DELAY: Duration = Duration::from_secs(30);
 const HEALTHY_FOR: Duration = Duration::from_secs(10);
@@ -52,33 +59,33 @@ impl Limits {
 /// something is.
 pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn() -> Option<Settings>) {
     let places = &updates.places;
-    let panic = last_panic(Path::new(PSTORE));
+    let left = Left {
+        panic: last_panic(Path::new(PSTORE)),
+        by_watchdog: init::status().await.is_ok_and(|status| status.restarted_by_watchdog),
+    };
     let running = match places.image() {
         Ok(image) => image.version,
         Err(error) => return eprintln!("<3>update: {error}"),
     };
-    match started(places, &running, panic.as_deref()) {
+    match started(places, &running, &left) {
         Ok(true) => {}
-        // A power cut soon after it was blessed may have brought back what PID 1 restarts the node for.
-        Ok(false) => return places.end_trial(&running),
+        Ok(false) => {
+            // A power cut soon after it was blessed may have brought back what PID 1 restarts the node for.
+            places.end_trial(&running);
+            return loader::renew();
+        }
         Err(error) => return eprintln!("<3>update: what this start means for it cannot be told: {error}"),
     }
     eprintln!("<5>update: {running} is on trial until it has been healthy for a while");
     // What an earlier try of this version left is kept for the version before: in the kernel's memory it is gone once it was read.
-    let panic = panic.or_else(|| read_words(&places.last_words(), &running)?.panic);
+    let panic = left.panic.or_else(|| read_words(&places.last_words(), &running)?.panic);
     let mut limits = Limits::of(&Settings::default());
     let mut told = None;
     let mut healthy_since = None;
     let mut said: Option<LastWords> = None;
     loop {
         let now = Duration::from_millis(boottime_ms());
-        let problem = match init::status().await {
-            Ok(status) => {
-                let mut node = node.borrow_mut();
-                unhealthy(&node.status(&status), &status.services, &node.unanswered)
-            }
-            Err(error) => Some(format!("PID 1 does not answer: {error}")),
-        };
+        let problem = what_is_wrong(&node).await;
         healthy_since = problem.is_none().then(|| healthy_since.unwrap_or(now));
         let mut words = LastWords {
             version: running.clone(),
@@ -105,7 +112,10 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
                 }
             }
             Decision::Bless => match bless(places, &running) {
-                Ok(()) => return eprintln!("<5>update: {running} is healthy, and stays"),
+                Ok(()) => {
+                    eprintln!("<5>update: {running} is healthy, and stays");
+                    return loader::renew();
+                }
                 Err(error) => {
                     eprintln!("<3>update: {running} cannot be blessed: {error}");
                     sleep(FAILED_DELAY).await;
@@ -139,8 +149,32 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
     }
 }
 
+/// What keeps the node from being healthy, if anything does: as PID 1, the agent and the API server see it.
+async fn what_is_wrong(node: &RefCell<Node>) -> Option<String> {
+    let own = match init::status().await {
+        Ok(status) => {
+            let mut node = node.borrow_mut();
+            unhealthy(&node.status(&status), &status.services, &node.unanswered)
+        }
+        Err(error) => Some(format!("PID 1 does not answer: {error}")),
+    };
+    if own.is_some() {
+        return own;
+    }
+    // It knows what of the settings could not be read.
+    let answer =
+        request(&Endpoint::Unix(API.into()), Method::GET, "/?prefix=status", Vec::new(), PATIENCE).await;
+    match answer {
+        Ok(answer) if answer.is_success() => unhealthy_by_api(&answer.body),
+        Ok(answer) => {
+            Some(format!("the API server answers with status {}: {}", answer.status, answer.text()))
+        }
+        Err(error) => Some(format!("the API server does not answer: {error}")),
+    }
+}
+
 /// Whether this version is on trial. An update that was tried and is not what runs is ended, with the reason.
-fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, String> {
+fn started(places: &Places, running: &str, left: &Left) -> Result<bool, String> {
     let mut journal = Journal::read(&places.journal());
     let slots = match Slots::find() {
         Ok(slots) => slots,
@@ -171,7 +205,7 @@ fn started(places: &Places, running: &str, panic: Option<&str>) -> Result<bool, 
         }
         AtStart::RolledBack => {
             let words = read_words(&places.last_words(), &progress.version);
-            let why = reason(tries, words.as_ref(), panic);
+            let why = reason(tries, words.as_ref(), left);
             eprintln!("<3>update: {} did not stay, {running} runs again: {why}", progress.version);
             if let Some(entry) = &entry {
                 esp.entries.give_up(entry)?;

@@ -12,8 +12,10 @@ mod fetch;
 mod gate;
 mod install;
 mod journal;
+mod loader;
 mod plan;
 mod running;
+mod signature;
 mod slots;
 mod table;
 mod transport;
@@ -27,7 +29,9 @@ pub use gate::watch;
 pub use install::{Files, Install, Progress};
 pub use plan::{Places, Plan};
 pub use running::Running;
+pub use signature::is_signed_in;
 pub use slots::{Partition, Slots};
+pub use table::{Medium, name_slot};
 
 use apiserver::updates::{
     CommandStatus, CommandType, Image, Slot, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult,
@@ -45,10 +49,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::files;
+use crate::node::secure_boot;
 use esp::Esp;
 use journal::{Journal, Step};
 use trial::Limits;
-use uki::check_staged;
+use uki::{check_signature, check_staged};
 
 /// A check is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -235,6 +240,7 @@ impl Updates {
         let progress = journal.progress.as_mut().ok_or("no update is staged")?;
         let esp = Esp::mount(&Slots::find()?.esp.device)?;
         check_staged(&esp.entries, &progress.uki, &progress.uki_sha256)?;
+        check_signature(&esp.entries, &progress.uki, secure_boot() == Some(true))?;
         self.places.put_on_trial(&progress.version, Limits::of(settings));
         // First the ESP, which decides what boots. A power cut after it is found out at the next start (`at_start`).
         esp.entries.arm(&progress.uki)?;

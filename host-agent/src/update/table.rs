@@ -10,9 +10,14 @@ use std::io::{self, Read, Seek, Write};
 use update::verity::Hash;
 
 const SECTOR: u64 = 512;
+/// Entries of a table, and bytes of each, as `disk.img` has them. With others, which the specification allows, a header could ask
+/// for any memory, and the backup would not fit where it is written.
+const ENTRIES: (u32, u32) = (128, 128);
+/// Sectors of all entries.
+const ARRAY: u64 = 32;
 
 /// What a table is on: a disk, or a model of one.
-pub(super) trait Medium: Read + Write + Seek {
+pub trait Medium: Read + Write + Seek {
     /// What was written survives a power cut when this returns.
     fn flush_all(&mut self) -> io::Result<()>;
 }
@@ -38,17 +43,25 @@ fn guids(hash: &Hash) -> [[u8; 16]; 2] {
 
 /// Names the partitions with these numbers by the root hash. `size`: of the disk, in bytes. A table that has one good copy has two
 /// when this returns.
-pub(super) fn name_slot(
-    disk: &mut impl Medium,
-    size: u64,
-    numbers: [u32; 2],
-    hash: &Hash,
-) -> Result<(), String> {
+pub fn name_slot(disk: &mut impl Medium, size: u64, numbers: [u32; 2], hash: &Hash) -> Result<(), String> {
+    let last = (size / SECTOR).checked_sub(1).filter(|last| *last > 2 * ARRAY + 2);
+    let last = last.ok_or_else(|| {
+        format!("the disk has {size} bytes, too few for a partition table; nothing was changed")
+    })?;
+    for lba in [1, last] {
+        check_shape(disk, lba, last)?;
+    }
     let mut table = GPT::read_from(disk, SECTOR).map_err(|error| {
         format!("neither copy of the disk's partition table can be read: {error}; nothing was changed")
     })?;
+    for number in numbers {
+        if !table.iter().any(|(known, entry)| known == number && entry.is_used()) {
+            return Err(format!("the disk's partition table has no partition {number}; nothing was changed"));
+        }
+    }
     let guids = guids(hash);
-    let is_in_order = table.is_primary() && backup_is_good(disk, &table);
+    let is_in_order =
+        table.is_primary() && table.header.backup_lba == last && backup_is_good(disk, &table, last);
     let named = |table: &GPT| {
         numbers.iter().zip(&guids).all(|(number, guid)| table[*number].unique_partition_guid == *guid)
     };
@@ -56,20 +69,40 @@ pub(super) fn name_slot(
         return Ok(());
     }
     for (number, guid) in numbers.iter().zip(guids) {
-        let is_there = table.iter().any(|(known, entry)| known == *number && entry.is_used());
-        if !is_there {
-            return Err(format!("the disk's partition table has no partition {number}; nothing was changed"));
-        }
         table[*number].unique_partition_guid = guid;
     }
-    write(disk, size, &table).map_err(|error| {
+    write(disk, last, &table).map_err(|error| {
         format!("cannot write the disk's partition table: {error}; the copy that was not written still holds")
     })
 }
 
-fn backup_is_good(disk: &mut impl Medium, table: &GPT) -> bool {
+/// Whether the header at a sector, if one can be read there, is of a table that we can read and write again. What is believed of it
+/// after that is bounded.
+fn check_shape(disk: &mut impl Medium, lba: u64, last: u64) -> Result<(), String> {
+    let header =
+        disk.seek(io::SeekFrom::Start(lba * SECTOR)).ok().and_then(|_| GPTHeader::read_from(disk).ok());
+    let Some(header) = header else { return Ok(()) };
+    let shape = (header.number_of_partition_entries, header.size_of_partition_entry);
+    let is_on_disk = header.partition_entry_lba.checked_add(ARRAY).is_some_and(|end| end <= last + 1);
+    if shape == ENTRIES && is_on_disk && header.primary_lba == lba {
+        // Of partitions that all begin at sector 0 gptman asks for what they have in common, and panics.
+        let entries = header.read_partitions(disk, SECTOR).unwrap_or_default();
+        if entries.iter().any(|entry| entry.is_used() && entry.starting_lba == 0) {
+            return Err(format!(
+                "the partition table at sector {lba} of the disk has a partition that begins at sector 0, where none can; nothing was changed"
+            ));
+        }
+        return Ok(());
+    }
+    Err(format!(
+        "the partition table at sector {lba} of the disk is not one of ours ({} entries of {} bytes from sector {}): the disk was not made from disk.img, or its table was changed; nothing was changed",
+        shape.0, shape.1, header.partition_entry_lba
+    ))
+}
+
+fn backup_is_good(disk: &mut impl Medium, table: &GPT, last: u64) -> bool {
     let read = |disk: &mut _| -> Option<bool> {
-        Seek::seek(disk, io::SeekFrom::Start(table.header.backup_lba.checked_mul(SECTOR)?)).ok()?;
+        Seek::seek(disk, io::SeekFrom::Start(last * SECTOR)).ok()?;
         let backup = GPTHeader::read_from(disk).ok()?;
         let entries = backup.read_partitions(disk, SECTOR).ok()?;
         let sum = backup.generate_partition_entry_array_crc32(&entries);
@@ -78,13 +111,12 @@ fn backup_is_good(disk: &mut impl Medium, table: &GPT) -> bool {
     read(disk) == Some(true)
 }
 
-fn write(disk: &mut impl Medium, size: u64, table: &GPT) -> Result<(), gptman::Error> {
+fn write(disk: &mut impl Medium, last: u64, table: &GPT) -> Result<(), gptman::Error> {
     let entries: Vec<GPTPartitionEntry> = table.iter().map(|(_, entry)| entry.clone()).collect();
-    let last = size / SECTOR - 1;
     let primary =
         GPTHeader { primary_lba: 1, backup_lba: last, partition_entry_lba: 2, ..table.header.clone() };
     let backup =
-        GPTHeader { primary_lba: last, backup_lba: 1, partition_entry_lba: last - 32, ..primary.clone() };
+        GPTHeader { primary_lba: last, backup_lba: 1, partition_entry_lba: last - ARRAY, ..primary.clone() };
     for mut header in [backup, primary] {
         header.update_partition_entry_array_crc32(&entries);
         header.update_crc32_checksum();
@@ -220,6 +252,44 @@ mod tests {
         disk.data.get_mut()[last] ^= 1;
         assert!(name_slot(&mut disk, SIZE, [4, 5], &HASH).unwrap_err().contains("neither copy"));
         assert!(disk.log.is_empty());
+    }
+
+    /// Fields of a header whose sum is right all the same.
+    #[test]
+    fn a_table_that_asks_for_any_memory_is_refused() {
+        let last = SIZE / SECTOR - 1;
+        let fields: [(usize, &[u8]); 5] = [
+            (24, &(u64::MAX / 2).to_le_bytes()),
+            (72, &u64::MAX.to_le_bytes()),
+            (72, &(last - 30).to_le_bytes()),
+            (80, &u32::MAX.to_le_bytes()),
+            (84, &(1u32 << 30).to_le_bytes()),
+        ];
+        for (field, value) in fields {
+            for lba in [1, last] {
+                let mut disk = disk();
+                let at = usize::try_from(lba * SECTOR).unwrap();
+                let header = &mut disk.data.get_mut()[at..at + 92];
+                header[field..field + value.len()].copy_from_slice(value);
+                header[16..20].fill(0);
+                let mut sum = flate2::Crc::new();
+                sum.update(header);
+                header[16..20].copy_from_slice(&sum.sum().to_le_bytes());
+                let error = name_slot(&mut disk, SIZE, [4, 5], &HASH).unwrap_err();
+                assert!(
+                    error.contains("is not one of ours") && error.contains("nothing was changed"),
+                    "{error}"
+                );
+                assert!(disk.log.is_empty());
+            }
+        }
+        let mut zero = disk();
+        let mut table = GPT::read_from(&mut zero.data, SECTOR).unwrap();
+        table[1].starting_lba = 0;
+        write(&mut zero, last, &table).unwrap();
+        assert!(name_slot(&mut zero, SIZE, [4, 5], &HASH).unwrap_err().contains("begins at sector 0"));
+        assert!(name_slot(&mut disk(), 1024, [4, 5], &HASH).unwrap_err().contains("too few"));
+        assert!(name_slot(&mut disk(), SIZE, [4, 500], &HASH).unwrap_err().contains("no partition 500"));
     }
 
     /// Every subset of what was not flushed may be on the disk, in any order: all subsets of up to two lost sectors, all prefixes, and

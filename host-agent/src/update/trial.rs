@@ -3,8 +3,9 @@
 
 use apiserver::agent::{Health, Status};
 use boot_choice::Counter;
+use init_control::Problem;
 use init_control::trial::{LARGEST, LastWords};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -89,6 +90,30 @@ pub(super) fn unhealthy(
     Some(words.chars().take(LONGEST).collect())
 }
 
+/// The same, of what the API server says of the node (`GET /`): it knows more than the agent, whose part it has from the agent.
+pub(super) fn unhealthy_by_api(answer: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Root {
+        status: Told,
+    }
+    #[derive(Deserialize)]
+    struct Told {
+        health: Health,
+        problems: Vec<Problem>,
+    }
+    let Ok(Root { status: Told { health, problems } }) = serde_json::from_slice(answer) else {
+        return Some("the API server does not say how the node is".to_owned());
+    };
+    if health == Health::Healthy {
+        return None;
+    }
+    let words: Vec<String> =
+        problems.iter().map(|problem| format!("{}: {}", problem.subject, problem.message)).collect();
+    let words =
+        if words.is_empty() { format!("the API server calls it {health:?}") } else { words.join("; ") };
+    Some(words.chars().take(LONGEST).collect())
+}
+
 /// What a version said of itself.
 pub(super) fn read_words(path: &Path, version: &str) -> Option<LastWords> {
     let data = files::read_bounded(path, LARGEST).ok()?;
@@ -137,13 +162,22 @@ pub(super) fn at_start(
     }
 }
 
+/// What the start before this one left in the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Why its kernel died.
+    pub panic: Option<String>,
+    /// It ended by its watchdog.
+    pub by_watchdog: bool,
+}
+
 /// Why a version did not stay, from all that it left.
-pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: Option<&str>) -> String {
+pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, left: &Left) -> String {
     if let Some(given_up) = words.and_then(|words| words.given_up.as_ref()) {
         return given_up.clone();
     }
     // What the last try left, else an earlier one.
-    if let Some(panic) = panic.or(words.and_then(|words| words.panic.as_deref())) {
+    if let Some(panic) = left.panic.as_deref().or(words.and_then(|words| words.panic.as_deref())) {
         return format!("its kernel panicked: {panic}");
     }
     let times = match tries.map(|tries| tries.done) {
@@ -154,7 +188,15 @@ pub(super) fn reason(tries: Option<Counter>, words: Option<&LastWords>, panic: O
         Some(done) => format!("{done} times"),
         None => "some times".to_owned(),
     };
+    let said = |words: &LastWords| {
+        let unhealthy = words.unhealthy.as_ref().map_or("it was healthy", |unhealthy| unhealthy);
+        format!("; {} s after its last start its agent said: {unhealthy}", words.uptime)
+    };
     match words {
+        _ if left.by_watchdog => format!(
+            "it was tried {times} and hung: its watchdog restarted the machine, as PID 1 or the kernel did nothing for a minute{}",
+            words.map(said).unwrap_or_default()
+        ),
         Some(LastWords { uptime, unhealthy: Some(unhealthy), .. }) => format!(
             "it was tried {times} and restarted before it was healthy; {uptime} s after its last start it said: {unhealthy}"
         ),
@@ -237,7 +279,9 @@ mod tests {
     fn the_best_reason_that_there_is() {
         let tries = Some(Counter { left: 0, done: 3 });
         let never = Some(Counter { left: 3, done: 0 });
-        assert!(reason(never, None, None).contains("passed it over"));
+        let none = Left::default();
+        let panic = |panic: &str| Left { panic: Some(panic.to_owned()), ..Left::default() };
+        assert!(reason(never, None, &none).contains("passed it over"));
         let words = |unhealthy: Option<&str>, given_up: Option<&str>| LastWords {
             version: "2".into(),
             uptime: 7,
@@ -246,19 +290,46 @@ mod tests {
             panic: None,
         };
         let all = words(Some("web fails"), Some("not healthy within 9 s"));
-        assert_eq!(reason(tries, Some(&all), Some("p")), "not healthy within 9 s");
-        assert_eq!(reason(tries, None, Some("Kernel panic")), "its kernel panicked: Kernel panic");
+        assert_eq!(reason(tries, Some(&all), &panic("p")), "not healthy within 9 s");
+        assert_eq!(reason(tries, None, &panic("Kernel panic")), "its kernel panicked: Kernel panic");
         let died = LastWords { panic: Some("Kernel panic".into()), ..words(Some("web fails"), None) };
-        assert_eq!(reason(tries, Some(&died), None), "its kernel panicked: Kernel panic");
-        let said = reason(tries, Some(&words(Some("web fails"), None)), None);
+        assert_eq!(reason(tries, Some(&died), &none), "its kernel panicked: Kernel panic");
+        let said = reason(tries, Some(&words(Some("web fails"), None)), &none);
         assert!(
             said.contains("3 times") && said.ends_with("7 s after its last start it said: web fails"),
             "{said}"
         );
-        assert!(reason(tries, Some(&words(None, None)), None).contains("watchdog"));
+        assert!(reason(tries, Some(&words(None, None)), &none).contains("watchdog"));
+        let hung = Left { by_watchdog: true, ..Left::default() };
+        let said = reason(tries, Some(&words(Some("web fails"), None)), &hung);
         assert!(
-            reason(Some(Counter { left: 2, done: 1 }), None, None).starts_with("it was tried once and never")
+            said.contains("3 times and hung: its watchdog") && said.ends_with("said: web fails"),
+            "{said}"
         );
+        assert!(reason(tries, None, &hung).ends_with("did nothing for a minute"));
+        // It gave itself up, and then hung.
+        assert_eq!(reason(tries, Some(&all), &hung), "not healthy within 9 s");
+        assert!(
+            reason(Some(Counter { left: 2, done: 1 }), None, &none)
+                .starts_with("it was tried once and never")
+        );
+    }
+
+    #[test]
+    fn what_only_the_api_server_knows_counts_too() {
+        let told = |health: &str, problems: &str| {
+            unhealthy_by_api(
+                format!(r#"{{"status": {{"health": "{health}", "problems": [{problems}], "more": 1}}}}"#)
+                    .as_bytes(),
+            )
+        };
+        let problem = r#"{"source": "api", "subject": "settings", "message": "generation 9 cannot be used", "hint": ""}"#;
+        assert_eq!(told("healthy", ""), None);
+        // A commit that is on trial: nothing is wrong.
+        assert_eq!(told("healthy", problem), None);
+        assert_eq!(told("degraded", problem).as_deref(), Some("settings: generation 9 cannot be used"));
+        assert!(told("starting", "").is_some());
+        assert!(unhealthy_by_api(b"{}").is_some());
     }
 
     #[test]

@@ -4,12 +4,14 @@
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use update::file::{Padded, padded};
 use update::manifest::{self, Hash, Patch, Uki};
 use update::patch::Applier;
 
 use super::esp::{Entries, Entry, Staging};
 use super::install::Install;
+use super::signature::is_signed;
 
 /// Bytes of a kernel image: three of them fit into the ESP.
 const LARGEST_UKI: u64 = 20 << 20;
@@ -131,6 +133,26 @@ pub(super) fn check_staged(entries: &Entries, name: &str, sha256: &str) -> Resul
     ))
 }
 
+/// Whether firmware could take the staged kernel image, as far as that can be told: with Secure Boot it boots nothing without a signature.
+pub(super) fn check_signature(entries: &Entries, name: &str, secure_boot: bool) -> Result<(), String> {
+    if !secure_boot {
+        return Ok(());
+    }
+    let look = || -> io::Result<bool> {
+        let file = entries.open_staged(name)?;
+        is_signed(file.metadata()?.len(), |at, buffer| file.read_exact_at(buffer, at))
+    };
+    match look() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "the kernel image {name} carries no signature, and Secure Boot is on: firmware would refuse it, so it is not to boot. Its publisher has to build the version with the keys of this node's image (cargo caisson keys) and add it again, or turn Secure Boot off"
+        )),
+        Err(error) => Err(format!(
+            "the staged kernel image {name} cannot be read: {error}; apiclient update apply stages it again"
+        )),
+    }
+}
+
 /// Where the pieces of a kernel image go.
 struct Sink<'a> {
     staging: Staging<'a>,
@@ -182,8 +204,27 @@ impl Search {
 
 #[cfg(test)]
 mod tests {
+    use super::super::signature::tests::signed;
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn with_secure_boot_nothing_boots_that_carries_no_signature() {
+        let folder = tempfile::tempdir().unwrap();
+        let entries = Entries::in_folder(folder.path());
+        let stage = |image: &[u8]| {
+            let mut staging = entries.stage("caisson_2.efi").unwrap();
+            staging.write(image).unwrap();
+            staging.finish().unwrap();
+        };
+        stage(&signed()[..100]);
+        check_signature(&entries, "caisson_2.efi", false).unwrap();
+        let error = check_signature(&entries, "caisson_2.efi", true).unwrap_err();
+        assert!(error.contains("caisson_2.efi carries no signature, and Secure Boot is on"), "{error}");
+        stage(&signed());
+        check_signature(&entries, "caisson_2.efi", true).unwrap();
+        assert!(check_signature(&entries, "caisson_3.efi", true).unwrap_err().contains("cannot be read"));
+    }
 
     proptest! {
         #[test]

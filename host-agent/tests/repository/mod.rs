@@ -1,16 +1,21 @@
 //! A publisher, a server of files that can be told to misbehave, and a node that asks it.
 
-use build::repo::{self, Expiries, Keys, ROLES, Repository};
+pub(crate) mod forge;
+
+use build::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
 use host_agent::update::{Checked, Places, Plan, check};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
+use tough::schema::RoleType;
 
 pub(crate) fn now() -> Timestamp {
     "2026-12-01T00:00:00Z".parse().unwrap()
@@ -18,19 +23,19 @@ pub(crate) fn now() -> Timestamp {
 
 pub(crate) struct Publisher {
     dir: TempDir,
+    /// Numbers of the keys of each role.
+    pub(crate) numbers: RefCell<HashMap<RoleType, Vec<u8>>>,
 }
 
 impl Publisher {
     /// With keys of its own.
     pub(crate) fn new(first_key: u8) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for (number, role) in ROLES.into_iter().enumerate() {
-            // Ed25519 in PKCS #8 (RFC 8410, section 7).
-            let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-            der.extend([first_key + u8::try_from(number).unwrap(); 32]);
-            fs::write(dir.path().join(format!("{role}.pem")), pem(&der)).unwrap();
+        for (number, role) in (first_key..).zip(ROLES) {
+            fs::write(dir.path().join(format!("{role}.pem")), pem_of(number)).unwrap();
         }
-        Self { dir }
+        let numbers = ROLES.into_iter().zip(first_key..).map(|(role, number)| (role, vec![number]));
+        Self { dir, numbers: RefCell::new(numbers.collect()) }
     }
 
     fn keys(&self) -> Keys {
@@ -45,7 +50,7 @@ impl Publisher {
         if folder.exists() {
             return Repository::open(folder).unwrap();
         }
-        Repository::init(folder, &self.keys(), &Self::expires()).unwrap()
+        Repository::init(folder, &self.keys(), &Thresholds::new(), &Self::expires()).unwrap()
     }
 
     /// Adds versions, each published by itself.
@@ -66,6 +71,27 @@ impl Publisher {
 
     pub(crate) fn renew_root(&self, folder: &Path) {
         self.open(folder).renew_root(&self.keys(), &Self::expires()).unwrap();
+    }
+
+    /// Gives a role new keys, as many as have to sign it, with numbers from `first` on.
+    pub(crate) fn rotate(&self, folder: &Path, role: RoleType, first: u8, threshold: u8) {
+        let new = tempfile::tempdir().unwrap();
+        let names = (1..=threshold).map(|number| match number {
+            1 => format!("{role}.pem"),
+            _ => format!("{role}-{number}.pem"),
+        });
+        let names: Vec<String> = names.collect();
+        for (name, number) in names.iter().zip(first..) {
+            fs::write(new.path().join(name), pem_of(number)).unwrap();
+        }
+        let thresholds = Thresholds::from([(role, u64::from(threshold).try_into().unwrap())]);
+        let keys = Keys::new(Some(new.path().to_owned()), &[]).unwrap();
+        let mut repository = self.open(folder);
+        repo::rotate(&mut repository, &[role], &thresholds, &self.keys(), &keys, &Self::expires()).unwrap();
+        self.numbers.borrow_mut().insert(role, (first..first + threshold).collect());
+        for name in names {
+            fs::copy(new.path().join(&name), self.dir.path().join(name)).unwrap();
+        }
     }
 
     fn build(&self, version: &str, uki: &[u8]) -> PathBuf {
@@ -95,8 +121,11 @@ fn hex(data: &[u8]) -> String {
     Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn pem(der: &[u8]) -> String {
+/// A private key of Ed25519 in PKCS #8 (RFC 8410, section 7).
+pub(crate) fn pem_of(number: u8) -> String {
     use base64::Engine;
+    let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    der.extend([number; 32]);
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
 }

@@ -47,6 +47,9 @@ pub struct NodeStatus {
     pub machine_id: String,
     /// Milliseconds of CLOCK_BOOTTIME at which each phase of the boot ended, in order.
     pub phases: Vec<(String, u64)>,
+    /// The start before this one ended by the watchdog, as far as that tells.
+    #[serde(default)]
+    pub restarted_by_watchdog: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

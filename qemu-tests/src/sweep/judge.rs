@@ -96,7 +96,7 @@ pub struct Judge {
     versions: Vec<Version>,
     /// Root and tree of each version.
     trees: Vec<[Vec<u8>; 2]>,
-    /// The kernel images of all versions, then the loader.
+    /// The kernel images of all versions, then the loaders.
     contents: Vec<Vec<u8>>,
     views: Vec<View>,
     /// By sector of the ESP: the entries that were found hang on it.
@@ -188,6 +188,13 @@ impl Judge {
         let loader = judge.read(&loader.content.context("the loader cannot be read")?, loader.size);
         judge.contents.push(loader);
         Ok(judge)
+    }
+
+    /// A loader that may take the place of the one that is there.
+    pub fn add_loader(&mut self, loader: Vec<u8>) {
+        self.contents.push(loader);
+        self.views.clear();
+        self.files_are_old = true;
     }
 
     pub fn version(&self, number: usize) -> &str {
@@ -374,7 +381,8 @@ impl Judge {
             return Err("the partition table has no ESP".to_owned());
         }
         let is_whole = |view: usize, content: usize| self.views[view].wrong[content] == Some(0);
-        if !self.loader.is_some_and(|view| is_whole(view, self.versions.len())) {
+        let mut loaders = self.versions.len()..self.contents.len();
+        if !self.loader.is_some_and(|view| loaders.any(|loader| is_whole(view, loader))) {
             return Err("the loader is not whole".to_owned());
         }
         let mut entries = Vec::new();

@@ -12,7 +12,7 @@ use super::server::{Sent, Server};
 use crate::artifacts::{Artifacts, copy_sparse, uki_name};
 use crate::cache::{Entry, Key, sha256_file};
 use crate::project::{Project, target_dir};
-use crate::repo::{self, Expiries, Keys, ROLES, Repository};
+use crate::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
 use crate::variant::Variant;
 
 /// The ways to a new root, as the program knows them.
@@ -91,7 +91,7 @@ pub(super) fn publish(project: &Project, pair: &Pair) -> Result<Entry> {
         let keys = Keys::new(Some(keys), &[])?;
         let at = "2100-01-01T00:00:00Z".parse().context("a time")?;
         let expires: Expiries = ROLES.into_iter().map(|role| (role, at)).collect();
-        let mut repository = Repository::init(&folder, &keys, &expires)?;
+        let mut repository = Repository::init(&folder, &keys, &Thresholds::new(), &expires)?;
         for artifacts in [&pair.old, &pair.new] {
             repo::add(&mut repository, &artifacts.dir, None, &scratch, 1)?;
         }
