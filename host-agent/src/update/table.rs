@@ -7,6 +7,7 @@
 use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::path::Path;
 use update::verity::Hash;
 
 const SECTOR: u64 = 512;
@@ -65,6 +66,17 @@ pub(super) fn name_slot(
     write(disk, size, &table).map_err(|error| {
         format!("cannot write the disk's partition table: {error}; the copy that was not written still holds")
     })
+}
+
+/// Whether the table of a disk names the partitions with these numbers by the root hash.
+pub(super) fn is_named(disk: &Path, numbers: [u32; 2], hash: &Hash) -> Result<bool, String> {
+    let read = || -> Result<GPT, gptman::Error> { GPT::read_from(&mut File::open(disk)?, SECTOR) };
+    let table =
+        read().map_err(|error| format!("cannot read the partition table of {}: {error}", disk.display()))?;
+    let has = |(number, guid): (&u32, [u8; 16])| {
+        table.iter().any(|(known, entry)| known == *number && entry.unique_partition_guid == guid)
+    };
+    Ok(numbers.iter().zip(guids(hash)).all(has))
 }
 
 fn backup_is_good(disk: &mut impl Medium, table: &GPT) -> bool {
