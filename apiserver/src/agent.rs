@@ -42,7 +42,7 @@ pub enum Request {
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
-    /// Write the chosen update to the spare slot. This and the next three are answered when they begin.
+    /// Write the chosen update to the spare slot. This and the next five are answered when they begin.
     PrepareUpdate,
     /// Let it boot next.
     ActivateUpdate,
@@ -50,6 +50,10 @@ pub enum Request {
     DeactivateUpdate,
     /// Let the version before this one boot next.
     RollbackUpdate,
+    /// Tell by which way it would come, and how many bytes.
+    PlanUpdate,
+    /// Read both slots back.
+    VerifyUpdate,
     UpdateProgress,
     UpdateHistory,
     Reboot,

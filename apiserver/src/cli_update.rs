@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::cli::{Api, Failure, pretty};
 use crate::cli_progress;
 use crate::updates::{
-    CommandStatus, CommandType, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult, UpdateState,
-    UpdateStatus,
+    CommandStatus, CommandType, SlotReport, SlotState, UpdateCommand, UpdateOutcome, UpdateOutput,
+    UpdatePlan, UpdateProgress, UpdateResult, UpdateState, UpdateStatus,
 };
 
 const STATUS: &str = "/updates/status";
@@ -18,6 +18,8 @@ const POLL: Duration = Duration::from_millis(100);
 const CHECK: Duration = Duration::from_secs(150);
 /// What an installation may take: over a slow line, an hour.
 const INSTALL: Duration = Duration::from_secs(3600);
+/// Reading both slots, from a slow disk.
+const READ: Duration = Duration::from_secs(600);
 /// Renaming an entry on the ESP.
 const SWITCH: Duration = Duration::from_secs(60);
 
@@ -39,6 +41,8 @@ pub(crate) enum Update {
         #[arg(short, long)]
         reboot: bool,
     },
+    /// Read both slots back, and tell whether they are whole
+    Verify,
 }
 
 #[derive(Args)]
@@ -52,6 +56,9 @@ pub(crate) struct Apply {
     /// Only write it to the spare slot
     #[arg(long, conflicts_with = "reboot")]
     stage: bool,
+    /// Only tell by which way it would come, and how many bytes
+    #[arg(long, conflicts_with_all = ["reboot", "stage"])]
+    dry_run: bool,
 }
 
 pub(crate) fn run(api: &Api, command: &Update) -> Result<String, Failure> {
@@ -70,6 +77,15 @@ pub(crate) fn run(api: &Api, command: &Update) -> Result<String, Failure> {
         Update::Rollback { reboot } => {
             command_done(api, CommandType::Rollback, SWITCH)?;
             reboot_or(api, *reboot, "The version before this one boots next: apiclient reboot")
+        }
+        Update::Verify => {
+            let status = command_done(api, CommandType::Verify, READ)?;
+            let Some(UpdateOutput::Slots(slots)) = status.most_recent_command.output else {
+                return Err(Failure::Failed("the node does not say what it read".to_owned()));
+            };
+            let told = slots.iter().map(slot).collect::<Vec<_>>().join("\n");
+            let is_damaged = |slot: &SlotReport| slot.state == SlotState::Damaged;
+            if slots.iter().any(is_damaged) { Err(Failure::Failed(told)) } else { Ok(told) }
         }
     }
 }
@@ -91,9 +107,15 @@ fn apply(api: &Api, how: &Apply) -> Result<String, Failure> {
         }
         _ => {}
     }
-    command_done(api, CommandType::Prepare, INSTALL)?;
+    if how.dry_run {
+        let status = command_done(api, CommandType::Plan, CHECK)?;
+        let plan = plan_of(&status);
+        return Ok(format!("{} would come {}. Nothing was written.", plan.version, came(&plan)));
+    }
+    let prepared = plan_of(&command_done(api, CommandType::Prepare, INSTALL)?);
+    let came = format!("{} came {}.", prepared.version, came(&prepared));
     if how.stage {
-        return Ok("The update is in the spare slot. To let it boot next: apiclient update apply".to_owned());
+        return Ok(format!("{came} It is in the spare slot. To let it boot next: apiclient update apply"));
     }
     let status = command_done(api, CommandType::Activate, SWITCH)?;
     let version = status.staging_partition.map(|slot| slot.image.version).unwrap_or_default();
@@ -101,9 +123,37 @@ fn apply(api: &Api, how: &Apply) -> Result<String, Failure> {
         api,
         how.reboot,
         &format!(
-            "{version} boots next: apiclient reboot. It stays once it has proven healthy; otherwise the node goes back by itself."
+            "{came} {version} boots next: apiclient reboot. It stays once it has proven healthy; otherwise the node goes back by itself."
         ),
     )
+}
+
+/// Empty of a node that tells none.
+fn plan_of(status: &UpdateStatus) -> UpdatePlan {
+    match &status.most_recent_command.output {
+        Some(UpdateOutput::Plan(plan)) => plan.clone(),
+        _ => UpdatePlan { version: "The update".to_owned(), way: String::new(), root: 0, kernel_image: 0 },
+    }
+}
+
+fn came(plan: &UpdatePlan) -> String {
+    format!(
+        "by {}: {} KiB to download, {} of them the kernel image",
+        plan.way,
+        plan.download().div_ceil(1024),
+        plan.kernel_image.div_ceil(1024)
+    )
+}
+
+fn slot(report: &SlotReport) -> String {
+    let version = report.version.as_deref().unwrap_or("no version");
+    let runs = if report.runs { ", runs" } else { "" };
+    let state = match (report.state, &report.damage) {
+        (SlotState::Whole, _) => "whole",
+        (SlotState::Empty, _) => "empty",
+        (SlotState::Damaged, damage) => &format!("damaged: {}", damage.as_deref().unwrap_or_default()),
+    };
+    format!("slot {}: {version}{runs}: {state}", report.slot)
 }
 
 fn reboot_or(api: &Api, reboot: bool, text: &str) -> Result<String, Failure> {
@@ -121,6 +171,8 @@ fn action(kind: CommandType) -> &'static str {
         CommandType::Activate => "/actions/activate-update",
         CommandType::Deactivate => "/actions/deactivate-update",
         CommandType::Rollback => "/actions/rollback-update",
+        CommandType::Plan => "/actions/plan-update",
+        CommandType::Verify => "/actions/verify-update",
     }
 }
 
@@ -142,7 +194,7 @@ fn command_done(api: &Api, kind: CommandType, patience: Duration) -> Result<Upda
             Ok(_) | Err(Failure::Refused { status: 423, .. }) => {}
             Err(failure) => return Err(failure),
         }
-        if kind == CommandType::Prepare
+        if [CommandType::Prepare, CommandType::Verify].contains(&kind)
             && let Some(progress) = progress(api)
         {
             cli_progress::show(&bar(&progress));
@@ -165,6 +217,8 @@ fn succeeded(status: UpdateStatus) -> Result<UpdateStatus, Failure> {
         CommandType::Activate => "let the update boot",
         CommandType::Deactivate => "cancel the update",
         CommandType::Rollback => "go back",
+        CommandType::Plan => "tell how the update would come",
+        CommandType::Verify => "read the slots",
     };
     match cmd_status {
         CommandStatus::Success => Ok(status),
@@ -213,7 +267,8 @@ fn history(api: &Api) -> Result<String, Failure> {
             UpdateResult::Reverted => "reverted",
         };
         let reason = outcome.reason.as_ref().map(|reason| format!("\n  {reason}")).unwrap_or_default();
-        format!("{}  {} -> {}  {result}{reason}", outcome.at, outcome.from, outcome.version)
+        let way = outcome.way.as_ref().map(|way| format!(", came by {way}")).unwrap_or_default();
+        format!("{}  {} -> {}  {result}{way}{reason}", outcome.at, outcome.from, outcome.version)
     };
     Ok(outcomes.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
@@ -225,6 +280,9 @@ fn bar(progress: &UpdateProgress) -> String {
         return format!("{version}: looking which way brings least");
     }
     let percent = written.saturating_mul(100).checked_div(*root).unwrap_or(0);
+    if way == "read" {
+        return format!("reading both slots: {percent} %, {} of {} KiB", written >> 10, root >> 10);
+    }
     let left = elapsed_ms.saturating_mul(root.saturating_sub(*written)).checked_div(*written).unwrap_or(0);
     format!(
         "{version} by {way}: {percent} %, {} of {} KiB received, about {} s left",

@@ -19,7 +19,9 @@
 //! | `GET /metadata/templates?keys=A,B`, `/metadata/setting-generators` | nothing: there are none |
 //! | `POST /actions/refresh-updates`, `GET /updates/status` | begins to look for updates; what there is, and how looking went; both 423 meanwhile |
 //! | `POST /actions/prepare-update`, `/actions/activate-update`, `/actions/deactivate-update` | 204: begins; the chosen update goes to the spare slot, boots next, does not; 404, 409 when there is none, or it makes no sense; 423 meanwhile |
-//! | `POST /actions/rollback-update` | 204: the version before boots next |
+//! | `POST /actions/rollback-update` | *204: the version before boots next* |
+//! | `POST /actions/plan-update` | *204: as prepare-update, but nothing is written: the way and the bytes are the output of the status' command* |
+//! | `POST /actions/verify-update` | *204: reads both slots back; whether they are whole is the output of the status' command* |
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
@@ -206,6 +208,8 @@ async fn route(
             begun(state, agent::Request::DeactivateUpdate).await
         }
         (&Method::POST, ["actions", "rollback-update"]) => begun(state, agent::Request::RollbackUpdate).await,
+        (&Method::POST, ["actions", "plan-update"]) => begun(state, agent::Request::PlanUpdate).await,
+        (&Method::POST, ["actions", "verify-update"]) => begun(state, agent::Request::VerifyUpdate).await,
         (&Method::GET, ["metrics"]) => Ok(metrics::show(state).await),
         (&Method::GET, ["containers"]) => match ask_agent(state, &agent::Request::Containers).await? {
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
@@ -281,6 +285,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("actions/activate-update", "POST"),
     ("actions/deactivate-update", "POST"),
     ("actions/rollback-update", "POST"),
+    ("actions/plan-update", "POST"),
+    ("actions/verify-update", "POST"),
 ];
 
 /// Asks the agent to begin something. How it goes is told elsewhere.

@@ -50,6 +50,65 @@ pub struct UpdateCommand {
     pub exit_status: Option<i32>,
     /// Why it failed, with what to do.
     pub stderr: Option<String>,
+    /// What it found. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<UpdateOutput>,
+}
+
+/// What a command found, or did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOutput {
+    /// How the chosen version would come, or came.
+    Plan(UpdatePlan),
+    /// What both slots hold.
+    Slots(Vec<SlotReport>),
+}
+
+/// How a version comes to the spare slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpdatePlan {
+    pub version: String,
+    /// `patch`, `blocks` or `full`, of the root.
+    pub way: String,
+    /// Bytes to download for the root.
+    pub root: u64,
+    /// Bytes to download for the kernel image.
+    pub kernel_image: u64,
+}
+
+impl UpdatePlan {
+    /// Bytes to download.
+    pub fn download(&self) -> u64 {
+        self.root.saturating_add(self.kernel_image)
+    }
+}
+
+/// What a slot holds, as its partitions were read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SlotReport {
+    /// `a` or `b`.
+    pub slot: String,
+    /// Whether the node runs from it.
+    pub runs: bool,
+    /// None when no kernel image names what is in it.
+    pub version: Option<String>,
+    pub state: SlotState,
+    /// What is damaged, and where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlotState {
+    /// It hashes to the root that its kernel image names.
+    Whole,
+    Damaged,
+    /// No kernel image on the ESP is of what is in it.
+    Empty,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +118,12 @@ pub enum CommandType {
     Prepare,
     Activate,
     Deactivate,
-    /// Ours.
+    /// Ours, from here on.
     Rollback,
+    /// How it would be prepared.
+    Plan,
+    /// Reads both slots back.
+    Verify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,12 +136,12 @@ pub enum CommandStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateProgress {
     pub version: String,
-    /// `patch`, `blocks` or `full`.
+    /// `patch`, `blocks` or `full`; `read` while both slots are read back.
     pub way: String,
     /// Bytes that came over the network, of how many.
     pub received: u64,
     pub total: u64,
-    /// Bytes of the new root that are written, of how many.
+    /// Bytes of the new root that are written (of the slots, that were read), of how many.
     pub written: u64,
     pub root: u64,
     /// Milliseconds since it began.
@@ -93,6 +156,9 @@ pub struct UpdateOutcome {
     /// What it replaced.
     pub from: String,
     pub result: UpdateResult,
+    /// How it came: `patch`, `blocks` or `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<String>,
     /// Why it was not good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -191,6 +191,8 @@ impl Agent {
             Request::ActivateUpdate => self.update(Command::Activate),
             Request::DeactivateUpdate => self.update(Command::Deactivate),
             Request::RollbackUpdate => self.update(Command::Rollback),
+            Request::PlanUpdate => self.update(Command::Plan),
+            Request::VerifyUpdate => self.update(Command::Verify),
             Request::UpdateProgress => Response::UpdateProgress { progress: self.updates.progress() },
             Request::UpdateHistory => Response::UpdateHistory { outcomes: self.updates.history() },
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),

@@ -71,6 +71,7 @@ impl Node {
             disk_size: 0,
             esp: nowhere(),
             running_root: PathBuf::new(),
+            running_slot: nowhere(),
             running_verity: nowhere(),
             spare: 'b',
             spare_root: nowhere(),
@@ -88,7 +89,7 @@ impl Node {
             resumes: false,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(install.uki(&entries, &own))
+        runtime.block_on(install.uki(&entries, &own)).map(drop)
     }
 
     fn staged(&self) -> Option<Vec<u8>> {

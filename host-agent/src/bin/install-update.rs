@@ -67,6 +67,7 @@ impl Folder {
             disk,
             esp: Partition { device: self.path("esp"), number: 1, size: 0 },
             running_root: self.path("running.root"),
+            running_slot: partition("running.root", 2)?,
             running_verity: partition("running.verity", 3)?,
             spare: 'b',
             spare_root: partition("spare.root", 4)?,

@@ -29,11 +29,20 @@ pub(super) struct Esp {
 
 impl Esp {
     pub(super) fn mount(device: &Path) -> Result<Self, String> {
+        Self::mount_with(device, MsFlags::MS_DIRSYNC)
+    }
+
+    /// Not to be changed in any way.
+    pub(super) fn mount_to_read(device: &Path) -> Result<Self, String> {
+        Self::mount_with(device, MsFlags::MS_RDONLY)
+    }
+
+    fn mount_with(device: &Path, flags: MsFlags) -> Result<Self, String> {
         let failed = |error: String| format!("cannot mount the ESP {}: {error}", device.display());
         fs::create_dir_all(MOUNT_POINT).map_err(|error| failed(error.to_string()))?;
         // Left by a process that was killed.
         let _ = umount2(MOUNT_POINT, MntFlags::MNT_DETACH);
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_DIRSYNC;
+        let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(
             Some(device),
             MOUNT_POINT,
@@ -104,6 +113,35 @@ impl Entries {
     pub(super) fn fallback(&self, version: &str) -> Result<Option<Entry>, String> {
         let can_boot = |entry: &Entry| entry.name.counter().is_none_or(|counter| counter.left > 0);
         Ok(self.list()?.into_iter().find(|entry| entry.version != version && can_boot(entry)))
+    }
+
+    /// The versions that have an image here, staged or installed, each once.
+    pub(super) fn versions(&self) -> Result<Vec<String>, String> {
+        let names = fs::read_dir(&self.folder).map_err(|error| self.failed("read", &error))?;
+        let mut all: Vec<String> = names
+            .flatten()
+            .filter(|name| name.metadata().is_ok_and(|file| file.len() > 0))
+            .filter_map(|name| {
+                let name = name.file_name().into_string().ok()?;
+                Some(entry(name.strip_suffix(STAGED).unwrap_or(&name))?.version)
+            })
+            .collect();
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// The image of a version, installed or staged.
+    pub(super) fn image_of(&self, version: &str) -> Result<Option<File>, String> {
+        let opened = match self.of(version)? {
+            Some(entry) => self.open(&entry),
+            None => self.open_staged(&format!("caisson_{version}.efi")),
+        };
+        match opened {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(&format!("read the image of {version} on"), &error)),
+        }
     }
 
     /// Removes all that is of another version than `version`: what was of the other slot, and what was left half written.

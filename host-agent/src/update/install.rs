@@ -3,7 +3,7 @@
 //! Nothing that was signed is believed of what comes but the root hash and the kernel image's SHA-256: the slot is read again from
 //! the disk at the end, and what it hashes to decides.
 
-use apiserver::updates::UpdateProgress;
+use apiserver::updates::{UpdatePlan, UpdateProgress};
 use reqwest::Client;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -71,11 +71,27 @@ enum Ready {
     Full(Index),
 }
 
+impl Ready {
+    /// What it is called, and how many bytes it brings.
+    fn told(&self) -> (&'static str, u64) {
+        match self {
+            Self::Patch(patch) => ("patch", patch.size.bytes()),
+            Self::Blocks(ready) => ("blocks", ready.1.fetched),
+            Self::Full(index) => ("full", index.file_size()),
+        }
+    }
+}
+
 impl Install<'_> {
-    /// Writes the root and its tree, and names the slot by them. When this returns, the slot holds the new root.
-    pub async fn root(&self) -> Result<(), String> {
-        let root = &self.update.root;
-        let size = root.size.bytes();
+    /// How the new version would come, with all of the root: an earlier attempt may have written a part of it. Nothing is written.
+    pub(super) async fn plan(&self, kernel_image: u64) -> Result<UpdatePlan, String> {
+        self.fits()?;
+        let (way, root) = self.prepare(None).await?.told();
+        Ok(UpdatePlan { version: self.update.version.to_string(), way: way.to_owned(), root, kernel_image })
+    }
+
+    fn fits(&self) -> Result<(), String> {
+        let size = self.update.root.size.bytes();
         let (spare_root, spare_tree) = (&self.slots.spare_root, &self.slots.spare_verity);
         for (what, needs, has) in [
             ("root", size, spare_root.size),
@@ -87,6 +103,16 @@ impl Install<'_> {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// Writes the root and its tree, and names the slot by them. When this returns, the slot holds the new root. Tells by which way it
+    /// came, and how many bytes that brings from its beginning.
+    pub async fn root(&self) -> Result<(&'static str, u64), String> {
+        self.fits()?;
+        let root = &self.update.root;
+        let size = root.size.bytes();
+        let (spare_root, spare_tree) = (&self.slots.spare_root, &self.slots.spare_verity);
         let begun = Instant::now();
         let told = UpdateProgress {
             version: self.update.version.to_string(),
@@ -99,7 +125,8 @@ impl Install<'_> {
         };
         self.progress.replace(Some(told));
         let mut writer = Writer::new(&spare_root.device, &spare_tree.device, size)?;
-        let ready = self.prepare(&mut writer).await?;
+        let ready = self.prepare(Some(&mut writer)).await?;
+        let told = ready.told();
         match ready {
             Ready::Patch(patch) => self.by_patch(&patch, &mut writer, begun).await?,
             Ready::Blocks(ready) => self.by_blocks(&ready.0, &ready.1, &mut writer, begun).await?,
@@ -118,7 +145,8 @@ impl Install<'_> {
                 ));
             }
         }
-        self.name_slot()
+        self.name_slot()?;
+        Ok(told)
     }
 
     /// Gives the slot its names in the partition table.
@@ -133,8 +161,8 @@ impl Install<'_> {
         table::name_slot(&mut disk, self.slots.disk_size, numbers, &self.update.root.hash.0)
     }
 
-    /// Which way brings least, and what is needed for it.
-    async fn prepare(&self, writer: &mut Writer) -> Result<Ready, String> {
+    /// Which way brings least, and what is needed for it. With a writer, it takes up what an earlier attempt wrote.
+    async fn prepare(&self, writer: Option<&mut Writer>) -> Result<Ready, String> {
         let root = &self.update.root;
         let patch = root.patches.iter().find(|patch| patch.from == self.running.hash);
         let leaves_size = root.leaves.as_ref().map_or(u64::MAX, |leaves| leaves.size.bytes());
@@ -147,7 +175,7 @@ impl Install<'_> {
             Some(file) => Some(self.leaves(file).await?),
             None => None,
         };
-        if let (true, Some(leaves)) = (self.resumes, &leaves) {
+        if let (true, Some(leaves), Some(writer)) = (self.resumes, &leaves, writer) {
             let kept = writer.resume(leaves)?;
             eprintln!("<6>update: {kept} bytes of an earlier attempt are kept");
         }

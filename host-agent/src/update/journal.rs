@@ -31,6 +31,9 @@ pub(super) struct Progress {
     pub uki: String,
     /// SHA-256 of the kernel image, in hexadecimal digits.
     pub uki_sha256: String,
+    /// How it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +83,8 @@ impl Journal {
 
     /// Ends what is under way.
     pub(super) fn end(&mut self, result: UpdateResult, reason: Option<String>, at: String) {
-        if let Some(Progress { version, from, root, .. }) = self.progress.take() {
-            self.note(root, UpdateOutcome { version, from, result, reason, at });
+        if let Some(Progress { version, from, root, way, .. }) = self.progress.take() {
+            self.note(root, UpdateOutcome { version, from, result, way, reason, at });
         }
     }
 
@@ -116,6 +119,7 @@ mod tests {
             root: root.into(),
             uki: "caisson_1.1.0.efi".into(),
             uki_sha256: "0".into(),
+            way: None,
         }
     }
 

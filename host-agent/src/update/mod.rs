@@ -13,6 +13,7 @@ mod gate;
 mod install;
 mod journal;
 mod loader;
+mod pe;
 mod plan;
 mod running;
 mod signature;
@@ -21,6 +22,7 @@ mod table;
 mod transport;
 mod trial;
 mod uki;
+mod verify;
 mod write;
 
 pub use check::{Checked, check};
@@ -34,19 +36,21 @@ pub use slots::{Partition, Slots};
 pub use table::{Medium, name_slot};
 
 use apiserver::updates::{
-    CommandStatus, CommandType, Image, Slot, UpdateCommand, UpdateOutcome, UpdateProgress, UpdateResult,
-    UpdateState, UpdateStatus,
+    CommandStatus, CommandType, Image, Slot, UpdateCommand, UpdateOutcome, UpdateOutput, UpdatePlan,
+    UpdateProgress, UpdateResult, UpdateState, UpdateStatus,
 };
 use init_control::trial::{LAST_WORDS, ON_TRIAL, os_release_field};
 use jiff::Timestamp;
 use settings::Settings;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::timeout;
+use update::manifest::Update;
 
 use crate::files;
 use crate::node::secure_boot;
@@ -79,13 +83,22 @@ pub enum Refused {
     Conflict(String),
 }
 
-/// A command that changes what boots.
+/// A command that has to do with the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     Prepare,
     Activate,
     Deactivate,
     Rollback,
+    Plan,
+    Verify,
+}
+
+/// What a command leaves in the status.
+enum Done {
+    Nothing,
+    Checked(Box<Checked>),
+    Output(UpdateOutput),
 }
 
 impl Updates {
@@ -114,7 +127,7 @@ impl Updates {
         let this = self.clone();
         tokio::task::spawn_local(async move {
             let checked = this.check(&settings).await;
-            this.keep(CommandType::Refresh, checked.as_ref().map_err(Clone::clone).map(Some));
+            this.keep(CommandType::Refresh, checked.map(|checked| Done::Checked(Box::new(checked))));
             this.busy.replace(false);
         });
         Ok(())
@@ -129,14 +142,19 @@ impl Updates {
         self.busy.replace(true);
         let this = self.clone();
         tokio::task::spawn_local(async move {
+            let nothing = |()| Done::Nothing;
+            let plan = |plan| Done::Output(UpdateOutput::Plan(plan));
+            let slots = |slots| Done::Output(UpdateOutput::Slots(slots));
             let (kind, done) = match command {
-                Command::Prepare => (CommandType::Prepare, this.prepare(&settings).await),
-                Command::Activate => (CommandType::Activate, this.activate(&settings)),
-                Command::Deactivate => (CommandType::Deactivate, this.deactivate()),
-                Command::Rollback => (CommandType::Rollback, this.roll_back()),
+                Command::Prepare => (CommandType::Prepare, this.prepare(&settings).await.map(plan)),
+                Command::Activate => (CommandType::Activate, this.activate(&settings).map(nothing)),
+                Command::Deactivate => (CommandType::Deactivate, this.deactivate().map(nothing)),
+                Command::Rollback => (CommandType::Rollback, this.roll_back().map(nothing)),
+                Command::Plan => (CommandType::Plan, this.plan(&settings).await.map(plan)),
+                Command::Verify => (CommandType::Verify, this.verify().await.map(slots)),
             };
             this.progress.replace(None);
-            this.keep(kind, done.map(|()| None));
+            this.keep(kind, done);
             this.busy.replace(false);
         });
         Ok(())
@@ -147,15 +165,17 @@ impl Updates {
         let step = Journal::read(&self.places.journal()).progress.map(|progress| progress.step);
         let conflict = |text: &str| Err(Refused::Conflict(text.to_owned()));
         match (command, step) {
-            (Command::Prepare, Some(Step::Armed)) => {
+            (Command::Prepare | Command::Plan, Some(Step::Armed)) => {
                 conflict("an update boots next already: reboot, or apiclient update cancel first")
             }
-            (Command::Prepare, _) => match self.kept().and_then(|status| status.chosen_update) {
-                Some(_) => Ok(()),
-                None => Err(Refused::Nothing(
-                    "no update is chosen: apiclient update check looks for one".to_owned(),
-                )),
-            },
+            (Command::Prepare | Command::Plan, _) => {
+                match self.kept().and_then(|status| status.chosen_update) {
+                    Some(_) => Ok(()),
+                    None => Err(Refused::Nothing(
+                        "no update is chosen: apiclient update check looks for one".to_owned(),
+                    )),
+                }
+            }
             (Command::Activate, Some(Step::Staged)) | (Command::Deactivate, Some(Step::Armed)) => Ok(()),
             (Command::Activate, Some(Step::Armed)) => conflict("the update boots next already: reboot"),
             (Command::Activate, _) => {
@@ -165,7 +185,7 @@ impl Updates {
             (Command::Rollback, Some(Step::Armed)) => {
                 conflict("an update boots next: apiclient update cancel first, then roll back")
             }
-            (Command::Rollback, _) => Ok(()),
+            (Command::Rollback | Command::Verify, _) => Ok(()),
         }
     }
 
@@ -183,30 +203,32 @@ impl Updates {
             .unwrap_or_else(|late| Err(too_late(late)))
     }
 
-    async fn prepare(&self, settings: &Settings) -> Result<(), String> {
+    /// What is to be installed now, and where it is. `failed`: root hashes that did not stay, and why.
+    async fn chosen(
+        &self,
+        settings: &Settings,
+        failed: &BTreeMap<String, String>,
+    ) -> Result<(Update, Files), String> {
         let checked = self.check(settings).await?;
         let update = checked.update.ok_or("the repository offers no other version to this node any more")?;
-        let running = self.places.image()?.version;
         let locked = settings.updates.as_ref().and_then(|updates| updates.version_lock.as_ref());
         let asked_for = locked.and_then(settings::FriendlyVersion::exactly).is_some();
-        let mut journal = Journal::read(&self.places.journal());
-        let root = update.root.hash.to_string();
-        if let Some(reason) = journal.failed.get(&root).filter(|_| !asked_for) {
-            return Err(format!(
+        match failed.get(&update.root.hash.to_string()).filter(|_| !asked_for) {
+            Some(reason) => Err(format!(
                 "{} was tried on this node and did not stay: {reason}. To try it again, set settings.updates.version-lock to it",
                 update.version
-            ));
+            )),
+            None => Ok((update, checked.files)),
         }
+    }
+
+    async fn prepare(&self, settings: &Settings) -> Result<UpdatePlan, String> {
+        let mut journal = Journal::read(&self.places.journal());
+        let (update, files) = self.chosen(settings, &journal.failed).await?;
+        let (running, root) = (self.places.image()?.version, update.root.hash.to_string());
         let slots = Slots::find()?;
         let esp = Esp::mount(&slots.esp.device)?;
-        let own = esp.entries.of(&running)?.ok_or_else(|| {
-            format!("the ESP has no entry for the version that runs, {running}: nothing would boot if the new one fails; nothing was changed")
-        })?;
-        if own.name.counter().is_some() {
-            return Err(format!(
-                "{running}, which runs, is on trial itself: wait until it is blessed (apiclient update status)"
-            ));
-        }
+        let own = blessed(&esp.entries, &running)?;
         let resumes = journal.progress.as_ref().is_some_and(|known| known.root == root);
         journal.progress = Some(journal::Progress {
             step: Step::Staging,
@@ -215,6 +237,7 @@ impl Updates {
             root,
             uki: update.uki.name.as_str().to_owned(),
             uki_sha256: update.uki.sha256.to_string(),
+            way: None,
         });
         journal.write(&self.places.journal())?;
         // Before the first byte is written: nothing boots the spare slot from here on.
@@ -223,16 +246,41 @@ impl Updates {
             slots: &slots,
             running: Running::read()?,
             update: &update,
-            files: checked.files,
+            files,
             progress: self.progress.clone(),
             resumes,
         };
-        install.root().await?;
-        install.uki(&esp.entries, &own).await?;
+        let (way, root) = install.root().await?;
+        let kernel_image = install.uki(&esp.entries, &own).await?;
+        let plan =
+            UpdatePlan { version: update.version.to_string(), way: way.to_owned(), root, kernel_image };
         if let Some(progress) = &mut journal.progress {
             progress.step = Step::Staged;
+            progress.way = Some(plan.way.clone());
         }
-        journal.write(&self.places.journal())
+        journal.write(&self.places.journal())?;
+        Ok(plan)
+    }
+
+    /// How the chosen version would come, if it were prepared now.
+    async fn plan(&self, settings: &Settings) -> Result<UpdatePlan, String> {
+        let failed = Journal::read(&self.places.journal()).failed;
+        let (update, files) = self.chosen(settings, &failed).await?;
+        let (slots, running) = (Slots::find()?, Running::read()?);
+        let install = Install {
+            slots: &slots,
+            running,
+            update: &update,
+            files,
+            progress: Progress::default(),
+            resumes: false,
+        };
+        let kernel_image = {
+            let esp = Esp::mount_to_read(&slots.esp.device)?;
+            let own = blessed(&esp.entries, &self.places.image()?.version)?;
+            install.uki_size(&esp.entries, &own)
+        };
+        install.plan(kernel_image).await
     }
 
     fn activate(&self, settings: &Settings) -> Result<(), String> {
@@ -274,6 +322,7 @@ impl Updates {
         journal.progress = None;
         let outcome = UpdateOutcome {
             version: running,
+            way: None,
             reason: Some(format!("somebody asked for {}", before.version)),
             from: before.version,
             result: UpdateResult::Reverted,
@@ -294,13 +343,17 @@ impl Updates {
     }
 
     /// Keeps how a command went; what an earlier check found stays, but for another check that succeeds.
-    fn keep(&self, kind: CommandType, done: Result<Option<&Checked>, String>) {
+    fn keep(&self, kind: CommandType, done: Result<Done, String>) {
         let known = self.kept();
-        let command = command(kind, done.as_ref().err().cloned());
-        let (available, chosen) = match done {
-            Ok(Some(checked)) => (checked.available.clone(), checked.chosen.clone()),
-            _ => known.map(|status| (status.available_updates, status.chosen_update)).unwrap_or_default(),
+        let known = known.map(|status| (status.available_updates, status.chosen_update));
+        let (found, output, failure) = match done {
+            Ok(Done::Checked(checked)) => (Some((checked.available, checked.chosen)), None, None),
+            Ok(Done::Output(output)) => (known, Some(output), None),
+            Ok(Done::Nothing) => (known, None, None),
+            Err(reason) => (known, None, Some(reason)),
         };
+        let (available, chosen) = found.unwrap_or_default();
+        let command = command(kind, failure, output);
         let status = UpdateStatus {
             update_state: UpdateState::Idle,
             available_updates: available,
@@ -338,7 +391,20 @@ impl Updates {
     }
 }
 
-fn command(kind: CommandType, failure: Option<String>) -> UpdateCommand {
+/// The entry of the version that runs, which is what boots if the new one fails: it must not be on trial itself.
+fn blessed(entries: &Entries, running: &str) -> Result<Entry, String> {
+    let own = entries.of(running)?.ok_or_else(|| {
+        format!("the ESP has no entry for the version that runs, {running}: nothing would boot if the new one fails; nothing was changed")
+    })?;
+    if own.name.counter().is_some() {
+        return Err(format!(
+            "{running}, which runs, is on trial itself: wait until it is blessed (apiclient update status)"
+        ));
+    }
+    Ok(own)
+}
+
+fn command(kind: CommandType, failure: Option<String>, output: Option<UpdateOutput>) -> UpdateCommand {
     if let Some(reason) = &failure {
         eprintln!("<4>update: {kind:?} failed: {reason}");
     }
@@ -348,6 +414,7 @@ fn command(kind: CommandType, failure: Option<String>) -> UpdateCommand {
         timestamp: Timestamp::now().to_string(),
         exit_status: Some(i32::from(failure.is_some())),
         stderr: Some(failure.unwrap_or_default()),
+        output,
     }
 }
 

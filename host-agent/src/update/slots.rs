@@ -26,6 +26,8 @@ pub struct Slots {
     pub esp: Partition,
     /// The kernel checks each block that is read of it.
     pub running_root: PathBuf,
+    /// The same as it is on the disk, unchecked.
+    pub running_slot: Partition,
     pub running_verity: Partition,
     /// `a` or `b`: the slot that does not run.
     pub spare: char,
@@ -69,6 +71,7 @@ impl Slots {
             disk_size: size(&disk).ok_or_else(|| format!("cannot read the size of {}", name.display()))?,
             esp: partition("esp")?,
             running_root: RUNNING_ROOT.into(),
+            running_slot: partition(&format!("root-{running}"))?,
             running_verity: partition(&format!("verity-{running}"))?,
             spare,
             spare_root: partition(&format!("root-{spare}"))?,

@@ -44,16 +44,7 @@ fn guids(hash: &Hash) -> [[u8; 16]; 2] {
 /// Names the partitions with these numbers by the root hash. `size`: of the disk, in bytes. A table that has one good copy has two
 /// when this returns.
 pub fn name_slot(disk: &mut impl Medium, size: u64, numbers: [u32; 2], hash: &Hash) -> Result<(), String> {
-    let last = (size / SECTOR).checked_sub(1).filter(|last| *last > 2 * ARRAY + 2);
-    let last = last.ok_or_else(|| {
-        format!("the disk has {size} bytes, too few for a partition table; nothing was changed")
-    })?;
-    for lba in [1, last] {
-        check_shape(disk, lba, last)?;
-    }
-    let mut table = GPT::read_from(disk, SECTOR).map_err(|error| {
-        format!("neither copy of the disk's partition table can be read: {error}; nothing was changed")
-    })?;
+    let (mut table, last) = read(disk, size)?;
     for number in numbers {
         if !table.iter().any(|(known, entry)| known == number && entry.is_used()) {
             return Err(format!("the disk's partition table has no partition {number}; nothing was changed"));
@@ -74,6 +65,21 @@ pub fn name_slot(disk: &mut impl Medium, size: u64, numbers: [u32; 2], hash: &Ha
     write(disk, last, &table).map_err(|error| {
         format!("cannot write the disk's partition table: {error}; the copy that was not written still holds")
     })
+}
+
+/// The table, if it is one of ours, and the number of the last sector.
+fn read(disk: &mut impl Medium, size: u64) -> Result<(GPT, u64), String> {
+    let last = (size / SECTOR).checked_sub(1).filter(|last| *last > 2 * ARRAY + 2);
+    let last = last.ok_or_else(|| {
+        format!("the disk has {size} bytes, too few for a partition table; nothing was changed")
+    })?;
+    for lba in [1, last] {
+        check_shape(disk, lba, last)?;
+    }
+    let table = GPT::read_from(disk, SECTOR).map_err(|error| {
+        format!("neither copy of the disk's partition table can be read: {error}; nothing was changed")
+    })?;
+    Ok((table, last))
 }
 
 /// Whether the header at a sector, if one can be read there, is of a table that we can read and write again. What is believed of it
@@ -98,6 +104,20 @@ fn check_shape(disk: &mut impl Medium, lba: u64, last: u64) -> Result<(), String
         "the partition table at sector {lba} of the disk is not one of ours ({} entries of {} bytes from sector {}): the disk was not made from disk.img, or its table was changed; nothing was changed",
         shape.0, shape.1, header.partition_entry_lba
     ))
+}
+
+/// Whether the table of a disk of `size` bytes names the partitions with these numbers by the root hash.
+pub(super) fn is_named(
+    disk: &mut impl Medium,
+    size: u64,
+    numbers: [u32; 2],
+    hash: &Hash,
+) -> Result<bool, String> {
+    let (table, _) = read(disk, size)?;
+    let has = |(number, guid): (&u32, [u8; 16])| {
+        table.iter().any(|(known, entry)| known == *number && entry.unique_partition_guid == guid)
+    };
+    Ok(numbers.iter().zip(guids(hash)).all(has))
 }
 
 fn backup_is_good(disk: &mut impl Medium, table: &GPT, last: u64) -> bool {

@@ -241,6 +241,7 @@ mod tests {
             root: "r".into(),
             uki: "u".into(),
             uki_sha256: "s".into(),
+            way: None,
         }
     }
 

@@ -20,7 +20,8 @@ const PART: usize = 64 << 10;
 
 impl Install<'_> {
     /// Puts the kernel image beside the others. `own`: the entry of the version that runs.
-    pub async fn uki(&self, entries: &Entries, own: &Entry) -> Result<(), String> {
+    /// Gives the bytes that came over the network for it.
+    pub async fn uki(&self, entries: &Entries, own: &Entry) -> Result<u64, String> {
         let uki = &self.update.uki;
         let name = format!("caisson_{}.efi", self.update.version);
         let about = |reason: String| format!("the kernel image {}: {reason}", uki.target);
@@ -33,16 +34,20 @@ impl Install<'_> {
             )));
         }
         let mut sink = Sink::new(entries.stage(&name)?, &self.update.root.hash);
-        match patch_of(uki, entries, own) {
-            Some((patch, base)) => self.uki_by_patch(&patch, base, &mut sink).await?,
+        let received = match patch_of(uki, entries, own) {
+            Some((patch, base)) => {
+                self.uki_by_patch(&patch, base, &mut sink).await?;
+                patch.size
+            }
             None => {
                 let file = manifest::File { target: uki.target.clone(), size: uki.size };
                 let mut download = self.files.whole(&file)?;
                 while let Some(piece) = download.next().await? {
                     sink.push(&piece)?;
                 }
+                uki.size
             }
-        }
+        };
         let Sink { staging, hash, names, .. } = sink;
         if hash.finalize()[..] != uki.sha256.0 {
             return Err(about(format!("it is not the one that was signed: {publisher}")));
@@ -54,7 +59,14 @@ impl Install<'_> {
             )));
         }
         staging.finish()?;
-        self.check_staged(entries)
+        self.check_staged(entries)?;
+        Ok(received.bytes())
+    }
+
+    /// Bytes that it takes to get the kernel image.
+    pub(super) fn uki_size(&self, entries: &Entries, own: &Entry) -> u64 {
+        let uki = &self.update.uki;
+        patch_of(uki, entries, own).map_or(uki.size, |(patch, _)| patch.size).bytes()
     }
 
     async fn uki_by_patch(
@@ -93,7 +105,7 @@ fn patch_of(uki: &Uki, entries: &Entries, own: &Entry) -> Option<(Patch, Padded<
     if uki.patches.is_empty() {
         return None;
     }
-    let hashed = entries.open(own).and_then(|file| Ok((hash_of(&file)?, file)));
+    let hashed = entries.open(own).and_then(|file| Ok((hash_of_file(&file)?, file)));
     let ((hash, size), file) = match hashed {
         Ok(hashed) => hashed,
         Err(error) => {
@@ -107,7 +119,7 @@ fn patch_of(uki: &Uki, entries: &Entries, own: &Entry) -> Option<(Patch, Padded<
 }
 
 /// The SHA-256 of a file from where it is read on, and how many bytes that were.
-fn hash_of(mut file: &File) -> io::Result<(Hash, u64)> {
+pub(super) fn hash_of_file(mut file: &File) -> io::Result<(Hash, u64)> {
     let (mut hash, mut size) = (Sha256::new(), 0);
     let mut part = vec![0; PART];
     loop {
@@ -122,7 +134,7 @@ fn hash_of(mut file: &File) -> io::Result<(Hash, u64)> {
 
 /// Whether the staged kernel image has this SHA-256, in hexadecimal digits.
 pub(super) fn check_staged(entries: &Entries, name: &str, sha256: &str) -> Result<(), String> {
-    let staged = entries.open_staged(name).and_then(|file| hash_of(&file)).map_err(|error| {
+    let staged = entries.open_staged(name).and_then(|file| hash_of_file(&file)).map_err(|error| {
         format!("the staged kernel image cannot be read: {error}; apiclient update apply stages it again")
     })?;
     if staged.0.to_string() == sha256 {

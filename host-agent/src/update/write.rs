@@ -97,43 +97,70 @@ fn failed(at: u64, error: &io::Error) -> String {
     )
 }
 
-/// The root hash of what is on a device: read past the page cache, so that it is the medium that answers.
+/// The root hash of what is on a device.
 pub(super) fn hash_of(root: &Path, size: u64) -> Result<Hash, String> {
-    let failed = |error: io::Error| format!("cannot read {} again: {error}", root.display());
-    let direct = File::options().read(true).custom_flags(nix::libc::O_DIRECT).open(root);
-    let file = direct.or_else(|_| File::open(root)).map_err(failed)?;
+    let mut parts = Parts::of(root, size)?;
     let mut tree = Tree::new(&SALT, size / BLOCK as u64).map_err(|error| error.to_string())?;
     let mut nowhere = |_: u64, _: &[u8; BLOCK]| Ok(());
-    let mut buffer = Aligned::new(PART);
-    let mut at = 0;
-    while at < size {
-        let count = PART.min(usize::try_from(size - at).unwrap_or(PART));
-        let part = buffer.part(count);
-        file.read_exact_at(part, at).map_err(failed)?;
+    while let Some(part) = parts.next()? {
         for block in part.as_chunks::<BLOCK>().0 {
             tree.push(block, &mut nowhere).map_err(|error| error.to_string())?;
         }
-        at += count as u64;
     }
     tree.finish(&mut nowhere).map_err(|error| error.to_string())
+}
+
+/// To be read past the page cache, so that it is the medium that answers; where that cannot be, as any file.
+pub(super) fn open_direct(path: &Path) -> io::Result<File> {
+    let direct = File::options().read(true).custom_flags(nix::libc::O_DIRECT).open(path);
+    direct.or_else(|_| File::open(path))
+}
+
+/// What is on a device, part by part.
+pub(super) struct Parts<'a> {
+    path: &'a Path,
+    file: File,
+    buffer: Aligned,
+    at: u64,
+    size: u64,
+}
+
+impl<'a> Parts<'a> {
+    /// The first `size` bytes, whole blocks.
+    pub(super) fn of(path: &'a Path, size: u64) -> Result<Self, String> {
+        let file =
+            open_direct(path).map_err(|error| format!("cannot read {} again: {error}", path.display()))?;
+        Ok(Self { path, file, buffer: Aligned::new(PART), at: 0, size })
+    }
+
+    /// The next one; none at the end.
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, String> {
+        let count = PART.min(usize::try_from(self.size - self.at).unwrap_or(PART));
+        let part = self.buffer.part(count);
+        self.file.read_exact_at(part, self.at).map_err(|error| {
+            format!("cannot read {} again, at byte {}: {error}", self.path.display(), self.at)
+        })?;
+        self.at += count as u64;
+        Ok((count > 0).then_some(part))
+    }
 }
 
 const PART: usize = 256 << 10;
 
 /// Memory that begins at a multiple of a block, as reads past the page cache want it.
-struct Aligned {
+pub(super) struct Aligned {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Aligned {
-    fn new(size: usize) -> Self {
+    pub(super) fn new(size: usize) -> Self {
         let bytes = vec![0; size + BLOCK];
         let start = bytes.as_ptr().align_offset(BLOCK).min(BLOCK);
         Self { bytes, start }
     }
 
-    fn part(&mut self, size: usize) -> &mut [u8] {
+    pub(super) fn part(&mut self, size: usize) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + size]
     }
 }
