@@ -1,7 +1,7 @@
 //! The EFI system partition: FAT32 with systemd-boot and the unified kernel image as a Type #2 entry (UAPI group: Boot Loader
 //! Specification). Written by mkfs.vfat and mtools: the fatfs crate writes folders that fsck refuses.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,9 @@ pub fn write(
     fs::write(&loader_conf, LOADER_CONF)?;
     let startup = image.with_file_name("startup.nsh");
     fs::write(&startup, STARTUP)?;
+    // The loader may lie where the toolbox's programs do not see it: in a toolbox that the cache only links to.
+    let loader_copy = image.with_file_name("loader.efi");
+    fs::copy(loader, &loader_copy).with_context(|| format!("cannot copy {}", loader.display()))?;
     let mtools = |program: &str| {
         let mut command = toolbox.command(program);
         command.env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH.to_string()).env("TZ", "UTC").arg("-i").arg(image);
@@ -81,7 +84,7 @@ pub fn write(
     run_quiet(mtools("mmd").args(folders), "making folders in the ESP")?;
     let uki_name = uki.file_name().unwrap_or_default().to_string_lossy();
     let mut files = vec![
-        (loader.to_owned(), "::/EFI/BOOT/BOOTX64.EFI".to_owned()),
+        (loader_copy.clone(), "::/EFI/BOOT/BOOTX64.EFI".to_owned()),
         (uki.to_owned(), format!("::/EFI/Linux/{uki_name}")),
         (loader_conf.clone(), "::/loader/loader.conf".to_owned()),
         (startup.clone(), "::/startup.nsh".to_owned()),
@@ -90,6 +93,8 @@ pub fn write(
     for (from, to) in files {
         run_quiet(mtools("mcopy").arg(from).arg(&to), &format!("writing {to} in the ESP"))?;
     }
-    fs::remove_file(startup)?;
-    Ok(fs::remove_file(loader_conf)?)
+    for copied in [startup, loader_conf, loader_copy] {
+        fs::remove_file(copied)?;
+    }
+    Ok(())
 }
