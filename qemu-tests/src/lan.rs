@@ -24,6 +24,7 @@ pub struct Lan {
     /// Its end is the network's.
     holder: Child,
     servers: Vec<Child>,
+    web: Option<Child>,
     taps: u32,
     folder: TempDir,
 }
@@ -45,7 +46,7 @@ impl Lan {
         let mut holder = command.spawn()?;
         let mut line = String::new();
         BufReader::new(holder.stdout.take().context("no output")?).read_line(&mut line)?;
-        let lan = Self { holder, servers: Vec::new(), taps: 0, folder };
+        let lan = Self { holder, servers: Vec::new(), web: None, taps: 0, folder };
         ensure!(line.trim() == "ready", "{}", tail(&lan.path("log"), 10));
         Ok(lan)
     }
@@ -124,14 +125,19 @@ impl Lan {
         self.servers.push(server);
     }
 
-    /// nginx, for the files in a folder below `/tmp`: `http://192.0.2.1:8080/`.
+    /// nginx, for the files in a folder below `/tmp`: `http://192.0.2.1:8080/`. Those in its `targets` are there in other manners
+    /// too: without ranges below `/whole/`, one mebibyte a second below `/slow/`, and, but for manifests, an error of the server below
+    /// `/broken/`, and a redirect to itself below `/loop/`.
     #[track_caller]
     pub fn nginx(&mut self, folder: &Path) {
         let configuration = format!(
             "user root; daemon off; master_process off; pid {0}/nginx.pid; error_log {0}/nginx.log; events {{}}\n\
              http {{ access_log off; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi;\n\
              uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi;\n\
-             server {{ listen {1}:8080; root {2}; }} }}\n",
+             server {{ listen {1}:8080; root {2};\n\
+             location /whole/ {{ alias {2}/targets/; max_ranges 0; }} location /slow/ {{ alias {2}/targets/; limit_rate 1m; }}\n\
+             location ~ ^/(broken|loop)/(.*manifest.json)$ {{ alias {2}/targets/$2; }}\n\
+             location /broken/ {{ return 500; }} location /loop/ {{ return 302 $request_uri; }} }} }}\n",
             self.folder.path().display(),
             Self::ADDRESS,
             folder.display()
@@ -151,7 +157,15 @@ impl Lan {
             assert!(Instant::now() < deadline, "nginx does not start: {}", said());
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.servers.push(server);
+        self.web = Some(server);
+    }
+
+    /// Ends nginx in the middle of what it does, and starts it again.
+    #[track_caller]
+    pub fn restart_nginx(&mut self, folder: &Path) {
+        self.web.take().into_iter().for_each(end);
+        fs::remove_file(self.path("nginx.pid")).expect("nginx's file of its id");
+        self.nginx(folder);
     }
 
     /// chrony as an NTP server with the host's time, on [`Lan::ADDRESS`]; it leaves the host's clock alone (`-x`).
@@ -176,10 +190,7 @@ impl Lan {
 
     /// Stops all servers.
     pub fn silence(&mut self) {
-        for mut server in self.servers.drain(..) {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
+        self.servers.drain(..).chain(self.web.take()).for_each(end);
     }
 
     pub fn dnsmasq_log(&self) -> String {
@@ -209,6 +220,11 @@ impl Lan {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+}
+
+fn end(mut server: Child) {
+    let _ = server.kill();
+    let _ = server.wait();
 }
 
 impl Default for Lan {

@@ -29,7 +29,7 @@ pub use installed::{install_in_slot_b, install_with_update_root};
 pub use lan::Lan;
 pub use node::Node;
 pub use registry::{Published, Registry};
-pub use updates::{Updates, newer_loader};
+pub use updates::{Change, Updates, newer_loader};
 pub use wire::Wire;
 
 pub use apiserver::agent::{ContainerHealthState, ContainerState, ContainerStatus, Health, Status};

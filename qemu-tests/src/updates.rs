@@ -14,12 +14,23 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use update::choose::Way;
 
 use crate::bench::bench;
 use crate::installed::service;
 
 /// In the image, as part of what it preloads.
 const BUSYBOX: &str = "/usr/lib/caisson/images/busybox/rootfs/bin/busybox";
+
+/// What is wrong with a file that a server gives.
+#[derive(Debug, Clone, Copy)]
+pub enum Change {
+    Missing,
+    /// The first half.
+    Short,
+    /// A bit in each 4096 bytes.
+    Altered,
+}
 
 pub struct Updates {
     folder: TempDir,
@@ -106,13 +117,50 @@ impl Updates {
     /// Publishes what was built, with a patch from the version before.
     #[track_caller]
     pub fn publish_built(&self, built: &Artifacts) {
+        self.publish_by(Way::Patch, built);
+    }
+
+    /// Publishes what was built, with no way to it that brings less than this one.
+    #[track_caller]
+    pub fn publish_by(&self, way: Way, built: &Artifacts) {
         let publish = || -> Result<()> {
             let scratch = tempfile::tempdir_in("/tmp")?;
             let mut repository = Repository::open(self.folder())?;
-            repo::add(&mut repository, &built.dir, None, scratch.path(), 1)?;
+            repo::add(&mut repository, &built.dir, None, scratch.path(), usize::from(way == Way::Patch))?;
+            if way == Way::Full {
+                // As by a publisher who does not know of blocks.
+                let updates = repository.manifest.lines.iter_mut().filter_map(|line| line.updates.last_mut());
+                updates.for_each(|update| update.root.leaves = None);
+            }
             repo::publish(&mut repository, &self.keys()?, &expires()?)
         };
         publish().unwrap_or_else(|error| panic!("cannot publish: {error:#}"));
+    }
+
+    /// Serves the targets once more in a folder of this name, with those that end so changed.
+    #[track_caller]
+    pub fn spoil(&self, folder: &str, ending: &str, change: Change) {
+        let spoil = || -> Result<()> {
+            fs::create_dir(self.path(folder))?;
+            for target in fs::read_dir(self.path("targets"))? {
+                let target = target?;
+                let (from, to) = (target.path(), self.path(folder).join(target.file_name()));
+                if !target.file_name().to_string_lossy().ends_with(ending) {
+                    fs::hard_link(from, to)?;
+                    continue;
+                }
+                let mut data = fs::read(from)?;
+                let middle = data.len() / 2;
+                match change {
+                    Change::Missing => continue,
+                    Change::Short => data.truncate(middle),
+                    Change::Altered => data.chunks_mut(4096).for_each(|block| block[0] ^= 1),
+                }
+                fs::write(to, data)?;
+            }
+            Ok(())
+        };
+        spoil().unwrap_or_else(|error| panic!("cannot spoil the targets that end in {ending}: {error:#}"));
     }
 
     fn try_publish(&self, version: &str) -> Result<()> {

@@ -218,6 +218,25 @@ fn a_network_that_does_not_come() {
     assert!(reason.contains("not healthy within 15 s") && reason.contains("eth0"), "{reason}");
 }
 
+/// The container runs, and finds something of the new version that it cannot work with.
+#[test]
+fn a_container_whose_health_check_fails() {
+    let world = World::new(direct(), |variant| variant.kernel_parameters.push("story.breaks=web".to_owned()));
+    let check = "! grep story.breaks=web /proc/cmdline";
+    world.node.set(&json!({"containers": {"web": {
+        "image": "localhost/busybox",
+        "command": ["sleep", "99999"],
+        "essential": true,
+        "health-check": {"command": ["sh", "-c", check], "interval": 1, "retries": 2},
+    }}, "updates": {"healthy-within": 40}}));
+    world.node.wait_until_healthy();
+    world.restart();
+    let reason = world.comes_back();
+    let expected = ["not healthy within 40 s: ", "web", "health check failed", "story.breaks=web"];
+    assert!(expected.iter().all(|expected| reason.contains(expected)), "{reason}");
+    world.node.wait_until_healthy();
+}
+
 /// The power is cut in the first try; the second one is given up like a first.
 #[test]
 fn a_container_that_fails_on_a_later_try() {

@@ -1,10 +1,12 @@
 //! A node and a repository in one network.
 
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
-use qemu_tests::{Config, Lan, Node, Updates, install_with_update_root, newer_loader};
+use qemu_tests::{Change, Config, Lan, Node, Updates, install_with_update_root, newer_loader};
 use serde_json::{Value, json};
 use std::time::Duration;
+use update::choose::Way;
 
+const ANSWER: Duration = Duration::from_secs(5);
 const RANGE: &str = "--dhcp-range=192.0.2.50,192.0.2.99,255.255.255.0,2m";
 
 /// The same image again under higher versions: the node sees the newest, over a restart too, and is told what is wrong.
@@ -98,6 +100,144 @@ fn an_update_stays_when_it_is_healthy_and_goes_when_it_is_not() {
     node.wait_for("an address", Duration::from_secs(60), |node| node.status().addresses.get("eth0").cloned());
     let (code, said) = node.client(&["update", "apply", "--check"]);
     assert!(code == 1 && said.contains("did not stay"), "{said}");
+}
+
+#[test]
+fn two_updates_by_patches_and_back() {
+    two_updates_and_back(Way::Patch);
+}
+
+#[test]
+fn two_updates_by_blocks_and_back() {
+    two_updates_and_back(Way::Blocks);
+}
+
+#[test]
+fn two_updates_by_whole_roots_and_back() {
+    two_updates_and_back(Way::Full);
+}
+
+/// 1 -> 2 -> 3 by one way, and back to 2. Settings, a container and its volume are as they were each time.
+fn two_updates_and_back(way: Way) {
+    let name = match way {
+        Way::Patch => "patch",
+        Way::Blocks => "blocks",
+        Way::Full => "full",
+    };
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let first = updates.build("0.1.0", |_| {});
+    updates.publish_by(way, &first);
+    let node = node_with(&mut lan, &updates, &first, Config::uefi());
+    // Each start of the container leaves a line in its volume.
+    let script = "echo start >> /data/starts; echo \"start $(wc -l < /data/starts)\"; exec sleep 99999";
+    node.set(&json!({"motd": "kept", "containers": {"web": {
+        "image": "localhost/busybox",
+        "command": ["sh", "-c", script],
+        "essential": true,
+        "volumes": {"data": {"path": "/data"}},
+        "health-check": {"command": ["test", "-s", "/data/starts"], "interval": 1},
+    }}}));
+    node.wait_until_healthy();
+    let holds = |starts: usize| {
+        node.wait_for_logs("web", &format!("start {starts}"));
+        assert_eq!(node.setting("motd"), "kept");
+    };
+    holds(1);
+    for (number, version, before) in [(1, "0.2.0", "0.1.0"), (2, "0.3.0", "0.2.0")] {
+        updates.publish_by(way, &updates.build(version, |_| {}));
+        let told = done(&node, &["update", "apply", "--check", "--dry-run"]);
+        assert!(told.starts_with(&format!("{version} would come by {name}: ")), "{told}");
+        assert_eq!(node.get("/updates/status")["update_state"], "Available");
+        let said = done(&node, &["update", "apply"]);
+        assert_eq!(
+            said.split(". ").next(),
+            told.split(". ").next().map(|told| told.replace("would come", "came")).as_deref()
+        );
+        done(&node, &["reboot"]);
+        runs(&node, version);
+        let good = outcome(&node, number);
+        assert_eq!(
+            (&good["version"], &good["from"], &good["way"], &good["result"]),
+            (&json!(version), &json!(before), &json!(name), &json!("good")),
+            "{good}"
+        );
+        node.wait_until_healthy();
+        holds(number + 1);
+        let slots = done(&node, &["update", "verify"]);
+        let whole =
+            |version: &str| slots.lines().any(|line| line.contains(version) && line.ends_with("whole"));
+        assert!(whole(version) && whole(before), "{slots}");
+    }
+    done(&node, &["update", "rollback", "--reboot"]);
+    runs(&node, "0.2.0");
+    assert_eq!(outcome(&node, 3)["result"], "reverted");
+    node.wait_until_healthy();
+    holds(4);
+}
+
+/// Whatever a server does, the slot that runs is as it was, the reason is told, and the next attempt goes on.
+#[test]
+fn a_server_that_misbehaves() {
+    const URL: &str = "http://updates.lan.test:8080";
+    let mut lan = Lan::new();
+    let updates = Updates::new();
+    let first = updates.build("0.1.0", |_| {});
+    let node = node_with(&mut lan, &updates, &first, Config::uefi());
+    updates.publish_by(Way::Blocks, &updates.build("0.2.0", |_| {}));
+    let from = |folder: &str| node.set(&json!({"updates": {"targets-base-url": format!("{URL}/{folder}/")}}));
+    for (ending, change) in [
+        ("root.leaves", Change::Altered),
+        ("root.zst", Change::Altered),
+        ("root.zst", Change::Short),
+        ("efi", Change::Altered),
+        ("efi", Change::Short),
+        ("efi", Change::Missing),
+    ] {
+        updates.spoil(&format!("{ending}-{change:?}"), ending, change);
+    }
+    for (folder, expected) in [
+        ("root.leaves-Altered", "does not hold the hashes of the signed root's blocks"),
+        ("root.zst-Altered", "root.zst"),
+        ("root.zst-Short", "root.zst"),
+        ("efi-Altered", "efi"),
+        ("efi-Short", "efi"),
+        ("efi-Missing", "the server answered 404"),
+        ("broken", "the server answered 500 Internal Server Error; it was tried 6 times"),
+        ("loop", "more than 5 redirects"),
+    ] {
+        from(folder);
+        let (code, said) = node.client(&["update", "apply", "--check"]);
+        eprintln!("{folder}: {said}");
+        assert!(code == 1 && said.contains(expected), "{folder}: {said}");
+        let status = node.get("/updates/status");
+        assert_eq!(status["update_state"], "Available", "{folder}: {status}");
+        let slots = done(&node, &["update", "verify"]);
+        assert!(slots.starts_with("slot a: 0.1.0, runs: whole"), "{folder}: {slots}");
+    }
+    // One that knows no ranges will do.
+    from("whole");
+    let said = done(&node, &["update", "apply", "--check"]);
+    assert!(said.contains("0.2.0 came by blocks"), "{said}");
+
+    // One that is slow, and gone for a moment.
+    done(&node, &["update", "cancel"]);
+    updates.publish_by(Way::Full, &updates.build("0.3.0", |_| {}));
+    from("slow");
+    std::thread::scope(|scope| {
+        let apply = scope.spawn(|| node.client(&["update", "apply", "--check"]));
+        node.wait_for("a part of the root", Duration::from_secs(60), |node| {
+            let progress = node.request_within(ANSWER, hyper::Method::GET, "/updates/progress", "").ok()?;
+            let progress: Value = serde_json::from_slice(&progress.body).ok()?;
+            (progress["received"].as_u64()? > 1 << 20).then_some(())
+        });
+        lan.restart_nginx(updates.folder());
+        let (code, said) = apply.join().expect("the client");
+        assert!(code == 0 && said.contains("0.3.0 boots next"), "{said}");
+    });
+    done(&node, &["reboot"]);
+    runs(&node, "0.3.0");
+    assert_eq!(outcome(&node, 1)["result"], "good");
 }
 
 /// A version that stays brings a newer boot loader along; that stays too, and boots the version before.

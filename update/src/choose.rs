@@ -11,12 +11,12 @@ pub enum Way {
     Full,
 }
 
-/// What each way would bring over the network, in bytes, as the signed manifest says. None: there is no such way from the root that
+/// What each way would still bring over the network, in bytes, as the signed manifest says. None: there is no such way from the root that
 /// runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub patch: Option<u64>,
-    /// With the leaves' hashes.
+    /// Without the hashes of the leaves and the index of the chunks: they are there by the time this is known.
     pub blocks: Option<u64>,
     pub full: u64,
 }

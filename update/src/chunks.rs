@@ -72,6 +72,11 @@ impl Index {
         Ok(HEAD_SIZE + 4 * root.div_ceil(chunk) as usize)
     }
 
+    /// Bytes of this index.
+    pub fn bytes(&self) -> u64 {
+        self.starts[0]
+    }
+
     fn parse_head(head: &[u8; HEAD_SIZE]) -> Result<(u32, u32), Error> {
         let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         if number(0) != SKIPPABLE || head[8..15] != MAGIC[..7] {

@@ -2,7 +2,7 @@
 //! ([`open`]); a whole root is one frame with a window of its own ([`stream`]).
 
 use ruzstd::decoding::StreamingDecoder;
-use std::io::{self, Read};
+use std::io::Read;
 
 const MAGIC: u32 = 0xfd2f_b528;
 
@@ -64,7 +64,7 @@ fn content_size(packed: &[u8]) -> Option<u64> {
 
 /// Packs `content` for [`open`]: one frame, as small as zstd makes it.
 #[cfg(feature = "make")]
-pub fn pack(content: &[u8]) -> io::Result<Vec<u8>> {
+pub fn pack(content: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
     // A window as large as the content makes the frame a single segment.
     let window = content.len().next_power_of_two().trailing_zeros().clamp(10, 27);

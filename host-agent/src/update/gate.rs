@@ -20,8 +20,8 @@ use super::journal::{Journal, Progress};
 use super::loader;
 use super::slots::Slots;
 use super::trial::{
-    AtStart, Decision, Left, Limits, at_start, decide, keep, panic_line, read_words, reason, unhealthy,
-    unhealthy_by_api,
+    AtStart, Decision, Left, Limits, Wrong, at_start, decide, keep, panic_line, read_words, reason,
+    unhealthy, unhealthy_by_api,
 };
 use super::{Places, Updates};
 use crate::clock::boottime_ms;
@@ -83,9 +83,12 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
     let mut told = None;
     let mut healthy_since = None;
     let mut said: Option<LastWords> = None;
+    let mut failed: Option<Wrong> = None;
     loop {
         let now = Duration::from_millis(boottime_ms());
-        let problem = what_is_wrong(&node).await;
+        let wrong = what_is_wrong(&node).await;
+        let problem = wrong.clone().map(|wrong| wrong.after(failed.as_ref()));
+        failed = wrong.filter(|wrong| wrong.has_failed).or(failed);
         healthy_since = problem.is_none().then(|| healthy_since.unwrap_or(now));
         let mut words = LastWords {
             version: running.clone(),
@@ -150,13 +153,14 @@ pub async fn watch(updates: Updates, node: Rc<RefCell<Node>>, settings: impl Fn(
 }
 
 /// What keeps the node from being healthy, if anything does: as PID 1, the agent and the API server see it.
-async fn what_is_wrong(node: &RefCell<Node>) -> Option<String> {
+async fn what_is_wrong(node: &RefCell<Node>) -> Option<Wrong> {
     let own = match init::status().await {
         Ok(status) => {
             let mut node = node.borrow_mut();
-            unhealthy(&node.status(&status), &status.services, &node.unanswered)
+            let containers = node.containers.statuses();
+            unhealthy(&node.status(&status), &status.services, &containers, &node.unanswered)
         }
-        Err(error) => Some(format!("PID 1 does not answer: {error}")),
+        Err(error) => Some(Wrong::failed(format!("PID 1 does not answer: {error}"))),
     };
     if own.is_some() {
         return own;
@@ -164,13 +168,14 @@ async fn what_is_wrong(node: &RefCell<Node>) -> Option<String> {
     // It knows what of the settings could not be read.
     let answer =
         request(&Endpoint::Unix(API.into()), Method::GET, "/?prefix=status", Vec::new(), PATIENCE).await;
-    match answer {
+    let words = match answer {
         Ok(answer) if answer.is_success() => unhealthy_by_api(&answer.body),
         Ok(answer) => {
             Some(format!("the API server answers with status {}: {}", answer.status, answer.text()))
         }
         Err(error) => Some(format!("the API server does not answer: {error}")),
-    }
+    };
+    words.map(Wrong::failed)
 }
 
 /// Whether this version is on trial. An update that was tried and is not what runs is ended, with the reason.

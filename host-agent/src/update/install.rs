@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use update::blocks::{Leaves, Plan};
 use update::choose::{Sizes, Way};
 use update::chunks::{HEAD_SIZE, Index};
-use update::manifest::{self, Name, Update};
+use update::manifest::{self, Name, Root, Update};
 use update::patch::Applier;
 use update::verity::{self, BLOCK, HASH, SALT};
 use url::Url;
@@ -72,11 +72,15 @@ enum Ready {
 }
 
 impl Ready {
-    /// What it is called, and how many bytes it brings.
-    fn told(&self) -> (&'static str, u64) {
+    /// What it is called, and how many bytes it brings, with what it takes to know which.
+    fn told(&self, root: &Root) -> (&'static str, u64) {
         match self {
             Self::Patch(patch) => ("patch", patch.size.bytes()),
-            Self::Blocks(ready) => ("blocks", ready.1.fetched),
+            Self::Blocks(ready) => {
+                let (index, plan) = &**ready;
+                let leaves = root.leaves.as_ref().map_or(0, |leaves| leaves.size.bytes());
+                ("blocks", leaves + index.bytes() + plan.fetched)
+            }
             Self::Full(index) => ("full", index.file_size()),
         }
     }
@@ -86,7 +90,7 @@ impl Install<'_> {
     /// How the new version would come, with all of the root: an earlier attempt may have written a part of it. Nothing is written.
     pub(super) async fn plan(&self, kernel_image: u64) -> Result<UpdatePlan, String> {
         self.fits()?;
-        let (way, root) = self.prepare(None).await?.told();
+        let (way, root) = self.prepare(None).await?.told(&self.update.root);
         Ok(UpdatePlan { version: self.update.version.to_string(), way: way.to_owned(), root, kernel_image })
     }
 
@@ -126,7 +130,7 @@ impl Install<'_> {
         self.progress.replace(Some(told));
         let mut writer = Writer::new(&spare_root.device, &spare_tree.device, size)?;
         let ready = self.prepare(Some(&mut writer)).await?;
-        let told = ready.told();
+        let told = ready.told(&self.update.root);
         match ready {
             Ready::Patch(patch) => self.by_patch(&patch, &mut writer, begun).await?,
             Ready::Blocks(ready) => self.by_blocks(&ready.0, &ready.1, &mut writer, begun).await?,

@@ -1,7 +1,7 @@
 //! A new version on trial: it is blessed once it has been healthy for a while, and given up when it is not in time. What it could
 //! say of itself before it went is kept where the version before it reads it.
 
-use apiserver::agent::{Health, Status};
+use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
 use boot_choice::Counter;
 use init_control::Problem;
 use init_control::trial::{LARGEST, LastWords};
@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::journal::{Progress, Step};
+use crate::container::spec;
 use crate::files;
 
 /// Bytes of last words.
@@ -60,13 +61,37 @@ pub(super) fn decide(
     }
 }
 
-/// What keeps a node from being healthy enough for a new version, in words; nothing when it is. `unanswered`: interfaces that wait for
-/// an address, which is no problem yet.
+/// What keeps a node from being healthy enough for a new version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub words: String,
+    /// Something has failed, and is not only not there yet.
+    pub has_failed: bool,
+}
+
+impl Wrong {
+    pub(super) fn failed(words: String) -> Self {
+        Self { words, has_failed: true }
+    }
+
+    /// With what failed before, while that is tried again.
+    pub(super) fn after(self, failed: Option<&Self>) -> String {
+        match failed {
+            Some(failed) if !self.has_failed => {
+                format!("{}; before that, {}", self.words, failed.words).chars().take(LONGEST).collect()
+            }
+            _ => self.words,
+        }
+    }
+}
+
+/// Nothing when nothing is wrong. `unanswered`: interfaces that wait for an address, which is no problem yet.
 pub(super) fn unhealthy(
     status: &Status,
     services: &[init_control::ServiceStatus],
+    containers: &[ContainerStatus],
     unanswered: &[String],
-) -> Option<String> {
+) -> Option<Wrong> {
     if status.health == Health::Healthy && unanswered.is_empty() {
         return None;
     }
@@ -81,13 +106,28 @@ pub(super) fn unhealthy(
             Some(exit) => format!("service {}: not ready, it ended with {exit}", service.name),
             None => format!("service {}: not ready", service.name),
         });
-    let all: Vec<String> = problems.chain(unanswered).chain(waiting).collect();
-    let words = if all.is_empty() {
-        "essential containers or settings are not there yet".to_owned()
-    } else {
-        all.join("; ")
+    let late = containers
+        .iter()
+        .filter(|container| container.essential && !container.is_up() && !told(&spec::key(&container.name)))
+        .map(late);
+    let all: Vec<String> = problems.chain(unanswered).chain(waiting).chain(late).collect();
+    let words = if all.is_empty() { "settings are not applied yet".to_owned() } else { all.join("; ") };
+    let words = words.chars().take(LONGEST).collect();
+    Some(Wrong { words, has_failed: !status.problems.is_empty() })
+}
+
+/// An essential container that is not up, and of which nothing else is told.
+fn late(container: &ContainerStatus) -> String {
+    let state = match (&container.waits_for, container.state) {
+        (Some(other), _) => format!("waits for {other}"),
+        (None, ContainerState::Running) => "its health check has not succeeded yet".to_owned(),
+        (None, _) => "does not run yet".to_owned(),
     };
-    Some(words.chars().take(LONGEST).collect())
+    let again = match container.restarts {
+        0 => String::new(),
+        count => format!(", started again {count} times"),
+    };
+    format!("{}: {state}{again}", spec::key(&container.name))
 }
 
 /// The same, of what the API server says of the node (`GET /`): it knows more than the agent, whose part it has from the agent.
@@ -314,6 +354,16 @@ mod tests {
             reason(Some(Counter { left: 2, done: 1 }), None, &none)
                 .starts_with("it was tried once and never")
         );
+    }
+
+    #[test]
+    fn what_failed_is_told_while_it_is_tried_again() {
+        let failed = Wrong::failed("web: exit code 1".to_owned());
+        let late = Wrong { words: "web: does not run yet".to_owned(), has_failed: false };
+        assert_eq!(late.clone().after(None), "web: does not run yet");
+        assert_eq!(late.after(Some(&failed)), "web: does not run yet; before that, web: exit code 1");
+        let other = Wrong::failed("eth0: no address".to_owned());
+        assert_eq!(other.after(Some(&failed)), "eth0: no address");
     }
 
     #[test]
