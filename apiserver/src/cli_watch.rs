@@ -15,7 +15,7 @@ pub(crate) struct Watch {
     /// Only commits that change this key, or what is below it: what it was and what it is
     key: Option<String>,
     /// Only events of these kinds
-    #[arg(long, value_name = "KIND", value_delimiter = ',', conflicts_with = "key", value_parser = ["commit", "apply", "service", "container"])]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', conflicts_with = "key", value_parser = ["commit", "apply", "service", "container", "update"])]
     events: Vec<String>,
     /// A JSON object on each line
     #[arg(long)]
@@ -172,6 +172,7 @@ fn is_bad(kind: &str, data: &Value) -> bool {
     match kind {
         "lost" => true,
         "apply" => !failures(data).is_empty(),
+        "update" => !data["error"].is_null(),
         _ => ["back-off", "failed"].iter().any(|state| data["new"] == *state),
     }
 }
@@ -214,6 +215,13 @@ fn told(kind: &str, data: &Value) -> String {
                 }
             }
             line
+        }
+        "update" => {
+            let version = data["version"].as_str().map(|version| format!("{version}: ")).unwrap_or_default();
+            let way = data["way"].as_str().map(|way| format!(" by {way}")).unwrap_or_default();
+            let error = data["error"].as_str().map(|error| format!(", error {error}")).unwrap_or_default();
+            let old = data["old"].as_str().map(|old| format!("{old} -> ")).unwrap_or_default();
+            format!("{version}{old}{}{way}{}", text("new"), error.replace('\n', "; "))
         }
         "lost" => match data["count"].as_u64() {
             Some(count) => format!("{count} events that came faster than they were read"),
@@ -261,7 +269,19 @@ mod tests {
                 true,
             ),
             ("lost", json!({"count": 5}), "5 events that came faster than they were read", true),
-            ("update", json!({"a": 1}), "{\"a\":1}", false),
+            (
+                "update",
+                json!({"version": "0.2.0", "old": "available", "new": "working", "way": "patch", "error": null}),
+                "0.2.0: available -> working by patch",
+                false,
+            ),
+            (
+                "update",
+                json!({"version": "0.2.0", "old": null, "new": "rolled-back", "way": null, "error": "web"}),
+                "0.2.0: rolled-back, error web",
+                true,
+            ),
+            ("later", json!({"a": 1}), "{\"a\":1}", false),
         ] {
             assert_eq!((told(kind, &data).as_str(), is_bad(kind, &data)), (expected, bad));
         }

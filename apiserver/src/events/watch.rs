@@ -1,13 +1,16 @@
 //! Asks the agent what changed, once a second, while somebody listens.
 
+use hyper::StatusCode;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::changes;
+use super::update::{self, UpdateSeen};
 use crate::agent::init_status::ServiceStatus;
 use crate::agent::{ContainerStatus, Request, Response};
 use crate::state::{State, ask_agent};
+use crate::updates::UpdateOutcome;
 
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -16,6 +19,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Seen {
     services: Option<Vec<ServiceStatus>>,
     containers: Option<Vec<ContainerStatus>>,
+    update: Option<UpdateSeen>,
+    outcomes: Option<Vec<UpdateOutcome>>,
 }
 
 /// Begins to look, unless somebody does already. Ends when nobody listens any more.
@@ -47,5 +52,25 @@ async fn look(state: &RefCell<State>, seen: &mut Seen) {
         let old = seen.containers.replace(containers.clone());
         let changes = old.map(|old| changes::containers(&old, &containers)).unwrap_or_default();
         changes.iter().for_each(|data| events.push("container", data));
+    }
+    let status = ask_agent(state, &Request::UpdateStatus).await;
+    let update = match status {
+        Ok(Response::Updates { status }) => Some(UpdateSeen::of(&status)),
+        Err(refusal) if refusal.status == StatusCode::LOCKED => {
+            match ask_agent(state, &Request::UpdateProgress).await {
+                Ok(Response::UpdateProgress { progress }) => Some(UpdateSeen::working(progress.as_ref())),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    if let Some(update) = update {
+        let old = seen.update.replace(update.clone());
+        old.and_then(|old| update.since(&old)).iter().for_each(|data| events.push("update", data));
+    }
+    if let Ok(Response::UpdateHistory { outcomes }) = ask_agent(state, &Request::UpdateHistory).await {
+        let old = seen.outcomes.replace(outcomes.clone()).unwrap_or_else(|| outcomes.clone());
+        let new = outcomes.iter().filter(|outcome| !old.contains(outcome));
+        new.map(update::outcome).for_each(|data| events.push("update", &data));
     }
 }
