@@ -9,6 +9,7 @@ mod dhcp;
 mod disk;
 mod examples;
 mod http;
+mod images;
 mod keys;
 mod net_toml;
 mod settings_text;
@@ -111,6 +112,42 @@ pub const TARGETS: &[Target] = &[
         seeds: disk::signature_seeds,
         largest: 4 << 10,
         memory: 1 << 20,
+    },
+    Target {
+        name: "layer",
+        check: images::layer,
+        seeds: images::layer_seeds,
+        largest: 64 << 10,
+        memory: 16 << 20,
+    },
+    Target {
+        name: "packed-layer",
+        check: images::packed_layer,
+        seeds: images::packed_layer_seeds,
+        largest: 16 << 10,
+        memory: 80 << 20,
+    },
+    Target {
+        name: "image-config",
+        check: images::image_config,
+        seeds: images::image_config_seeds,
+        largest: 16 << 10,
+        memory: 16 << 20,
+    },
+    Target {
+        name: "image-reference",
+        check: images::image_reference,
+        seeds: images::image_reference_seeds,
+        largest: 1 << 10,
+        // The expression of the client library, once.
+        memory: 32 << 20,
+    },
+    Target {
+        name: "health-answer",
+        check: images::health_answer,
+        seeds: images::health_answer_seeds,
+        largest: 16 << 10,
+        memory: 4 << 20,
     },
     Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 8 << 20 },
     Target {

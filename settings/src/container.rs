@@ -176,7 +176,7 @@ pub(crate) fn mistakes(all: &Containers) -> Vec<Mistake> {
 }
 
 /// Containers that a node can have.
-pub const MOST_CONTAINERS: usize = 64;
+pub const MOST_CONTAINERS: usize = 256;
 
 impl Container {
     fn mistakes_of_whole(&self, name: &ContainerName, all: &Containers) -> Vec<Mistake> {

@@ -101,7 +101,7 @@ pub struct Settings {
     pub metrics: Option<Metrics>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<Api>,
-    /// Containers by name: at most 64, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
+    /// Containers by name: at most 256, with names of at most 63 of a-z, 0-9 and `-`. They begin when they are set, end when they
     /// are removed, and are made anew when they are changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]

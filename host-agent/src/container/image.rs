@@ -13,6 +13,8 @@ use crate::files;
 
 const PRELOADED: &str = "/usr/lib/caisson/images";
 pub const PULLED: &str = "/data/images";
+/// In the folder of a pull: the reference that it is for.
+pub const PULLED_FOR: &str = "reference";
 const REFERENCES: &str = "/data/images/references.json";
 /// An image configuration larger than this is not read.
 pub const LARGEST_CONFIG: u64 = 4 << 20;
@@ -101,6 +103,11 @@ pub fn folder_of(digest: &str) -> PathBuf {
     Path::new(PULLED).join(digest.replace(':', "-"))
 }
 
+/// Where an image is while it is pulled, and until a pull that broke off is taken up.
+pub fn pull_of(digest: &str) -> PathBuf {
+    Path::new(PULLED).join(format!(".pull-{}", digest.replace(':', "-")))
+}
+
 fn references() -> BTreeMap<String, String> {
     fs::read(REFERENCES).ok().and_then(|data| serde_json::from_slice(&data).ok()).unwrap_or_default()
 }
@@ -136,7 +143,7 @@ pub fn want(references: BTreeSet<String>) {
     *locked(&WANTED) = references;
 }
 
-/// Removes pulled images that neither settings nor a running container uses, and what interrupted pulls left. Blocking.
+/// Removes pulled images that neither settings nor a running container uses, and what pulls left that nobody goes on with. Blocking.
 pub fn remove_unused() {
     for entry in fs::read_dir(PULLED).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
@@ -147,10 +154,18 @@ pub fn remove_unused() {
         }
         // Somebody pulls it now.
         let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
-        if name.starts_with(".pull-") || !is_used(&path) {
+        let is_of_use = if name.starts_with(".pull-") { is_awaited(&path) } else { is_used(&path) };
+        if !is_of_use {
             let _ = fs::remove_dir_all(path);
         }
     }
+}
+
+/// Whether the reference that a pull was for is wanted, and not there by now.
+fn is_awaited(folder: &Path) -> bool {
+    let Ok(reference) = fs::read_to_string(folder.join(PULLED_FOR)) else { return false };
+    let wanted = locked(&WANTED);
+    wanted.contains(&reference) && !references().contains_key(&reference)
 }
 
 fn is_used(folder: &Path) -> bool {

@@ -1,6 +1,7 @@
 //! Containers: images, what the OCI runtime is told, when they are started, and the shims that watch them.
 
 pub mod access;
+mod blob;
 pub mod bundle;
 mod confinement;
 mod exec;

@@ -1,9 +1,11 @@
 //! Pulling an image from an OCI registry into `/data/images`.
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use oci_client::Reference;
-use oci_client::client::Client;
+use oci_client::client::{BlobResponse, Client};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,12 +16,16 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use crate::container::access::{Access, Source};
+use crate::container::blob::{self, Part, Refused};
 use crate::container::bundle::ImageConfig;
 use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
 use crate::container::layer::Layer;
 use crate::container::unpack::{LARGEST_TREE, RESERVE, Tree};
 use crate::space::Space;
 
+/// Layers that are downloaded at once.
+const AT_ONCE: usize = 3;
+const ROOTFS: &str = "rootfs";
 const MOST_LAYERS: usize = 128;
 const LARGEST_LAYER: i64 = 8 << 30;
 /// What all layers may unpack to: the files, and half a million headers and paddings.
@@ -117,6 +123,16 @@ fn check(manifest: &OciImageManifest) -> Result<(), String> {
     if let Some(layer) = manifest.layers.iter().find(|layer| !(0..=LARGEST_LAYER).contains(&layer.size)) {
         return Err(format!("a layer says that it has {} bytes", layer.size));
     }
+    let is_digest = |text: &str| {
+        let hex = text.strip_prefix("sha256:").unwrap_or_default();
+        hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    if let Some(layer) = manifest.layers.iter().find(|layer| !is_digest(&layer.digest)) {
+        return Err(format!(
+            "a layer's digest is no SHA-256: {:?}",
+            layer.digest.get(..80).unwrap_or(&layer.digest)
+        ));
+    }
     let config = manifest.config.size;
     if u64::try_from(config).is_ok_and(|size| size <= LARGEST_CONFIG) {
         Ok(())
@@ -143,17 +159,23 @@ impl Pull<'_> {
         let diff_ids = config.rootfs.diff_ids;
         let sizes: u64 = self.manifest.layers.iter().filter_map(|layer| u64::try_from(layer.size).ok()).sum();
         enough_space(sizes).map_err(|error| self.not_stored(&error))?;
-        let layers: Vec<String> = self.manifest.layers.iter().map(|layer| layer.media_type.clone()).collect();
+        let layers = self.manifest.layers.iter();
+        let layers: Vec<_> = layers.map(|layer| (layer.media_type.clone(), layer.digest.clone())).collect();
         if diff_ids.len() != layers.len() {
             let message = format!("its configuration names {} of {} layers", diff_ids.len(), layers.len());
             return Err(refused(self.reference, &message).into());
         }
-        let digest = digest.to_owned();
-        let work = self.blocking(move || Work::new(&digest, turn)).await?;
-        for (number, layer) in self.manifest.layers.iter().enumerate() {
-            let created = tokio::fs::File::create(work.layer(number)).await;
-            self.fetch(layer, created.map_err(|error| self.not_stored(&error))?).await?;
-        }
+        let (digest, reference) = (digest.to_owned(), self.reference.to_owned());
+        let mut work = self.blocking(move || Work::new(&digest, &reference, turn)).await?;
+        // A layer may be there twice.
+        let blobs: BTreeMap<&str, &OciDescriptor> =
+            self.manifest.layers.iter().map(|layer| (layer.digest.as_str(), layer)).collect();
+        let fetches = blobs.into_values().map(|layer| self.fetch_layer(layer, &work));
+        let fetched: Result<(), Failure> =
+            stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await;
+        // What is there of them is of use to the next attempt, if there is one.
+        work.is_kept = matches!(&fetched, Err(failure) if failure.error.transient);
+        fetched?;
         let given_up = GiveUp::default();
         let flag = given_up.0.clone();
         // The folder goes with the task, which outlives this future: nobody else takes it before the task has ended.
@@ -179,6 +201,43 @@ impl Pull<'_> {
         let message = format!("the image {} cannot be stored: {error}", self.reference);
         let kind = if transient { Kind::Node } else { Kind::Server };
         Failure { kind, error: PullError { message, transient } }
+    }
+
+    async fn fetch_layer(&self, layer: &OciDescriptor, work: &Work) -> Result<(), Failure> {
+        let size = u64::try_from(layer.size).unwrap_or(0);
+        let open = async |at| {
+            let answer = self.client.pull_blob_stream_partial(&self.parsed, layer, at, None).await;
+            let (is_whole, sized) = match answer {
+                Ok(BlobResponse::Full(sized)) => (true, sized),
+                Ok(BlobResponse::Partial(sized)) => (false, sized),
+                Err(error) => {
+                    let error = explain(self.reference, &self.registry, &error);
+                    return Err(Refused { is_transient: error.transient, error });
+                }
+            };
+            Ok(Part { is_whole, stream: sized.stream })
+        };
+        let done = blob::fetch(&work.blob(&layer.digest), &layer.digest, size, open).await;
+        done.map_err(|failure| match failure {
+            blob::Failure::Server(error) => error.into(),
+            blob::Failure::Disk(error) => self.not_stored(&error),
+            blob::Failure::Broken(error) => PullError {
+                message: format!(
+                    "cannot pull {} from {}: {error}; trying again, from where it broke off",
+                    self.reference, self.registry
+                ),
+                transient: true,
+            }
+            .into(),
+            blob::Failure::Wrong(found) => PullError {
+                message: format!(
+                    "what the registry {} sent for {} is not what its digest says: {} is {found}",
+                    self.registry, self.reference, layer.digest
+                ),
+                transient: false,
+            }
+            .into(),
+        })
     }
 
     async fn fetch(&self, what: &OciDescriptor, to: impl AsyncWrite + Unpin) -> Result<(), PullError> {
@@ -245,36 +304,44 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Bounded<W> {
     }
 }
 
-/// A folder for one pull; removed unless it is finished.
+/// A folder for one pull. What a pull leaves that broke off, the next one takes up.
 struct Work {
     path: PathBuf,
     folder: PathBuf,
     turn: Option<Turn>,
+    /// Another attempt follows: also when this one is not even told to stop.
+    is_kept: bool,
 }
 
 impl Work {
-    fn new(digest: &str, turn: Turn) -> io::Result<Self> {
-        let folder = folder_of(digest);
-        let path = Path::new(image::PULLED).join(format!(".pull-{}", digest.replace(':', "-")));
-        for leftover in [&path, &folder] {
+    fn new(digest: &str, reference: &str, turn: Turn) -> io::Result<Self> {
+        let (path, folder) = (image::pull_of(digest), folder_of(digest));
+        for leftover in [&path.join(ROOTFS), &folder] {
             let _ = fs::remove_dir_all(leftover);
         }
         fs::create_dir_all(&path)?;
-        Ok(Self { path, folder, turn: Some(turn) })
+        fs::write(path.join(image::PULLED_FOR), reference)?;
+        Ok(Self { path, folder, turn: Some(turn), is_kept: true })
     }
 
-    fn layer(&self, number: usize) -> PathBuf {
-        self.path.join(format!("layer-{number}"))
+    fn blob(&self, digest: &str) -> PathBuf {
+        // A digest that is none is refused before: no `/` comes here.
+        self.path.join(digest.replace([':', '/'], "-"))
     }
 
     /// Unpacks the layers, of these media types; each has to be what the image's configuration says.
-    fn unpack(&self, layers: &[String], diff_ids: &[String], given_up: &Arc<AtomicBool>) -> io::Result<()> {
-        let rootfs = self.path.join("rootfs");
+    fn unpack(
+        &self,
+        layers: &[(String, String)],
+        diff_ids: &[String],
+        given_up: &Arc<AtomicBool>,
+    ) -> io::Result<()> {
+        let rootfs = self.path.join(ROOTFS);
         fs::create_dir(&rootfs)?;
         let mut tree = Tree::open(&rootfs)?;
         let mut left = LARGEST_STREAM;
-        for (number, (media_type, wanted)) in layers.iter().zip(diff_ids).enumerate() {
-            let path = self.layer(number);
+        for (number, ((media_type, digest), wanted)) in layers.iter().zip(diff_ids).enumerate() {
+            let path = self.blob(digest);
             let mut layer = Layer::open(File::open(&path)?, media_type, left, given_up.clone())?;
             tree.add_layer(&mut layer)?;
             let (found, rest) = layer.finish()?;
@@ -283,13 +350,16 @@ impl Work {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
             left = rest;
-            fs::remove_file(path)?;
+            if !layers[number + 1..].iter().any(|(_, later)| later == digest) {
+                fs::remove_file(path)?;
+            }
         }
         Ok(())
     }
 
     /// Everything is on the disk before the folder gets the name that says that it is complete.
     fn finish(mut self) -> io::Result<Turn> {
+        fs::remove_file(self.path.join(image::PULLED_FOR))?;
         nix::unistd::syncfs(&File::open(&self.path)?)?;
         fs::rename(&self.path, &self.folder)?;
         File::open(image::PULLED)?.sync_all()?;
@@ -299,7 +369,9 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.is_kept {
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -363,7 +435,9 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     fn manifest(config: i64, layers: &[i64]) -> OciImageManifest {
-        let descriptor = |size: i64| OciDescriptor { size, ..OciDescriptor::default() };
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let descriptor =
+            |size: i64| OciDescriptor { size, digest: digest.clone(), ..OciDescriptor::default() };
         OciImageManifest {
             config: descriptor(config),
             layers: layers.iter().map(|size| descriptor(*size)).collect(),
@@ -394,9 +468,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("work");
         fs::create_dir(&path).unwrap();
-        let work = Work { path, folder: dir.path().join("done"), turn: None };
+        let work = Work { path, folder: dir.path().join("done"), turn: None, is_kept: false };
         for (number, layer) in layers.iter().enumerate() {
-            fs::write(work.layer(number), layer).unwrap();
+            fs::write(work.blob(&format!("sha256:{number}")), layer).unwrap();
         }
         (dir, work)
     }
@@ -406,10 +480,10 @@ mod tests {
         // An empty archive: two zero blocks.
         let layer = [0; 1024];
         let id = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned();
-        let media_type = ["application/vnd.oci.image.layer.v1.tar".to_owned()];
+        let layers = [("application/vnd.oci.image.layer.v1.tar".to_owned(), "sha256:0".to_owned())];
         let unpack = |id: &String| {
             let (_dir, work) = work(&[&layer]);
-            work.unpack(&media_type, std::slice::from_ref(id), &Arc::default())
+            work.unpack(&layers, std::slice::from_ref(id), &Arc::default())
         };
         unpack(&id).unwrap();
         let error = unpack(&id.replace('5', "6")).unwrap_err();
