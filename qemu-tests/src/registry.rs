@@ -72,6 +72,15 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Lets each connection of a guest break after two mebibytes at most; instead of [`Registry::forward`].
+    #[track_caller]
+    pub fn breaking(&self) -> (String, String) {
+        let script = self.folder.path().join("breaking");
+        let pass = format!("busybox nc 127.0.0.1 {} | busybox dd bs=64k count=32 2>/dev/null\n", self.port);
+        fs::write(&script, pass).expect("a script");
+        (Self::ADDRESS.to_owned(), format!("sh {}", script.display()))
+    }
+
     /// For [`crate::Config::guest_forward`]; [`crate::Config::registry`] sets it.
     pub fn forward(&self) -> (String, String) {
         (Self::ADDRESS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.port))
@@ -80,11 +89,17 @@ impl Registry {
     /// Pushes busybox with one more layer, which adds `/etc/story` with `story` in it and takes `/etc/group` away.
     #[track_caller]
     pub fn publish(&self, name: &str, tag: &str, story: &str) -> Published {
-        let published = self.try_publish(name, tag, story);
+        self.publish_large(name, tag, story, 0)
+    }
+
+    /// The same with a file of so many bytes that nothing packs.
+    #[track_caller]
+    pub fn publish_large(&self, name: &str, tag: &str, story: &str, bytes: usize) -> Published {
+        let published = self.try_publish(name, tag, story, bytes);
         published.unwrap_or_else(|error| panic!("{name}:{tag} cannot be pushed: {error:#}"))
     }
 
-    fn try_publish(&self, name: &str, tag: &str, story: &str) -> Result<Published> {
+    fn try_publish(&self, name: &str, tag: &str, story: &str, bytes: usize) -> Result<Published> {
         let bench = bench();
         let layout = oci::preload(&bench.project, &bench.toolbox, "busybox")?.entry.path.join("layout");
         let read_json = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
@@ -97,7 +112,7 @@ impl Registry {
         let mut config = read_json(&blob(&manifest["config"]["digest"]))?;
         self.push_blob(name, fs::read(blob(&manifest["layers"][0]["digest"]))?)?;
 
-        let (diff_id, layer) = self.layer(story)?;
+        let (diff_id, layer) = self.layer(story, bytes)?;
         let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().context("an image without layers")?;
         diff_ids.push(json!(diff_id));
         config["config"]["Cmd"] = json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]);
@@ -120,10 +135,12 @@ impl Registry {
     }
 
     /// A gzipped layer and its diff id.
-    fn layer(&self, story: &str) -> Result<(String, Vec<u8>)> {
+    fn layer(&self, story: &str, bytes: usize) -> Result<(String, Vec<u8>)> {
         let tree = self.folder.path().join("layer");
         fs::create_dir_all(tree.join("etc"))?;
         fs::write(tree.join("etc/story"), format!("{story}\n"))?;
+        let blocks = (0..bytes.div_ceil(32)).flat_map(|number| Sha256::digest(number.to_le_bytes()));
+        fs::write(tree.join("etc/large"), blocks.take(bytes).collect::<Vec<u8>>())?;
         // A whiteout (OCI Image Specification, layer.md): the file of the layers below is gone.
         fs::write(tree.join("etc/.wh.group"), "")?;
         let tar = self.folder.path().join("layer.tar");

@@ -1,7 +1,7 @@
 //! Power cuts in updates: by the million on a record of what an update writes, and real ones.
 
 use build::artifacts::copy_sparse;
-use qemu_tests::sweep::{Judge, Known, Verdict, add_name, read_record, sweep};
+use qemu_tests::sweep::{Boots, Judge, Known, add_name, read_record, sweep};
 use qemu_tests::updated::{done, node_with, outcome, runs, version};
 use qemu_tests::{Chance, Config, Format, Lan, Node, Updates, newer_loader, times};
 use serde_json::{Value, json};
@@ -126,11 +126,11 @@ fn after_any_power_cut_a_version_boots_whose_root_verifies() {
     for (kind, points) in &report.points {
         eprintln!("{points:>9} cut points: {kind}");
     }
-    let name = |version: usize, is_on_trial: bool| {
-        format!("{}{}", judge.version(version), if is_on_trial { " on trial" } else { "" })
+    let name = |Boots { version, is_on_trial }: &Boots| {
+        format!("{}{}", judge.version(*version), if *is_on_trial { " on trial" } else { "" })
     };
-    for ((version, is_on_trial), points) in &report.boots {
-        eprintln!("{points:>9} boot {}", name(*version, *is_on_trial));
+    for (state, points) in &report.states {
+        eprintln!("{points:>9} boot {}", name(state));
     }
     eprintln!(
         "{} cut points in {:.1} s, {} failed; {} boot neither what was before nor what is after; {} have two names for one file",
@@ -142,14 +142,8 @@ fn after_any_power_cut_a_version_boots_whose_root_verifies() {
     );
     assert_eq!(report.failed, 0, "{:#?}", report.failures);
     assert!(report.total() >= 1_000_000, "{} cut points", report.total());
-    let story: Vec<String> = report
-        .story
-        .iter()
-        .map(|verdict| match verdict {
-            Verdict::Boots { version, is_on_trial } => name(*version, *is_on_trial),
-            Verdict::Fails(reason) => reason.clone(),
-        })
-        .collect();
+    let story: Vec<String> =
+        report.story.iter().map(|verdict| verdict.as_ref().map_or_else(String::clone, name)).collect();
     let told = [
         "0.1.0",
         "0.2.0 on trial",

@@ -40,3 +40,19 @@ fn an_image_is_pulled_by_tag_and_by_digest() {
     }
     node.power_off();
 }
+
+/// No connection lasts as long as the image needs.
+#[test]
+fn an_image_comes_over_a_line_that_breaks() {
+    const SIZE: usize = 5 << 20;
+    let registry = Registry::start();
+    let image = registry.publish_large("stories/large", "latest", "piece by piece", SIZE);
+    let mut config = Config::direct().registry(&registry);
+    config.guest_forward = Some(registry.breaking());
+    let node = Node::boot_healthy(config);
+    node.set(&json!({"containers": {"large": {
+        "image": image.by_tag, "command": ["sh", "-c", "wc -c < /etc/large; cat /etc/story; exec sleep 3600"],
+    }}}));
+    let log = node.wait_for_logs("large", "piece by piece");
+    assert!(log.contains(&SIZE.to_string()), "{log}");
+}

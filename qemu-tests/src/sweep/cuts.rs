@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 
-use super::judge::{Content, Judge, Place, Verdict};
 use super::record::{Event, SECTOR};
 
 /// Sectors of a block, which some disks write whole.
@@ -38,34 +37,58 @@ pub enum Kind {
     AnyNames,
 }
 
+/// A disk, of which it is judged whether what has to hold does.
+pub trait Subject {
+    /// A sector that matters.
+    type Place: Copy;
+    /// What of a sector's bytes is kept.
+    type Content;
+    /// What holds.
+    type State: Clone + Ord;
+
+    /// None for what does not matter.
+    fn place(&self, sector: usize) -> Option<Self::Place>;
+    fn content(&self, place: Self::Place, bytes: &[u8; SECTOR]) -> Self::Content;
+    fn get(&self, place: Self::Place) -> Self::Content;
+    fn set(&mut self, place: Self::Place, content: &Self::Content);
+    /// Whether the last verdict hangs on a sector that says where other things are.
+    fn is_watched(&self, place: Self::Place) -> bool;
+    /// What holds now; an error, in words, when what has to does not.
+    fn verdict(&mut self) -> &Result<Self::State, String>;
+    /// Whether something is odd that does no harm.
+    fn is_shared(&self) -> bool {
+        false
+    }
+}
+
 /// What a sweep found.
-#[derive(Debug, Default)]
-pub struct Report {
+#[derive(Debug)]
+pub struct Report<S> {
     /// Cut points, each judged.
     pub points: BTreeMap<Kind, u64>,
-    /// How often each version would boot, by its number and whether it is on trial.
-    pub boots: BTreeMap<(usize, bool), u64>,
-    /// Neither what booted before the writes nor what boots after them: an entry was lost in a rename.
+    /// How often each state was found.
+    pub states: BTreeMap<S, u64>,
+    /// Neither what held before the writes nor what holds after them, such as when an entry was lost in a rename.
     pub elsewhere: u64,
-    /// Two names led to the same clusters of the ESP.
+    /// As [`Subject::is_shared`] says.
     pub shared: u64,
     pub failed: u64,
     /// The first of them.
     pub failures: Vec<String>,
-    /// What would boot after each flush, where that is another than before.
-    pub story: Vec<Verdict>,
+    /// What holds after each flush, where that is another than before.
+    pub story: Vec<Result<S, String>>,
 }
 
-impl Report {
+impl<S> Report<S> {
     pub fn total(&self) -> u64 {
         self.points.values().sum()
     }
 }
 
 /// A sector that was written and not flushed.
-struct Pending {
+struct Pending<C> {
     cell: usize,
-    content: Content,
+    content: C,
     /// The write ends with it, or a block of the disk does.
     ends_write: bool,
     ends_block: bool,
@@ -73,28 +96,36 @@ struct Pending {
 }
 
 /// A place on the disk and all that was written there.
-struct Cell {
-    place: Place,
-    before: Content,
+struct Cell<P, C> {
+    place: P,
+    before: C,
     writes: Vec<usize>,
 }
 
 /// The writes between two flushes, and which of them are on the disk.
-struct Round<'a> {
-    judge: &'a mut Judge,
-    report: &'a mut Report,
+struct Round<'a, J: Subject> {
+    judge: &'a mut J,
+    report: &'a mut Report<J::State>,
     number: usize,
-    pending: Vec<Pending>,
-    cells: Vec<Cell>,
+    pending: Vec<Pending<J::Content>>,
+    cells: Vec<Cell<J::Place, J::Content>>,
     is_there: Vec<bool>,
-    /// What boots without any of them, and with all.
-    ends: [Verdict; 2],
+    /// What holds without any of them, and with all.
+    ends: [Result<J::State, String>; 2],
 }
 
 /// Judges the disk after each cut that there may have been. `judge` has the disk as it was before the first event; when this returns,
 /// it is as after the last one.
-pub fn sweep(judge: &mut Judge, record: &[u8], events: &[Event], seed: u64) -> Report {
-    let mut report = Report::default();
+pub fn sweep<J: Subject>(judge: &mut J, record: &[u8], events: &[Event], seed: u64) -> Report<J::State> {
+    let mut report = Report {
+        points: BTreeMap::new(),
+        states: BTreeMap::new(),
+        elsewhere: 0,
+        shared: 0,
+        failed: 0,
+        failures: Vec::new(),
+        story: Vec::new(),
+    };
     report.story.push(judge.verdict().clone());
     let mut random = Random(seed);
     for (number, events) in events.split(|event| *event == Event::Flush).enumerate() {
@@ -106,16 +137,16 @@ pub fn sweep(judge: &mut Judge, record: &[u8], events: &[Event], seed: u64) -> R
     report
 }
 
-impl<'a> Round<'a> {
+impl<'a, J: Subject> Round<'a, J> {
     fn new(
-        judge: &'a mut Judge,
-        report: &'a mut Report,
+        judge: &'a mut J,
+        report: &'a mut Report<J::State>,
         number: usize,
         record: &[u8],
         events: &[Event],
     ) -> Self {
-        let mut pending: Vec<Pending> = Vec::new();
-        let mut cells: Vec<Cell> = Vec::new();
+        let mut pending: Vec<Pending<J::Content>> = Vec::new();
+        let mut cells: Vec<Cell<J::Place, J::Content>> = Vec::new();
         let mut known = HashMap::new();
         for event in events {
             let Event::Write { sector, sectors, data } = event else { continue };
@@ -268,11 +299,11 @@ impl<'a> Round<'a> {
         *self.report.points.entry(kind).or_default() += 1;
         let verdict = self.judge.verdict();
         match verdict {
-            Verdict::Boots { version, is_on_trial } => {
-                *self.report.boots.entry((*version, *is_on_trial)).or_default() += 1;
+            Ok(state) => {
+                *self.report.states.entry(state.clone()).or_default() += 1;
                 self.report.elsewhere += u64::from(!self.ends.contains(verdict));
             }
-            Verdict::Fails(reason) => {
+            Err(reason) => {
                 self.report.failed += 1;
                 if self.report.failures.len() < MOST_FAILURES {
                     let there = self.is_there.iter().filter(|there| **there).count();
@@ -284,7 +315,7 @@ impl<'a> Round<'a> {
                 }
             }
         }
-        self.report.shared += u64::from(self.judge.is_shared);
+        self.report.shared += u64::from(self.judge.is_shared());
     }
 }
 

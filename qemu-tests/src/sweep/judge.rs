@@ -10,6 +10,7 @@ use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use std::io::{Cursor, Seek, SeekFrom};
 use std::ops::Range;
 
+use super::cuts::Subject;
 use super::fat::{File, Volume};
 use super::record::SECTOR;
 
@@ -32,16 +33,13 @@ pub struct Known {
     pub tree: Vec<u8>,
 }
 
-/// What boots, or why nothing does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    Boots {
-        /// The number of the [`Known`] one.
-        version: usize,
-        /// It has tries; what runs when they are used up verifies too.
-        is_on_trial: bool,
-    },
-    Fails(String),
+/// What boots.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Boots {
+    /// The number of the [`Known`] one.
+    pub version: usize,
+    /// It has tries; what runs when they are used up verifies too.
+    pub is_on_trial: bool,
 }
 
 /// What has to be known of a version.
@@ -71,7 +69,7 @@ struct View {
 
 /// Where a sector belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
     Part {
         part: usize,
         offset: usize,
@@ -82,7 +80,7 @@ pub(super) enum Place {
 
 /// What a sector holds, as far as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Content {
+pub enum Content {
     /// Bit by bit: as in which version.
     Same(u8),
     Bytes(Box<[u8; SECTOR]>),
@@ -105,12 +103,112 @@ pub struct Judge {
     entries: Vec<(FileName, usize)>,
     loader: Option<usize>,
     /// Two names lead to the same clusters.
-    pub(super) is_shared: bool,
+    is_shared: bool,
     table: Option<Vec<GPTPartitionEntry>>,
     table_is_old: bool,
     files_are_old: bool,
     is_old: bool,
-    verdict: Verdict,
+    verdict: Result<Boots, String>,
+}
+
+impl Subject for Judge {
+    type Place = Place;
+    type Content = Content;
+    type State = Boots;
+
+    /// None for what has nothing to do with the choice.
+    fn place(&self, sector: usize) -> Option<Place> {
+        if let Some(part) = self.parts.iter().position(|part| part.sectors.contains(&sector)) {
+            return Some(Place::Part { part, offset: sector - self.parts[part].sectors.start });
+        }
+        let is_table = sector < TABLE || sector >= self.image.len() / SECTOR - TABLE;
+        (is_table || self.esp.contains(&sector)).then_some(Place::Image(sector))
+    }
+
+    /// What of a sector's bytes is kept there.
+    fn content(&self, place: Place, bytes: &[u8; SECTOR]) -> Content {
+        match place {
+            Place::Part { part, offset } => Content::Same(same(&self.trees, part % 2, offset, bytes)),
+            Place::Image(_) => Content::Bytes(Box::new(*bytes)),
+        }
+    }
+
+    fn get(&self, place: Place) -> Content {
+        match place {
+            Place::Part { part, offset } => Content::Same(self.parts[part].same[offset]),
+            Place::Image(sector) => {
+                let mut bytes = Box::new([0; SECTOR]);
+                bytes.copy_from_slice(&self.image[sector * SECTOR..(sector + 1) * SECTOR]);
+                Content::Bytes(bytes)
+            }
+        }
+    }
+
+    /// Whether what is found of the table or the ESP's names hangs on a sector.
+    fn is_watched(&self, place: Place) -> bool {
+        match place {
+            Place::Part { .. } => false,
+            Place::Image(sector) => sector
+                .checked_sub(self.esp.start)
+                .and_then(|at| self.watched.get(at))
+                .is_none_or(|watched| *watched),
+        }
+    }
+
+    fn set(&mut self, place: Place, content: &Content) {
+        match (place, content) {
+            (Place::Part { part, offset }, Content::Same(new)) => {
+                let part = &mut self.parts[part];
+                let old = std::mem::replace(&mut part.same[offset], *new);
+                for (version, wrong) in part.wrong.iter_mut().enumerate() {
+                    let before = *wrong;
+                    *wrong += usize::from(old >> version & 1);
+                    *wrong -= usize::from(new >> version & 1);
+                    self.is_old |= (before == 0) != (*wrong == 0);
+                }
+            }
+            (Place::Image(sector), Content::Bytes(new)) => {
+                let bytes = sector * SECTOR..(sector + 1) * SECTOR;
+                if self.image[bytes.clone()] == new[..] {
+                    return;
+                }
+                if !self.esp.contains(&sector) {
+                    self.table_is_old = true;
+                } else {
+                    let at = sector - self.esp.start;
+                    self.files_are_old |= self.watched[at];
+                    for view in &mut self.views {
+                        self.is_old |= view.change(at, &self.contents, &self.image[bytes.clone()], &new[..]);
+                    }
+                }
+                self.image[bytes].copy_from_slice(&new[..]);
+            }
+            _ => unreachable!("content of another place"),
+        }
+    }
+
+    /// What would boot now.
+    fn verdict(&mut self) -> &Result<Boots, String> {
+        if self.table_is_old {
+            self.table = self.read_table();
+            self.table_is_old = false;
+            self.is_old = true;
+        }
+        if self.files_are_old {
+            self.read_files();
+            self.files_are_old = false;
+            self.is_old = true;
+        }
+        if self.is_old {
+            self.verdict = self.decide();
+            self.is_old = false;
+        }
+        &self.verdict
+    }
+
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
 }
 
 impl Judge {
@@ -182,7 +280,7 @@ impl Judge {
             table_is_old: true,
             files_are_old: true,
             is_old: true,
-            verdict: Verdict::Fails(String::new()),
+            verdict: Err(String::new()),
         };
         let loader = judge.loader_file().context("there is no loader")?;
         let loader = judge.read(&loader.content.context("the loader cannot be read")?, loader.size);
@@ -199,96 +297,6 @@ impl Judge {
 
     pub fn version(&self, number: usize) -> &str {
         &self.versions[number].name
-    }
-
-    /// None for what has nothing to do with the choice.
-    pub(super) fn place(&self, sector: usize) -> Option<Place> {
-        if let Some(part) = self.parts.iter().position(|part| part.sectors.contains(&sector)) {
-            return Some(Place::Part { part, offset: sector - self.parts[part].sectors.start });
-        }
-        let is_table = sector < TABLE || sector >= self.image.len() / SECTOR - TABLE;
-        (is_table || self.esp.contains(&sector)).then_some(Place::Image(sector))
-    }
-
-    /// What of a sector's bytes is kept there.
-    pub(super) fn content(&self, place: Place, bytes: &[u8; SECTOR]) -> Content {
-        match place {
-            Place::Part { part, offset } => Content::Same(same(&self.trees, part % 2, offset, bytes)),
-            Place::Image(_) => Content::Bytes(Box::new(*bytes)),
-        }
-    }
-
-    pub(super) fn get(&self, place: Place) -> Content {
-        match place {
-            Place::Part { part, offset } => Content::Same(self.parts[part].same[offset]),
-            Place::Image(sector) => {
-                let mut bytes = Box::new([0; SECTOR]);
-                bytes.copy_from_slice(&self.image[sector * SECTOR..(sector + 1) * SECTOR]);
-                Content::Bytes(bytes)
-            }
-        }
-    }
-
-    /// Whether what is found of the table or the ESP's names hangs on a sector.
-    pub(super) fn is_watched(&self, place: Place) -> bool {
-        match place {
-            Place::Part { .. } => false,
-            Place::Image(sector) => sector
-                .checked_sub(self.esp.start)
-                .and_then(|at| self.watched.get(at))
-                .is_none_or(|watched| *watched),
-        }
-    }
-
-    pub(super) fn set(&mut self, place: Place, content: &Content) {
-        match (place, content) {
-            (Place::Part { part, offset }, Content::Same(new)) => {
-                let part = &mut self.parts[part];
-                let old = std::mem::replace(&mut part.same[offset], *new);
-                for (version, wrong) in part.wrong.iter_mut().enumerate() {
-                    let before = *wrong;
-                    *wrong += usize::from(old >> version & 1);
-                    *wrong -= usize::from(new >> version & 1);
-                    self.is_old |= (before == 0) != (*wrong == 0);
-                }
-            }
-            (Place::Image(sector), Content::Bytes(new)) => {
-                let bytes = sector * SECTOR..(sector + 1) * SECTOR;
-                if self.image[bytes.clone()] == new[..] {
-                    return;
-                }
-                if !self.esp.contains(&sector) {
-                    self.table_is_old = true;
-                } else {
-                    let at = sector - self.esp.start;
-                    self.files_are_old |= self.watched[at];
-                    for view in &mut self.views {
-                        self.is_old |= view.change(at, &self.contents, &self.image[bytes.clone()], &new[..]);
-                    }
-                }
-                self.image[bytes].copy_from_slice(&new[..]);
-            }
-            _ => unreachable!("content of another place"),
-        }
-    }
-
-    /// What would boot now.
-    pub fn verdict(&mut self) -> &Verdict {
-        if self.table_is_old {
-            self.table = self.read_table();
-            self.table_is_old = false;
-            self.is_old = true;
-        }
-        if self.files_are_old {
-            self.read_files();
-            self.files_are_old = false;
-            self.is_old = true;
-        }
-        if self.is_old {
-            self.verdict = self.decide().unwrap_or_else(Verdict::Fails);
-            self.is_old = false;
-        }
-        &self.verdict
     }
 
     /// As firmware and kernel read: the primary copy, else the one in the last sector.
@@ -374,7 +382,7 @@ impl Judge {
     }
 
     /// Boots, with what the loader does to the names, until an entry runs that is not counted. Each has to be whole on the way.
-    fn decide(&self) -> Result<Verdict, String> {
+    fn decide(&self) -> Result<Boots, String> {
         let table = self.table.as_ref().ok_or("neither copy of the partition table can be read")?;
         let esp = self.esp.start as u64;
         if !table.iter().any(|entry| entry.partition_name.as_str() == "esp" && entry.starting_lba == esp) {
@@ -404,7 +412,7 @@ impl Judge {
                 images.push(image);
             }
         }
-        let mut first: Option<Verdict> = None;
+        let mut first: Option<Boots> = None;
         for _ in 0..MOST_BOOTS {
             let chosen = choose(&entries).ok_or("no entry can boot")?;
             let at = entries.iter().position(|entry| entry == chosen).ok_or("no entry can boot")?;
@@ -414,7 +422,7 @@ impl Judge {
             self.verify(table, version)
                 .map_err(|reason| format!("{} is chosen, and {reason}", name.as_str()))?;
             let is_on_trial = name.counter().is_some();
-            let first = first.get_or_insert(Verdict::Boots { version, is_on_trial });
+            let first = first.get_or_insert(Boots { version, is_on_trial });
             match name.tried() {
                 None => return Ok(first.clone()),
                 Some(next) if *name != next && name.counter().is_some_and(|counter| counter.left > 0) => {

@@ -5,10 +5,12 @@ mod cuts;
 mod fat;
 mod judge;
 mod record;
+mod store;
 #[cfg(test)]
 mod tests;
 
-pub use cuts::{Kind, Report, sweep};
+pub use cuts::{Kind, Report, Subject, sweep};
 pub use fat::add_name;
-pub use judge::{Judge, Known, Verdict};
+pub use judge::{Boots, Judge, Known};
 pub use record::{EMPTY_RECORD, Event, read_record};
+pub use store::{StoreJudge, Tree};

@@ -8,7 +8,7 @@ use gptman::{GPT, GPTPartitionEntry};
 use std::io::{Cursor, Write};
 use std::ops::Range;
 
-use super::{Event, Judge, Known, Report, Verdict, sweep};
+use super::{Boots, Event, Judge, Known, Report, Subject, sweep};
 
 const SECTORS: usize = 80_000;
 /// FAT32 begins with 65525 clusters.
@@ -189,13 +189,13 @@ impl Disk {
     }
 
     /// Sweeps what was done to a disk that was as `before`.
-    fn swept(&self, judge: &mut Judge) -> Report {
+    fn swept(&self, judge: &mut Judge) -> Report<Boots> {
         sweep(judge, &self.record, &self.events, 1)
     }
 }
 
-fn boots(version: usize, is_on_trial: bool) -> Verdict {
-    Verdict::Boots { version, is_on_trial }
+fn boots(version: usize, is_on_trial: bool) -> Result<Boots, String> {
+    Ok(Boots { version, is_on_trial })
 }
 
 #[test]
@@ -214,7 +214,8 @@ fn an_update_in_its_order_survives_every_cut() {
     assert_eq!((report.failed, &report.failures), (0, &vec![]));
     assert_eq!(report.story, [boots(0, false), boots(1, true)]);
     assert!(report.total() > 400 && report.points.len() == 9, "{:?}", report.points);
-    assert!(report.boots[&(1, true)] > 0 && report.boots[&(0, false)] > report.boots[&(1, true)]);
+    let count = |version, is_on_trial| report.states[&Boots { version, is_on_trial }];
+    assert!(count(1, true) > 0 && count(0, false) > count(1, true));
 }
 
 #[test]
