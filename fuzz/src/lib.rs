@@ -147,7 +147,7 @@ pub const TARGETS: &[Target] = &[
         check: images::health_answer,
         seeds: images::health_answer_seeds,
         largest: 16 << 10,
-        memory: 4 << 20,
+        memory: 16 << 20,
     },
     Target { name: "dhcp", check: dhcp::check, seeds: dhcp::seeds, largest: 1500, memory: 8 << 20 },
     Target {

@@ -73,8 +73,8 @@ pub(crate) fn boot() -> Machine {
     let buttons = power::buttons();
 
     let before = problems.len();
-    let state = disks::mount("state", &mut problems);
-    let data = disks::mount("data", &mut problems);
+    let state = disks::mount("state", &mut console, &mut problems);
+    let data = disks::mount("data", &mut console, &mut problems);
     for folder in ["/data/log/containers", "/data/images", "/data/containers"] {
         if let Err(error) = fs::create_dir_all(folder) {
             problems.push(Problem {

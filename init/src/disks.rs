@@ -1,5 +1,6 @@
 //! The state and data partitions: found by name on the disk that holds the running root, mounted, or replaced by memory.
 
+use nix::mount::MsFlags;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use init::control::Problem;
 use init::sys::boottime_ms;
 
+use crate::console::Console;
 use crate::mounts::{self, NO_EXTRA, NOEXEC};
 use crate::spawn;
 
@@ -17,11 +19,11 @@ const STEP: Duration = Duration::from_millis(20);
 const MAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Mounts `/state` or `/data`; says on what.
-pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static str {
+pub(crate) fn mount(name: &'static str, console: &mut Console, problems: &mut Vec<Problem>) -> &'static str {
     let target = format!("/{name}");
     let extra = if name == "state" { NOEXEC } else { NO_EXTRA };
     let reason = match find(name).map_or_else(|| make(name), Ok) {
-        Ok(device) => match mounts::mount_ext4(&device, &target, extra) {
+        Ok(device) => match mount_ext4(&device, &target, extra, console) {
             Ok(()) => return "ext4",
             Err(error) => format!("cannot mount {} as ext4 on {target}: {error}", device.display()),
         },
@@ -43,6 +45,20 @@ pub(crate) fn mount(name: &'static str, problems: &mut Vec<Problem>) -> &'static
     }
     problems.push(Problem { source: "init".to_owned(), subject: target, message, hint: hint.to_owned() });
     "tmpfs"
+}
+
+/// Mounts it; once more when a power cut had torn its superblock, and that is mended.
+fn mount_ext4(device: &Path, target: &str, extra: MsFlags, console: &mut Console) -> Result<(), String> {
+    let Err(error) = mounts::mount_ext4(device, target, extra) else { return Ok(()) };
+    let path = device.to_string_lossy();
+    match spawn::run_helper(&["/usr/bin/grow-data", "--mend", &path], MAKE_TIMEOUT) {
+        Ok(_) => {
+            let note = format!("a power cut had torn the superblock of {path}: it is mended");
+            console.say(4, "init", &note);
+            mounts::mount_ext4(device, target, extra).map_err(|error| error.to_string())
+        }
+        Err(reason) => Err(format!("{error} ({})", reason.trim())),
+    }
 }
 
 /// The data partition, on a disk that was not booted from before: an image does not list it (see `init::grow`).

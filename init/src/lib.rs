@@ -24,6 +24,7 @@ pub mod accounts;
 pub mod grow;
 pub mod log_line;
 pub mod service;
+pub mod superblock;
 pub mod supervisor;
 pub mod switches;
 pub mod sys;

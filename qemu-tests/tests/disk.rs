@@ -1,7 +1,7 @@
 //! Disks that are larger, smaller, damaged or full.
 
 use build::command::run_quiet;
-use qemu_tests::{Config, ContainerState, Node, bench, script, wipe};
+use qemu_tests::{Config, ContainerState, Node, bench, flip, script, wipe};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -35,6 +35,29 @@ fn data_grows_with_the_disk_at_every_boot() {
     node.wait_until_healthy();
     node.power_off();
     assert!(!node.console().contains("has grown"), "it says that it has grown, but it did not");
+}
+
+/// The power was cut in the middle of a superblock: its two sectors do not fit together.
+#[test]
+fn torn_superblocks_are_mended_and_nothing_is_lost() {
+    let mut node = Node::boot_healthy(Config::direct());
+    node.set(&json!({"motd": "kept", "containers": {"web": script("echo kept; exec sleep 3600")}}));
+    node.wait_for_logs("web", "kept");
+    node.power_off();
+    for name in ["state", "data"] {
+        let start = node.disk().partition(name).unwrap().start;
+        // In the checksum, which is all of the second sector that changes.
+        flip(&node.disk_path(), start + 1024 + 0x3fc);
+    }
+    node.start();
+    node.wait_until_healthy();
+    assert_eq!(node.console().matches("had torn the superblock of").count(), 2, "{}", node.console());
+    assert_eq!((node.status().state, node.status().data), ("ext4".to_owned(), "ext4".to_owned()));
+    assert_eq!(node.setting("motd"), "kept");
+    node.wait_for_logs("web", "kept\nkept");
+    node.power_off();
+    check_ext4(&node, "state");
+    check_ext4(&node, "data");
 }
 
 /// Where the image has the file system of data, which its table does not list.

@@ -219,21 +219,59 @@ checked_string!(
     /// Reference of an image, as in `docker pull`: `[registry[:port]/]repository[:tag][@digest]`; a digest is a SHA-256.
     ImageReference,
     |text| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
-        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
-        let digest_is_fine = digest.is_none_or(|digest| {
-            digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)))
-        });
-        let parts_are_fine = name.split('/').all(|part| !part.is_empty() && !part.starts_with(['.', '-', ':', '_']) && !part.ends_with(['.', '-', ':', '_']));
-        if text.len() <= 255 && text.bytes().all(allowed) && parts_are_fine && digest_is_fine {
+        if text.len() <= 255 && is_image_reference(text) {
             return Ok(());
         }
         Err(format!(
-            "{} is not an image reference: write it as registry.example:5000/team/app:tag or .../app@sha256: and 64 hexadecimal digits",
+            "{} is not an image reference: write it as registry.example:5000/team/app:tag or .../app@sha256: and 64 hexadecimal digits; team and app are in small letters",
             shown(text)
         ))
     }
 );
+
+/// By the grammar that registries keep (OCI Distribution Specification 1.1, "Pulling manifests"; and `docker pull`'s for hosts).
+fn is_image_reference(text: &str) -> bool {
+    let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_digest = |digest: &str| {
+        digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(is_hex))
+    };
+    let last = name.rfind('/').map_or(0, |at| at + 1);
+    let (path, tag) = match name[last..].split_once(':') {
+        Some((part, tag)) => (&name[..last + part.len()], Some(tag)),
+        None => (name, None),
+    };
+    let is_tag = |tag: &str| {
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        tag.len() <= 128
+            && tag.bytes().next().is_some_and(word)
+            && tag.bytes().all(|byte| word(byte) || b".-".contains(&byte))
+    };
+    let is_host = |host: &str| {
+        let (host, port) = host.split_once(':').map_or((host, None), |(host, port)| (host, Some(port)));
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        host.split('.').all(is_label)
+            && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let is_part = |part: &str| {
+        let is_plain = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
+        // What is between two of them; nothing may be before the first or behind the last.
+        let is_between = |between: &str| {
+            ["", ".", "_", "__"].contains(&between) || between.bytes().all(|byte| byte == b'-')
+        };
+        part.starts_with(is_plain) && part.ends_with(is_plain) && part.split(is_plain).all(is_between)
+    };
+    let path_is_fine = match path.split_once('/') {
+        Some((first, rest)) => (is_host(first) || is_part(first)) && rest.split('/').all(is_part),
+        None => is_part(path),
+    };
+    path_is_fine && tag.is_none_or(is_tag) && digest.is_none_or(is_digest)
+}
 
 checked_string!(
     /// One item of a command: at most 65536 bytes.
@@ -466,11 +504,37 @@ mod tests {
     #[test]
     fn image_references() {
         let digest = format!("a@sha256:{}", "0".repeat(64));
-        for fine in ["busybox", "localhost/busybox:latest", "registry.example:5000/team/app:v1.2_3", &digest]
-        {
+        for fine in [
+            "busybox",
+            "localhost/busybox:latest",
+            "Registry.example:5000/team/app:V1.2_3-",
+            "a--b/c__d/e.f_g",
+            "127.0.0.1:5000/a",
+            "localhost:5000",
+            &digest,
+        ] {
             assert!(fine.parse::<ImageReference>().is_ok(), "{fine}");
         }
-        for wrong in ["", "a b", "/a", "a//b", "../a", "a@sha256:12", "a:", "-a", "a@md5:0"] {
+        for wrong in [
+            "",
+            "a b",
+            "/a",
+            "a//b",
+            "../a",
+            "a@sha256:12",
+            "a:",
+            "-a",
+            "a@md5:0",
+            "Busybox",
+            "a/B",
+            "a/b:5000/c",
+            "a..b",
+            "a___b",
+            "a:-b",
+            "-a.b/c",
+            "a.b:/c",
+            "a/b-",
+        ] {
             assert!(wrong.parse::<ImageReference>().is_err(), "{wrong}");
         }
     }

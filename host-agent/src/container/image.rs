@@ -156,9 +156,22 @@ pub fn remove_unused() {
         let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
         let is_of_use = if name.starts_with(".pull-") { is_awaited(&path) } else { is_used(&path) };
         if !is_of_use {
-            let _ = fs::remove_dir_all(path);
+            remove(&path);
         }
     }
+}
+
+/// Removes the folder of an image. Before the first of its files goes, it loses the name that says that it is complete: a power cut in
+/// the middle leaves what nobody takes for an image.
+pub fn remove(folder: &Path) {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let gone = folder.with_file_name(format!(".pull-{name}"));
+    let is_whole = !name.starts_with('.');
+    if is_whole && gone.exists() {
+        let _ = fs::remove_dir_all(&gone);
+    }
+    let doomed = if is_whole && fs::rename(folder, &gone).is_ok() { &gone } else { folder };
+    let _ = fs::remove_dir_all(doomed);
 }
 
 /// Whether the reference that a pull was for is wanted, and not there by now.

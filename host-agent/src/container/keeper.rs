@@ -8,9 +8,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
@@ -32,6 +33,9 @@ const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
 const LOOK: Duration = Duration::from_millis(20);
 const LOOK_LATER: Duration = Duration::from_millis(250);
 const QUICK_LOOKS: u32 = 600;
+const STARTS_AT_ONCE: usize = 8;
+/// Milliseconds that a container may take until it runs, before it makes others wait no longer.
+const LONGEST_START: u64 = 30_000;
 /// Between tries to pull.
 const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
@@ -44,6 +48,18 @@ pub(super) struct Surroundings {
     pub(super) access: watch::Receiver<Access>,
     /// For the next time that it is started.
     pub(super) defaults: watch::Receiver<OciDefaults>,
+    pub(super) starts: Starts,
+}
+
+/// Places for containers that are being started: the runtime takes some 20 MiB for a moment, and a small node that starts a hundred
+/// at once has not that much.
+#[derive(Clone)]
+pub(super) struct Starts(Rc<Semaphore>);
+
+impl Default for Starts {
+    fn default() -> Self {
+        Self(Rc::new(Semaphore::new(STARTS_AT_ONCE)))
+    }
 }
 
 /// What is to be done next with a container.
@@ -216,7 +232,7 @@ impl Keeper {
                 Then::Start => self.run_once(&hash).await,
                 Then::TakeOver(since) => {
                     eprintln!("<6>container {}: still running, taken over", self.name);
-                    self.watch(None, since).await
+                    self.watch(None, since, None).await
                 }
                 Then::Judge(since) => Some(self.read_exit(since).await),
             };
@@ -236,6 +252,11 @@ impl Keeper {
             return None;
         }
         self.set(|status| status.state = ContainerState::Starting);
+        let starts = self.surroundings.starts.clone();
+        let place = tokio::select! {
+            place = starts.0.acquire() => place.ok(),
+            () = asked_to_stop(&mut self.stopped) => return None,
+        };
         let begun = boottime_ms();
         self.write_down(hash, State::Running(begun));
         let started = self.prepare(&image).and_then(|()| {
@@ -243,7 +264,7 @@ impl Keeper {
             shim::start(&self.name, &self.spec.reference()).map_err(failed)
         });
         match started {
-            Ok(child) => self.watch(Some(child), begun).await,
+            Ok(child) => self.watch(Some(child), begun, place).await,
             Err(error) => Some(never_ran(error, begun)),
         }
     }
@@ -475,8 +496,13 @@ impl Keeper {
     }
 
     /// Watches a shim to its end; `None` when asked to stop, after it has stopped. One that is unhealthy and may be started again is
-    /// stopped.
-    async fn watch(&mut self, mut child: Option<Child>, since: u64) -> Option<Exit> {
+    /// stopped. Others wait for its `place`, until it runs, or is long about it.
+    async fn watch(
+        &mut self,
+        mut child: Option<Child>,
+        since: u64,
+        mut place: Option<SemaphorePermit<'_>>,
+    ) -> Option<Exit> {
         let check = self.spec.container.health_check.clone();
         let mut course = check.as_ref().map(|check| Course::new(check, since));
         let (mut looks, mut runs, mut was_asked) = (0, false, false);
@@ -485,6 +511,9 @@ impl Keeper {
                 self.set_running(pid, since);
                 course.iter().for_each(|course| self.show_health(course));
                 runs = true;
+            }
+            if runs || boottime_ms().saturating_sub(since) > LONGEST_START {
+                drop(place.take());
             }
             looks += 1;
             let look = if looks < QUICK_LOOKS { LOOK } else { LOOK_LATER };

@@ -12,7 +12,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::container::access::Access;
 use crate::container::image;
-use crate::container::keeper::{Keeper, Surroundings};
+use crate::container::keeper::{Keeper, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
 use crate::container::{runtime, shim};
@@ -37,6 +37,7 @@ pub struct Manager {
     keepers: u64,
     access: watch::Sender<Access>,
     defaults: watch::Sender<OciDefaults>,
+    starts: Starts,
 }
 
 struct Task {
@@ -120,8 +121,11 @@ impl Manager {
     fn keep(&mut self, name: &str, spec: &Spec) {
         let (stop, stopped) = watch::channel(false);
         self.keepers += 1;
-        let surroundings =
-            Surroundings { access: self.access.subscribe(), defaults: self.defaults.subscribe() };
+        let surroundings = Surroundings {
+            access: self.access.subscribe(),
+            defaults: self.defaults.subscribe(),
+            starts: self.starts.clone(),
+        };
         let keeper = Keeper::new(self.keepers, name, spec, self.statuses.clone(), stopped, surroundings);
         let turn = self.turns.entry(name.to_owned()).or_default().clone();
         spawn_local(async move {

@@ -316,9 +316,11 @@ struct Work {
 impl Work {
     fn new(digest: &str, reference: &str, turn: Turn) -> io::Result<Self> {
         let (path, folder) = (image::pull_of(digest), folder_of(digest));
-        for leftover in [&path.join(ROOTFS), &folder] {
-            let _ = fs::remove_dir_all(leftover);
+        // One that is there and cannot be used.
+        if folder.exists() {
+            image::remove(&folder);
         }
+        let _ = fs::remove_dir_all(path.join(ROOTFS));
         fs::create_dir_all(&path)?;
         fs::write(path.join(image::PULLED_FOR), reference)?;
         Ok(Self { path, folder, turn: Some(turn), is_kept: true })

@@ -2,6 +2,8 @@
 //! on stderr and exit code 1 become a problem in `GET /`.
 //!
 //! `grow-data --make DISK` makes the partition on a disk whose table does not list it yet, and prints its device.
+//!
+//! `grow-data --mend DEVICE` mends the superblock of an ext4 that a power cut has torn ([`init::superblock`]), and says so.
 
 #![deny(
     clippy::unwrap_used,
@@ -12,7 +14,7 @@
 )]
 
 use init::grow::{Growth, Plan, ext4_blocks, plan};
-use init::sys;
+use init::{superblock, sys};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -24,10 +26,15 @@ const BLOCK: u64 = 4096;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    if let (Some("--make"), Some(disk)) = (arguments.next().as_deref(), arguments.next()) {
-        return match make(&disk) {
-            Ok(device) => {
-                println!("{device}");
+    if let (Some(what), Some(device)) = (arguments.next(), arguments.next()) {
+        let done = match what.as_str() {
+            "--make" => make(&device),
+            "--mend" => mend(&device),
+            _ => Err(format!("{what} is not --make or --mend")),
+        };
+        return match done {
+            Ok(said) => {
+                println!("{said}");
                 ExitCode::SUCCESS
             }
             Err(error) => {
@@ -47,6 +54,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn mend(device: &str) -> Result<String, String> {
+    let failed = |what: &str, error: std::io::Error| format!("cannot {what} {device}: {error}");
+    let mut file =
+        OpenOptions::new().read(true).write(true).open(device).map_err(|error| failed("open", error))?;
+    if !superblock::mend(&mut file)? {
+        return Err("its superblock is sound".to_owned());
+    }
+    file.sync_all().map_err(|error| failed("write to", error))?;
+    Ok("mended".to_owned())
 }
 
 /// The new size in MiB, if there was something to grow.

@@ -1,0 +1,187 @@
+//! The superblock of an ext4 has 1024 bytes, two sectors of a disk that writes no more than one at once. A power cut between them
+//! leaves the one half of before, and a checksum that fits to none: the kernel does not mount that, whatever the journal holds. All
+//! that changes while a file system is in use is in the first half but for the checksum, and either first half is good: the kernel
+//! waits for the superblock before it writes to the journal, and after it (`fs/ext4/super.c`, `ext4_commit_super`). So the checksum is
+//! made anew, when nothing else is wrong: what never changes has to be as in the first backup.
+
+use crc::{CRC_32_ISCSI, Crc};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+pub const SIZE: usize = 1024;
+const OFFSET: u64 = 1024;
+const CHECKSUM: usize = 0x3fc;
+const MAGIC: u64 = 0xef53;
+/// `metadata_csum`, of the features that a kernel has to know to write.
+const HAS_CHECKSUM: u64 = 0x400;
+/// The largest block, 64 KiB.
+const LARGEST_SHIFT: u64 = 6;
+/// What is as it was when the file system was made, or is changed in the backups too (kernel: `filesystems/ext4/super.rst`): sizes,
+/// magic, first inode, size of inodes, `compat`; and from the UUID on, the journal's inode, the seed of hashes, the kind of checksum,
+/// its seed.
+const FIXED: [Range<usize>; 9] = [
+    0x14..0x2c,
+    0x38..0x3a,
+    0x54..0x5a,
+    0x5c..0x60,
+    0x68..0x78,
+    0xe0..0xe8,
+    0xec..0x100,
+    0x175..0x176,
+    0x270..0x274,
+];
+/// Features, and those of them that come and go: that the journal is to be read; that files wait to be removed.
+const FEATURES: [(usize, u64); 2] = [(0x60, 0x4), (0x64, 0x10000)];
+
+/// Makes the checksum of a torn superblock fit. True when something was written: the file system is to be mounted again. An error says
+/// what is wrong beside the checksum.
+pub fn mend<D: Read + Write + Seek>(device: &mut D) -> Result<bool, String> {
+    let mut block = read(device, OFFSET)?;
+    if number(&block, 0x38) & 0xffff != MAGIC || number(&block, 0x64) & HAS_CHECKSUM == 0 {
+        return Err("there is no ext4 with checksums".to_owned());
+    }
+    if is_sound(&block) {
+        return Ok(false);
+    }
+    let shift = number(&block, 0x18);
+    if shift > LARGEST_SHIFT {
+        return Err("its superblock is damaged".to_owned());
+    }
+    // The first block of the second group; the superblock is at its beginning.
+    let backup_at = number(&block, 0x20)
+        .checked_add(number(&block, 0x14))
+        .and_then(|blocks| blocks.checked_mul(1024u64 << shift))
+        .ok_or("its superblock is damaged")?;
+    let backup = read(device, backup_at)?;
+    if !is_sound(&backup) {
+        return Err("its superblock is damaged, and so is the first backup".to_owned());
+    }
+    let same_features = FEATURES
+        .iter()
+        .all(|(at, passing)| number(&block, *at) & !passing == number(&backup, *at) & !passing);
+    if !same_features || FIXED.iter().any(|range| block.get(range.clone()) != backup.get(range.clone())) {
+        return Err(
+            "its superblock is damaged, and not only torn: it differs from the first backup".to_owned()
+        );
+    }
+    let checksum = checksum(&block).to_le_bytes();
+    if let Some(place) = block.get_mut(CHECKSUM..) {
+        place.copy_from_slice(&checksum);
+    }
+    device
+        .seek(SeekFrom::Start(OFFSET))
+        .and_then(|_| device.write_all(&block))
+        .and_then(|()| device.flush())
+        .map_err(|error| format!("cannot write its superblock: {error}"))?;
+    Ok(true)
+}
+
+fn read<D: Read + Seek>(device: &mut D, at: u64) -> Result<[u8; SIZE], String> {
+    let mut block = [0; SIZE];
+    device
+        .seek(SeekFrom::Start(at))
+        .and_then(|_| device.read_exact(&mut block))
+        .map_err(|error| format!("cannot read byte {at} of it: {error}"))?;
+    Ok(block)
+}
+
+fn is_sound(block: &[u8; SIZE]) -> bool {
+    number(block, 0x38) & 0xffff == MAGIC && number(block, CHECKSUM) == u64::from(checksum(block))
+}
+
+/// CRC-32C without its last inversion (`ext4_superblock_csum`).
+fn checksum(block: &[u8; SIZE]) -> u32 {
+    !Crc::<u32>::new(&CRC_32_ISCSI).checksum(block.get(..CHECKSUM).unwrap_or_default())
+}
+
+fn number(block: &[u8], at: usize) -> u64 {
+    let bytes = block.get(at..at.saturating_add(4)).and_then(|bytes| bytes.try_into().ok());
+    bytes.map(u32::from_le_bytes).unwrap_or(0).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Cursor;
+
+    const BACKUP: usize = 8 * 4096;
+
+    /// Groups of 8 blocks of 4096 bytes, and the backup in the second one.
+    fn device() -> Vec<u8> {
+        let mut block = [0; SIZE];
+        let mut put = |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(0x18, 2);
+        put(0x20, 8);
+        put(0x38, 0xef53);
+        put(0x64, 0x400);
+        put(0x68, 77);
+        let mut device = vec![0; 64 << 10];
+        write(&mut device, 1024, &mut block);
+        write(&mut device, BACKUP, &mut block);
+        device
+    }
+
+    fn write(device: &mut [u8], at: usize, block: &mut [u8; SIZE]) {
+        let sum = checksum(block);
+        block[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        device[at..at + SIZE].copy_from_slice(block);
+    }
+
+    /// The same when it is in use.
+    fn mounted(device: &[u8]) -> Vec<u8> {
+        let mut next = device.to_vec();
+        let mut block: [u8; SIZE] = device[1024..2048].try_into().unwrap();
+        block[0x60] = 4;
+        block[0x2c] = 9;
+        write(&mut next, 1024, &mut block);
+        next
+    }
+
+    fn mended(device: &[u8]) -> (Vec<u8>, Result<bool, String>) {
+        let mut cursor = Cursor::new(device.to_vec());
+        let done = mend(&mut cursor);
+        (cursor.into_inner(), done)
+    }
+
+    #[test]
+    fn a_torn_superblock_is_the_one_of_its_first_half() {
+        let before = device();
+        let after = mounted(&before);
+        for (first, second) in [(&before, &after), (&after, &before)] {
+            let torn = [&first[..1536], &second[1536..]].concat();
+            let (mended, done) = mended(&torn);
+            assert_eq!(done, Ok(true));
+            assert!(&mended == first);
+        }
+        assert_eq!(mended(&before).1, Ok(false));
+    }
+
+    #[test]
+    fn what_is_not_only_torn_is_left() {
+        for (at, expected) in [
+            (1024 + 0x38, "no ext4"),
+            (1024 + 0x60, "differs from the first backup"),
+            (1024 + 0x68, "differs from the first backup"),
+            (1024 + 0x18, "its superblock is damaged"),
+            (1024 + 0x23, "cannot read byte"),
+            (1024 + 0x20, "cannot read byte"),
+        ] {
+            let mut device = device();
+            device[at] ^= 0x48;
+            let (left, done) = mended(&device);
+            assert!(done.as_ref().is_err_and(|error| error.contains(expected)), "{at:#x}: {done:?}");
+            assert!(left == device);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_the_checksum_is_ever_written(at in 1024usize..2048, byte: u8) {
+            let mut device = device();
+            device[at] = byte;
+            let (left, _) = mended(&device);
+            prop_assert!(left[..1024 + CHECKSUM] == device[..1024 + CHECKSUM] && left[2048..] == device[2048..]);
+        }
+    }
+}
