@@ -4,11 +4,12 @@ use anyhow::{Context, Result};
 use build::cache::hex;
 use ext4_view::{Ext4, Ext4Read, PathBuf};
 use gptman::GPT;
+use init::superblock;
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -27,16 +28,64 @@ struct Image {
     was_read: Vec<bool>,
 }
 
-struct Reader(Rc<RefCell<Image>>);
+/// As a node reads it that mends its superblock first, where it has to.
+struct Reader {
+    image: Rc<RefCell<Image>>,
+    at: u64,
+    mended: Option<(u64, Vec<u8>)>,
+}
+
+impl Reader {
+    fn of(image: &Rc<RefCell<Image>>) -> Self {
+        let mut reader = Self { image: image.clone(), at: 0, mended: None };
+        let _ = superblock::mend(&mut reader);
+        reader
+    }
+}
 
 impl Ext4Read for Reader {
     fn read(&mut self, start: u64, into: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let mut image = self.0.borrow_mut();
-        let start = usize::try_from(start)?;
-        let end = start.checked_add(into.len()).ok_or("behind the end")?;
-        into.copy_from_slice(image.bytes.get(start..end).ok_or("behind the end")?);
-        image.was_read[start / SECTOR..end.div_ceil(SECTOR)].fill(true);
+        let mut image = self.image.borrow_mut();
+        let from = usize::try_from(start)?;
+        let end = from.checked_add(into.len()).ok_or("behind the end")?;
+        into.copy_from_slice(image.bytes.get(from..end).ok_or("behind the end")?);
+        image.was_read[from / SECTOR..end.div_ceil(SECTOR)].fill(true);
+        if let Some((at, mended)) = &self.mended {
+            for (offset, byte) in mended.iter().enumerate() {
+                let place = (at + offset as u64).checked_sub(start).and_then(|at| usize::try_from(at).ok());
+                if let Some(place) = place.and_then(|at| into.get_mut(at)) {
+                    *place = *byte;
+                }
+            }
+        }
         Ok(())
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        Ext4Read::read(self, self.at, into).map_err(io::Error::other)?;
+        self.at += into.len() as u64;
+        Ok(into.len())
+    }
+}
+
+impl Write for Reader {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.mended = Some((self.at, data.to_vec()));
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let SeekFrom::Start(at) = to else { return Err(io::ErrorKind::Unsupported.into()) };
+        self.at = at;
+        Ok(at)
     }
 }
 
@@ -81,7 +130,7 @@ impl StoreJudge {
     /// The images that are there, as they are.
     pub fn images(&self) -> Result<BTreeMap<String, Tree>, String> {
         let told = |error: ext4_view::Ext4Error| error.to_string();
-        let system = Ext4::load(Box::new(Reader(self.image.clone())))
+        let system = Ext4::load(Box::new(Reader::of(&self.image)))
             .map_err(|error| format!("the file system cannot be read: {error}"))?;
         let mut images = BTreeMap::new();
         if !system.exists(IMAGES).map_err(told)? {
