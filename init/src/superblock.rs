@@ -2,7 +2,8 @@
 //! leaves the one half of before, and a checksum that fits to none: the kernel does not mount that, whatever the journal holds. All
 //! that changes while a file system is in use is in the first half but for the checksum, and either first half is good: the kernel
 //! waits for the superblock before it writes to the journal, and after it (`fs/ext4/super.c`, `ext4_commit_super`). So the checksum is
-//! made anew, when nothing else is wrong: what never changes has to be as in the first backup.
+//! made anew, when nothing else is wrong: what never changes has to be as in the first
+//! backup, or, in a file system that is too small for one, has to fit the device.
 
 use crc::{CRC_32_ISCSI, Crc};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -16,6 +17,8 @@ const MAGIC: u64 = 0xef53;
 const HAS_CHECKSUM: u64 = 0x400;
 /// The largest block, 64 KiB.
 const LARGEST_SHIFT: u64 = 6;
+/// What a device may be larger than its file system.
+const LARGEST_REST: u64 = 1 << 20;
 /// What is as it was when the file system was made, or is changed in the backups too (kernel: `filesystems/ext4/super.rst`): sizes,
 /// magic, first inode, size of inodes, `compat`; and from the UUID on, the journal's inode, the seed of hashes, the kind of checksum,
 /// its seed.
@@ -47,22 +50,11 @@ pub fn mend<D: Read + Write + Seek>(device: &mut D) -> Result<bool, String> {
     if shift > LARGEST_SHIFT {
         return Err("its superblock is damaged".to_owned());
     }
-    // The first block of the second group; the superblock is at its beginning.
-    let backup_at = number(&block, 0x20)
-        .checked_add(number(&block, 0x14))
-        .and_then(|blocks| blocks.checked_mul(1024u64 << shift))
-        .ok_or("its superblock is damaged")?;
-    let backup = read(device, backup_at)?;
-    if !is_sound(&backup) {
-        return Err("its superblock is damaged, and so is the first backup".to_owned());
-    }
-    let same_features = FEATURES
-        .iter()
-        .all(|(at, passing)| number(&block, *at) & !passing == number(&backup, *at) & !passing);
-    if !same_features || FIXED.iter().any(|range| block.get(range.clone()) != backup.get(range.clone())) {
-        return Err(
-            "its superblock is damaged, and not only torn: it differs from the first backup".to_owned()
-        );
+    let has_backup = blocks(&block) > number(&block, 0x14).saturating_add(number(&block, 0x20));
+    if has_backup {
+        as_in_backup(device, &block, shift)?
+    } else {
+        fills(device, &block, shift)?
     }
     let checksum = checksum(&block).to_le_bytes();
     if let Some(place) = block.get_mut(CHECKSUM..) {
@@ -74,6 +66,50 @@ pub fn mend<D: Read + Write + Seek>(device: &mut D) -> Result<bool, String> {
         .and_then(|()| device.flush())
         .map_err(|error| format!("cannot write its superblock: {error}"))?;
     Ok(true)
+}
+
+/// Whether what never changes is as in the first block of the second group, where the superblock is at its beginning.
+fn as_in_backup<D: Read + Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) -> Result<(), String> {
+    let at = number(block, 0x20)
+        .checked_add(number(block, 0x14))
+        .and_then(|blocks| blocks.checked_mul(1024u64 << shift))
+        .ok_or("its superblock is damaged")?;
+    let backup = read(device, at)?;
+    if !is_sound(&backup) {
+        return Err("its superblock is damaged, and so is the first backup".to_owned());
+    }
+    let same_features =
+        FEATURES.iter().all(|(at, passing)| number(block, *at) & !passing == number(&backup, *at) & !passing);
+    if !same_features || FIXED.iter().any(|range| block.get(range.clone()) != backup.get(range.clone())) {
+        return Err(
+            "its superblock is damaged, and not only torn: it differs from the first backup".to_owned()
+        );
+    }
+    Ok(())
+}
+
+/// A file system of one group has no backup: its numbers have to fit each other, and the device.
+fn fills<D: Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) -> Result<(), String> {
+    let size = device.seek(SeekFrom::End(0)).map_err(|error| format!("cannot read its size: {error}"))?;
+    let own = blocks(block).saturating_mul(1024u64 << shift);
+    let inode = number(block, 0x58) & 0xffff;
+    let fits = own <= size
+        && size.saturating_sub(own) < LARGEST_REST
+        && number(block, 0x1c) == shift
+        && number(block, 0x20) == 8u64 << shift.saturating_add(10)
+        && number(block, 0x0) == number(block, 0x28)
+        && number(block, 0x4c) == 1
+        && inode.is_power_of_two()
+        && (128..=1024u64 << shift).contains(&inode);
+    if fits {
+        Ok(())
+    } else {
+        Err("its superblock is damaged, and not only torn: its numbers do not fit".to_owned())
+    }
+}
+
+fn blocks(block: &[u8; SIZE]) -> u64 {
+    number(block, 0x4) | number(block, 0x150) << 32
 }
 
 fn read<D: Read + Seek>(device: &mut D, at: u64) -> Result<[u8; SIZE], String> {
@@ -107,19 +143,31 @@ mod tests {
 
     const BACKUP: usize = 8 * 4096;
 
-    /// Groups of 8 blocks of 4096 bytes, and the backup in the second one.
-    fn device() -> Vec<u8> {
+    /// Groups of so many blocks of 4096 bytes, of 16; and the backup in the second one.
+    fn device_of(group: u32) -> Vec<u8> {
         let mut block = [0; SIZE];
         let mut put = |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(0x0, 64);
+        put(0x4, 16);
         put(0x18, 2);
-        put(0x20, 8);
+        put(0x1c, 2);
+        put(0x20, group);
+        put(0x28, 64);
+        put(0x4c, 1);
+        put(0x58, 256);
         put(0x38, 0xef53);
         put(0x64, 0x400);
         put(0x68, 77);
         let mut device = vec![0; 64 << 10];
         write(&mut device, 1024, &mut block);
-        write(&mut device, BACKUP, &mut block);
+        if group == 8 {
+            write(&mut device, BACKUP, &mut block);
+        }
         device
+    }
+
+    fn device() -> Vec<u8> {
+        device_of(8)
     }
 
     fn write(device: &mut [u8], at: usize, block: &mut [u8; SIZE]) {
@@ -146,15 +194,16 @@ mod tests {
 
     #[test]
     fn a_torn_superblock_is_the_one_of_its_first_half() {
-        let before = device();
-        let after = mounted(&before);
-        for (first, second) in [(&before, &after), (&after, &before)] {
-            let torn = [&first[..1536], &second[1536..]].concat();
-            let (mended, done) = mended(&torn);
-            assert_eq!(done, Ok(true));
-            assert!(&mended == first);
+        for before in [device(), device_of(32768)] {
+            let after = mounted(&before);
+            for (first, second) in [(&before, &after), (&after, &before)] {
+                let torn = [&first[..1536], &second[1536..]].concat();
+                let (mended, done) = mended(&torn);
+                assert_eq!(done, Ok(true));
+                assert!(&mended == first);
+            }
+            assert_eq!(mended(&before).1, Ok(false));
         }
-        assert_eq!(mended(&before).1, Ok(false));
     }
 
     #[test]
@@ -164,8 +213,8 @@ mod tests {
             (1024 + 0x60, "differs from the first backup"),
             (1024 + 0x68, "differs from the first backup"),
             (1024 + 0x18, "its superblock is damaged"),
-            (1024 + 0x23, "cannot read byte"),
-            (1024 + 0x20, "cannot read byte"),
+            (1024 + 0x28, "differs from the first backup"),
+            (1024 + 0x20, "do not fit"),
         ] {
             let mut device = device();
             device[at] ^= 0x48;
