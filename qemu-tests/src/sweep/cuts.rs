@@ -46,6 +46,9 @@ pub trait Subject {
     /// What holds.
     type State: Clone + Ord;
 
+    /// How many of the cuts that are taken at random: three times so many for each sector.
+    const AT_RANDOM: usize;
+
     /// None for what does not matter.
     fn place(&self, sector: usize) -> Option<Self::Place>;
     fn content(&self, place: Self::Place, bytes: &[u8; SECTOR]) -> Self::Content;
@@ -227,7 +230,7 @@ impl<'a, J: Subject> Round<'a, J> {
                     self.flip(number);
                 }
             }
-            for _ in 0..8 * count {
+            for _ in 0..J::AT_RANDOM * count {
                 let number = random.below(count);
                 if self.is_there[number] != (random.below(16) < there) {
                     self.flip(number);

@@ -116,6 +116,8 @@ impl Subject for Judge {
     type Content = Content;
     type State = Boots;
 
+    const AT_RANDOM: usize = 8;
+
     /// None for what has nothing to do with the choice.
     fn place(&self, sector: usize) -> Option<Place> {
         if let Some(part) = self.parts.iter().position(|part| part.sectors.contains(&sector)) {

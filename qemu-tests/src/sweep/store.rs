@@ -203,6 +203,9 @@ impl Subject for StoreJudge {
     /// The images that are whole.
     type State = Vec<String>;
 
+    /// A verdict costs more here: the file system is read again.
+    const AT_RANDOM: usize = 1;
+
     fn place(&self, sector: usize) -> Option<usize> {
         let at = sector.checked_sub(self.first)?;
         (at < self.image.borrow().was_read.len()).then_some(at)
