@@ -43,17 +43,17 @@ pub(crate) fn layer(input: &[u8]) {
     assert!(done(fs::read(outside.join("file"))) == KEPT, "a layer wrote outside of its tree");
     assert_eq!(done(fs::read_dir(&outside)).count(), 1, "a layer came out of its tree");
     assert_eq!(done(fs::read_dir(folder.path())).count(), 2, "a layer came out of its tree");
-    has_no_devices(&root, &mut 0);
+    has_no_devices(&root);
 }
 
-fn has_no_devices(folder: &Path, bytes: &mut u64) {
+fn has_no_devices(folder: &Path) {
     for entry in done(fs::read_dir(folder)) {
         let path = done(entry).path();
         let about = done(fs::symlink_metadata(&path));
         let kind = about.file_type();
         assert!(kind.is_dir() || kind.is_file() || kind.is_symlink(), "{kind:?} in a tree");
         if kind.is_dir() {
-            has_no_devices(&path, bytes);
+            has_no_devices(&path);
         }
     }
 }

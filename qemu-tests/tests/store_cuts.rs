@@ -10,7 +10,7 @@ use std::time::Instant;
 
 const SEED: u64 = 20_261_125;
 /// Of a file that nothing packs.
-const SIZE: usize = 256 << 10;
+const SIZE: usize = 1 << 20;
 
 /// An image is pulled, another one takes its place, and the first one goes. After any power cut, what has the name of a whole image
 /// is whole.

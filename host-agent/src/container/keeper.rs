@@ -653,7 +653,7 @@ mod tests {
         let (_stop, stopped) = watch::channel(false);
         let (_access, access) = watch::channel(Access::default());
         let (_defaults, defaults) = watch::channel(OciDefaults::default());
-        let surroundings = Surroundings { access, defaults };
+        let surroundings = Surroundings { access, defaults, starts: Starts::default() };
         let keeper = |number| {
             Keeper::new(number, "web", &spec, statuses.clone(), stopped.clone(), surroundings.clone())
         };
