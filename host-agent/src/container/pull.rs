@@ -158,7 +158,7 @@ impl Pull<'_> {
             .map_err(|error| refused(self.reference, &format!("its configuration: {error}")))?;
         let diff_ids = config.rootfs.diff_ids;
         let sizes: u64 = self.manifest.layers.iter().filter_map(|layer| u64::try_from(layer.size).ok()).sum();
-        enough_space(sizes).map_err(|error| self.not_stored(&error))?;
+        enough_space(sizes.saturating_sub(there_already(digest))).map_err(|error| self.not_stored(&error))?;
         let layers = self.manifest.layers.iter();
         let layers: Vec<_> = layers.map(|layer| (layer.media_type.clone(), layer.digest.clone())).collect();
         if diff_ids.len() != layers.len() {
@@ -246,6 +246,12 @@ impl Pull<'_> {
         let fetched = self.client.pull_blob(&self.parsed, what, bounded).await;
         fetched.map_err(|error| explain(self.reference, &self.registry, &error))
     }
+}
+
+/// Bytes that an attempt before has left.
+fn there_already(digest: &str) -> u64 {
+    let files = fs::read_dir(image::pull_of(digest)).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).filter(fs::Metadata::is_file).map(|file| file.len()).sum()
 }
 
 /// Before anything is downloaded. The unpacked files come on top; unpacking looks at the space again.
