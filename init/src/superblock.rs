@@ -2,8 +2,8 @@
 //! leaves the one half of before, and a checksum that fits to none: the kernel does not mount that, whatever the journal holds. All
 //! that changes while a file system is in use is in the first half but for the checksum, and either first half is good: the kernel
 //! waits for the superblock before it writes to the journal, and after it (`fs/ext4/super.c`, `ext4_commit_super`). So the checksum is
-//! made anew, when nothing else is wrong: what never changes has to be as in the first
-//! backup, or, in a file system that is too small for one, has to fit the device.
+//! made anew, when nothing else is wrong: its numbers fit each other and the device, and
+//! what never changes is as in the first backup, where there is one.
 
 use crc::{CRC_32_ISCSI, Crc};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -17,8 +17,6 @@ const MAGIC: u64 = 0xef53;
 const HAS_CHECKSUM: u64 = 0x400;
 /// The largest block, 64 KiB.
 const LARGEST_SHIFT: u64 = 6;
-/// What a device may be larger than its file system.
-const LARGEST_REST: u64 = 1 << 20;
 /// What is as it was when the file system was made, or is changed in the backups too (kernel: `filesystems/ext4/super.rst`): sizes,
 /// magic, first inode, size of inodes, `compat`; and from the UUID on, the journal's inode, the seed of hashes, the kind of checksum,
 /// its seed.
@@ -50,12 +48,8 @@ pub fn mend<D: Read + Write + Seek>(device: &mut D) -> Result<bool, String> {
     if shift > LARGEST_SHIFT {
         return Err("its superblock is damaged".to_owned());
     }
-    let has_backup = blocks(&block) > number(&block, 0x14).saturating_add(number(&block, 0x20));
-    if has_backup {
-        as_in_backup(device, &block, shift)?
-    } else {
-        fills(device, &block, shift)?
-    }
+    fits(device, &block, shift)?;
+    as_in_backup(device, &block, shift)?;
     let checksum = checksum(&block).to_le_bytes();
     if let Some(place) = block.get_mut(CHECKSUM..) {
         place.copy_from_slice(&checksum);
@@ -68,15 +62,35 @@ pub fn mend<D: Read + Write + Seek>(device: &mut D) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Whether what never changes is as in the first block of the second group, where the superblock is at its beginning.
+/// Whether its numbers fit each other, and the device.
+fn fits<D: Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) -> Result<(), String> {
+    let size = device.seek(SeekFrom::End(0)).map_err(|error| format!("cannot read its size: {error}"))?;
+    let (blocks, group, inode) = (blocks(block), number(block, 0x20), number(block, 0x58) & 0xffff);
+    let groups = blocks.saturating_sub(number(block, 0x14)).div_ceil(group.max(1));
+    let fits = group == 8u64 << shift.saturating_add(10)
+        && blocks.saturating_mul(1024u64 << shift) <= size
+        && number(block, 0x1c) == shift
+        && number(block, 0x0) == groups.saturating_mul(number(block, 0x28))
+        && number(block, 0x4c) == 1
+        && inode.is_power_of_two()
+        && (128..=1024u64 << shift).contains(&inode);
+    if fits {
+        Ok(())
+    } else {
+        Err("its superblock is damaged, and not only torn: its numbers do not fit".to_owned())
+    }
+}
+
+/// Whether what never changes is as in the first block of the second group, where the superblock is at its beginning. A file system of
+/// one group has no such backup; and one that was just grown may have it in its journal only.
 fn as_in_backup<D: Read + Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) -> Result<(), String> {
-    let at = number(block, 0x20)
-        .checked_add(number(block, 0x14))
-        .and_then(|blocks| blocks.checked_mul(1024u64 << shift))
-        .ok_or("its superblock is damaged")?;
-    let backup = read(device, at)?;
+    let second = number(block, 0x14).saturating_add(number(block, 0x20));
+    if blocks(block) <= second {
+        return Ok(());
+    }
+    let backup = read(device, second.saturating_mul(1024u64 << shift))?;
     if !is_sound(&backup) {
-        return Err("its superblock is damaged, and so is the first backup".to_owned());
+        return Ok(());
     }
     let same_features =
         FEATURES.iter().all(|(at, passing)| number(block, *at) & !passing == number(&backup, *at) & !passing);
@@ -86,26 +100,6 @@ fn as_in_backup<D: Read + Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) 
         );
     }
     Ok(())
-}
-
-/// A file system of one group has no backup: its numbers have to fit each other, and the device.
-fn fills<D: Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) -> Result<(), String> {
-    let size = device.seek(SeekFrom::End(0)).map_err(|error| format!("cannot read its size: {error}"))?;
-    let own = blocks(block).saturating_mul(1024u64 << shift);
-    let inode = number(block, 0x58) & 0xffff;
-    let fits = own <= size
-        && size.saturating_sub(own) < LARGEST_REST
-        && number(block, 0x1c) == shift
-        && number(block, 0x20) == 8u64 << shift.saturating_add(10)
-        && number(block, 0x0) == number(block, 0x28)
-        && number(block, 0x4c) == 1
-        && inode.is_power_of_two()
-        && (128..=1024u64 << shift).contains(&inode);
-    if fits {
-        Ok(())
-    } else {
-        Err("its superblock is damaged, and not only torn: its numbers do not fit".to_owned())
-    }
 }
 
 fn blocks(block: &[u8; SIZE]) -> u64 {
@@ -141,33 +135,33 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Cursor;
 
-    const BACKUP: usize = 8 * 4096;
+    /// Blocks of 1024 bytes, 8192 of them in a group.
+    const BACKUP: usize = 8193 << 10;
 
-    /// Groups of so many blocks of 4096 bytes, of 16; and the backup in the second one.
-    fn device_of(group: u32) -> Vec<u8> {
+    /// A file system of so many groups, with its first backup.
+    fn device_of(groups: u32) -> Vec<u8> {
         let mut block = [0; SIZE];
         let mut put = |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        put(0x0, 64);
-        put(0x4, 16);
-        put(0x18, 2);
-        put(0x1c, 2);
-        put(0x20, group);
+        put(0x0, 64 * groups);
+        put(0x4, 8192 * groups);
+        put(0x14, 1);
+        put(0x20, 8192);
         put(0x28, 64);
+        put(0x38, 0xef53);
         put(0x4c, 1);
         put(0x58, 256);
-        put(0x38, 0xef53);
         put(0x64, 0x400);
         put(0x68, 77);
-        let mut device = vec![0; 64 << 10];
+        let mut device = vec![0; 17 << 20];
         write(&mut device, 1024, &mut block);
-        if group == 8 {
+        if groups > 1 {
             write(&mut device, BACKUP, &mut block);
         }
         device
     }
 
     fn device() -> Vec<u8> {
-        device_of(8)
+        device_of(2)
     }
 
     fn write(device: &mut [u8], at: usize, block: &mut [u8; SIZE]) {
@@ -194,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_torn_superblock_is_the_one_of_its_first_half() {
-        for before in [device(), device_of(32768)] {
+        for before in [device(), device_of(1)] {
             let after = mounted(&before);
             for (first, second) in [(&before, &after), (&after, &before)] {
                 let torn = [&first[..1536], &second[1536..]].concat();
@@ -213,8 +207,10 @@ mod tests {
             (1024 + 0x60, "differs from the first backup"),
             (1024 + 0x68, "differs from the first backup"),
             (1024 + 0x18, "its superblock is damaged"),
-            (1024 + 0x28, "differs from the first backup"),
+            (1024 + 0x4, "do not fit"),
+            (1024 + 0x28, "do not fit"),
             (1024 + 0x20, "do not fit"),
+            (1024 + 0xf0, "differs from the first backup"),
         ] {
             let mut device = device();
             device[at] ^= 0x48;

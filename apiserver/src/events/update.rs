@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::updates::{CommandStatus, UpdateOutcome, UpdateProgress, UpdateState, UpdateStatus};
 
 /// What one look showed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UpdateSeen {
     state: Value,
     /// The version that is chosen, on its way, or in the spare slot.
@@ -13,6 +13,12 @@ pub(super) struct UpdateSeen {
     way: Option<String>,
     /// Why the last command failed, and when it ended: it may fail twice for one reason.
     failed: Option<(String, String)>,
+}
+
+impl Default for UpdateSeen {
+    fn default() -> Self {
+        Self { state: json!("idle"), version: None, way: None, failed: None }
+    }
 }
 
 impl UpdateSeen {

@@ -62,6 +62,8 @@ async fn look(state: &RefCell<State>, seen: &mut Seen) {
                 _ => None,
             }
         }
+        // Nobody has looked for updates yet.
+        Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Some(UpdateSeen::default()),
         _ => None,
     };
     if let Some(update) = update {

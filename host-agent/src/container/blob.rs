@@ -13,6 +13,8 @@ use tokio::time::sleep;
 
 /// Connections that may fail without a byte more, one after the other.
 const MOST_FAILURES: u32 = 4;
+/// Connections for one blob; then others that wait, for the same image or to be told, have their turn.
+const MOST_CONNECTIONS: u32 = 100;
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 
 /// What a server sends, from the byte on that was asked for, or from the first.
@@ -47,7 +49,7 @@ pub(super) async fn fetch<E>(
     open: impl AsyncFn(u64) -> Result<Part, Refused<E>>,
 ) -> Result<(), Failure<E>> {
     let mut blob = Blob::open(path, size).await.map_err(Failure::Disk)?;
-    let mut failures = 0;
+    let (mut failures, mut furthest, mut connections) = (0, blob.at, 0);
     loop {
         if blob.at == size {
             let found = blob.digest();
@@ -61,7 +63,7 @@ pub(super) async fn fetch<E>(
             }
             // What was kept was damaged, by a power cut or by another server.
         }
-        let before = blob.at;
+        connections += 1;
         let failure = match open(blob.at).await {
             Ok(part) => match blob.take(part, size).await {
                 Ok(()) => continue,
@@ -71,8 +73,10 @@ pub(super) async fn fetch<E>(
             Err(refused) if refused.is_transient => Failure::Server(refused.error),
             Err(refused) => return Err(Failure::Server(refused.error)),
         };
-        failures = if blob.at > before { 1 } else { failures + 1 };
-        if failures > MOST_FAILURES {
+        // One that knows no ranges begins anew each time: only what was not there before is progress.
+        failures = if blob.at > furthest { 1 } else { failures + 1 };
+        furthest = furthest.max(blob.at);
+        if failures > MOST_FAILURES || connections >= MOST_CONNECTIONS {
             return Err(failure);
         }
         sleep(FIRST_DELAY * 2u32.pow(failures - 1)).await;

@@ -161,6 +161,18 @@ pub fn remove_unused() {
     }
 }
 
+/// Removes what broken pulls of a reference have left, but for those that go on. Blocking.
+pub fn remove_pulls(reference: &str) {
+    for entry in fs::read_dir(PULLED).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(digest) = name.strip_prefix(".pull-") else { continue };
+        let is_of_it = fs::read_to_string(entry.path().join(PULLED_FOR)).is_ok_and(|text| text == reference);
+        if is_of_it && let Ok(_turn) = turns_of(&digest.replacen('-', ":", 1)).try_lock_owned() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Removes the folder of an image. Before the first of its files goes, it loses the name that says that it is complete: a power cut in
 /// the middle leaves what nobody takes for an image.
 pub fn remove(folder: &Path) {

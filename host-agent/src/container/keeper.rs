@@ -188,8 +188,9 @@ impl Keeper {
             self.statuses.borrow_mut().remove(&self.name);
             let (name, places) = (self.name.clone(), self.places.clone());
             let _ = spawn_blocking(move || runtime::erase(&name, &places)).await;
-            let _ = spawn_blocking(image::remove_unused).await;
         }
+        // Also when another one has taken its place: it may have been in the middle of a pull.
+        let _ = spawn_blocking(image::remove_unused).await;
     }
 
     /// Returns when asked to stop, and when the container stays ended.
@@ -540,6 +541,7 @@ impl Keeper {
                 () = asked_to_stop(&mut self.stopped) => break None,
             }
         };
+        drop(place.take());
         self.set(|status| {
             status.state = ContainerState::Stopping;
             status.health = None;

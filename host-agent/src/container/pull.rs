@@ -158,7 +158,6 @@ impl Pull<'_> {
             .map_err(|error| refused(self.reference, &format!("its configuration: {error}")))?;
         let diff_ids = config.rootfs.diff_ids;
         let sizes: u64 = self.manifest.layers.iter().filter_map(|layer| u64::try_from(layer.size).ok()).sum();
-        enough_space(sizes.saturating_sub(there_already(digest))).map_err(|error| self.not_stored(&error))?;
         let layers = self.manifest.layers.iter();
         let layers: Vec<_> = layers.map(|layer| (layer.media_type.clone(), layer.digest.clone())).collect();
         if diff_ids.len() != layers.len() {
@@ -167,14 +166,23 @@ impl Pull<'_> {
         }
         let (digest, reference) = (digest.to_owned(), self.reference.to_owned());
         let mut work = self.blocking(move || Work::new(&digest, &reference, turn)).await?;
+        let missing = sizes.saturating_sub(there_already(&work.path));
+        if enough_space(missing).is_err() {
+            // What others left may be in the way.
+            let _ = tokio::task::spawn_blocking(image::remove_unused).await;
+        }
+        if let Err(error) = enough_space(missing) {
+            work.is_kept = false;
+            return Err(self.not_stored(&error));
+        }
         // A layer may be there twice.
         let blobs: BTreeMap<&str, &OciDescriptor> =
             self.manifest.layers.iter().map(|layer| (layer.digest.as_str(), layer)).collect();
         let fetches = blobs.into_values().map(|layer| self.fetch_layer(layer, &work));
         let fetched: Result<(), Failure> =
             stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await;
-        // What is there of them is of use to the next attempt, if there is one.
-        work.is_kept = matches!(&fetched, Err(failure) if failure.error.transient);
+        // What is there of them is of use to the next attempt, and to none when the disk is at fault: it may be full of them.
+        work.is_kept = matches!(&fetched, Err(failure) if failure.kind == Kind::Server);
         fetched?;
         let given_up = GiveUp::default();
         let flag = given_up.0.clone();
@@ -211,7 +219,10 @@ impl Pull<'_> {
                 Ok(BlobResponse::Full(sized)) => (true, sized),
                 Ok(BlobResponse::Partial(sized)) => (false, sized),
                 Err(error) => {
-                    let error = explain(self.reference, &self.registry, &error);
+                    // The manifest was allowed a moment ago: a token has run out, or could not be renewed.
+                    let may_pass = matches!(error, OciDistributionError::UnauthorizedError { .. });
+                    let mut error = explain(self.reference, &self.registry, &error);
+                    error.transient |= may_pass;
                     return Err(Refused { is_transient: error.transient, error });
                 }
             };
@@ -249,8 +260,8 @@ impl Pull<'_> {
 }
 
 /// Bytes that an attempt before has left.
-fn there_already(digest: &str) -> u64 {
-    let files = fs::read_dir(image::pull_of(digest)).into_iter().flatten().flatten();
+fn there_already(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).filter(fs::Metadata::is_file).map(|file| file.len()).sum()
 }
 
@@ -328,6 +339,8 @@ impl Work {
         }
         let _ = fs::remove_dir_all(path.join(ROOTFS));
         fs::create_dir_all(&path)?;
+        // The tag meant another image then, or another server did.
+        image::remove_pulls(reference);
         fs::write(path.join(image::PULLED_FOR), reference)?;
         Ok(Self { path, folder, turn: Some(turn), is_kept: true })
     }
