@@ -39,6 +39,11 @@ pub enum Request {
         name: String,
         lines: Option<u32>,
     },
+    /// Stop or start a container by hand. Answered when that begins.
+    ContainerAction {
+        name: String,
+        action: ContainerAction,
+    },
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
@@ -316,6 +321,33 @@ pub enum ContainerState {
     Exited,
     Failed,
     Stopping,
+    /// By hand: it stays so until it is started by hand, its settings change, or the node restarts.
+    Stopped,
+}
+
+/// What a person does with a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContainerAction {
+    Stop,
+    /// Nothing happens to one that runs, or is about to.
+    Start,
+    Restart,
+}
+
+impl ContainerAction {
+    /// As it stands in paths and on command lines.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Start => "start",
+            Self::Restart => "restart",
+        }
+    }
+
+    pub(crate) fn of_word(word: &str) -> Option<Self> {
+        [Self::Stop, Self::Start, Self::Restart].into_iter().find(|action| action.word() == word)
+    }
 }
 
 pub use init_control as init_status;

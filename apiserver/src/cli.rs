@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::agent::{ContainerStatus, Status};
+use crate::agent::{ContainerAction, ContainerStatus, Status};
 use crate::cli_colour::Colour;
+use crate::cli_container;
 use crate::cli_diff;
 use crate::cli_edit;
 use crate::cli_explain;
@@ -83,7 +84,7 @@ enum Command {
     PowerOff,
     /// Health of the node and what is wrong with it
     Status,
-    /// Containers and what they wrote
+    /// Containers, what they wrote, and stopping and starting them
     #[command(subcommand, alias = "containers")]
     Container(Container),
     /// New versions of the system
@@ -171,6 +172,12 @@ enum Container {
         #[arg(short = 'n', long)]
         lines: Option<u32>,
     },
+    /// End a container; it stays stopped until it is started, its settings change, or the node restarts
+    Stop { name: String },
+    /// Start a container that was stopped, has ended, or waits for its next start
+    Start { name: String },
+    /// End a container, if it runs, and start it
+    Restart { name: String },
 }
 
 /// Why a command did not do what was asked.
@@ -302,7 +309,7 @@ fn print(text: &str) {
 
 pub(crate) struct Api {
     pub(crate) endpoint: Endpoint,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     verbose: bool,
 }
 
@@ -436,7 +443,14 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         }
         Command::Container(Container::Logs { name, lines }) => {
             let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
-            Ok(api.send(Method::GET, &format!("/containers/{name}/logs{query}"), None)?.text())
+            Ok(api.send(Method::GET, &format!("/containers/{}/logs{query}", encode(name)), None)?.text())
+        }
+        Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
+        Command::Container(Container::Start { name }) => {
+            cli_container::act(api, name, ContainerAction::Start).map(|()| format!("starting {name}"))
+        }
+        Command::Container(Container::Restart { name }) => {
+            cli_container::act(api, name, ContainerAction::Restart).map(|()| format!("restarting {name}"))
         }
         Command::Update(command) => cli_update::run(api, command),
         Command::Delete { keys, how } => {

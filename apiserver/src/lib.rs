@@ -7,6 +7,7 @@ mod body;
 mod budget;
 pub mod cli;
 mod cli_colour;
+mod cli_container;
 mod cli_diff;
 mod cli_edit;
 mod cli_explain;

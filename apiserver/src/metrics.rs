@@ -22,7 +22,7 @@ const SERVICE_STATES: [ServiceState; 7] = [
     ServiceState::Done,
     ServiceState::Failed,
 ];
-const CONTAINER_STATES: [ContainerState; 7] = [
+const CONTAINER_STATES: [ContainerState; 8] = [
     ContainerState::Pulling,
     ContainerState::Starting,
     ContainerState::Running,
@@ -30,6 +30,7 @@ const CONTAINER_STATES: [ContainerState; 7] = [
     ContainerState::Exited,
     ContainerState::Failed,
     ContainerState::Stopping,
+    ContainerState::Stopped,
 ];
 
 /// What this server counts of itself, since it started.

@@ -26,6 +26,7 @@
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
+//! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
 //! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest; 0: nothing set* |
@@ -224,6 +225,13 @@ async fn route(
             let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
             log(state, (*name).to_owned(), lines).await
         }
+        (&Method::POST, ["containers", name, word]) => match agent::ContainerAction::of_word(word) {
+            Some(action) => {
+                let name = (*name).to_owned();
+                begun(state, agent::Request::ContainerAction { name, action }).await
+            }
+            None => Err(no_such(&parts.method, &path)),
+        },
         (&Method::GET, ["generations"]) => generations::list(&state.borrow()),
         (&Method::GET, ["generations", "diff"]) => {
             generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
@@ -272,6 +280,9 @@ const KNOWN: &[(&str, &str)] = &[
     ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),
+    ("containers/NAME/stop", "POST"),
+    ("containers/NAME/start", "POST"),
+    ("containers/NAME/restart", "POST"),
     ("generations", "GET"),
     ("generations/NUMBER", "GET"),
     ("generations/NUMBER/restore", "POST"),

@@ -15,8 +15,8 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
-use crate::container::log;
 use crate::container::record::Places;
+use crate::container::{log, manager};
 use crate::figures;
 use crate::init;
 use crate::node::Node;
@@ -170,13 +170,23 @@ impl Agent {
             },
             Request::ContainerLogs { name, lines } => {
                 if self.node.borrow().containers.status(&name).is_none() {
-                    return Response::Error {
-                        kind: ErrorKind::NotFound,
-                        message: format!("there is no container {name:?}: GET /containers lists them"),
-                    };
+                    let message = self.node.borrow().containers.unknown(&name);
+                    return Response::Error { kind: ErrorKind::NotFound, message };
                 }
                 let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
+            }
+            Request::ContainerAction { .. } if has_gone(asker) => failed(GONE.to_owned()),
+            Request::ContainerAction { name, action } => {
+                match self.node.borrow_mut().containers.act(&name, action) {
+                    Ok(()) => Response::Done,
+                    Err(manager::Refused::Unknown(message)) => {
+                        Response::Error { kind: ErrorKind::NotFound, message }
+                    }
+                    Err(manager::Refused::Bootstrap(message)) => {
+                        Response::Error { kind: ErrorKind::Conflict, message }
+                    }
+                }
             }
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },

@@ -124,8 +124,13 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
     let essential = lasting.filter(|container| container.essential);
     let essential_running = essential.clone().all(ContainerStatus::is_up);
     let essential_lost = essential.clone().any(|container| {
-        matches!(container.state, ContainerState::Failed | ContainerState::Exited | ContainerState::BackOff)
-            || unhealthy(container).is_some()
+        matches!(
+            container.state,
+            ContainerState::Failed
+                | ContainerState::Exited
+                | ContainerState::BackOff
+                | ContainerState::Stopped
+        ) || unhealthy(container).is_some()
     });
     match (applied && services_ready && essential_running, nothing_wrong && !essential_lost) {
         (true, true) => Health::Healthy,
@@ -139,6 +144,14 @@ fn unhealthy(container: &ContainerStatus) -> Option<&ContainerHealth> {
 }
 
 fn container_problem(container: &ContainerStatus) -> Option<Problem> {
+    if container.state == ContainerState::Stopped {
+        return container.essential.then(|| Problem {
+            source: "containers".to_owned(),
+            subject: spec::key(&container.name),
+            message: "it is essential, and was stopped by hand".to_owned(),
+            hint: format!("apiclient container start {} starts it", container.name),
+        });
+    }
     let message = container.error.clone().or_else(|| unhealthy(container).map(container::health::said))?;
     let has_ended = matches!(container.state, ContainerState::Exited | ContainerState::Failed);
     // It is told by who waited for its end.
@@ -228,6 +241,14 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_stopped_by_hand_is_a_problem_if_it_is_essential() {
+        let stopped = essential(ContainerState::Stopped);
+        let problem = container_problem(&stopped).unwrap();
+        assert_eq!(problem.hint, "apiclient container start web starts it");
+        assert_eq!(container_problem(&ContainerStatus { essential: false, ..stopped }), None);
+    }
+
+    #[test]
     fn healthy_only_when_everything_is() {
         let ready = init(ServiceState::Ready);
         assert_eq!(health(&ready, &[essential(ContainerState::Running)], true, true), Health::Healthy);
@@ -235,6 +256,7 @@ mod tests {
         assert_eq!(health(&init(ServiceState::Starting), &[], true, true), Health::Starting);
         assert_eq!(health(&ready, &[essential(ContainerState::Pulling)], true, true), Health::Starting);
         assert_eq!(health(&ready, &[essential(ContainerState::BackOff)], true, true), Health::Degraded);
+        assert_eq!(health(&ready, &[essential(ContainerState::Stopped)], true, true), Health::Degraded);
         assert_eq!(health(&ready, &[], true, false), Health::Degraded);
         let checked = |state| {
             let checked = ContainerHealth { state, failures: 0, last_failure: None };

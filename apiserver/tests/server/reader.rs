@@ -18,6 +18,9 @@ fn a_reader_changes_nothing() {
         (Method::POST, "/tx/apply", ""),
         (Method::POST, "/generations/1/restore", ""),
         (Method::POST, "/actions/reboot", ""),
+        (Method::POST, "/containers/web/stop", ""),
+        (Method::POST, "/containers/web/start", ""),
+        (Method::POST, "/containers/web/restart", ""),
         (Method::PUT, "/settings", ""),
         (Method::OPTIONS, "/", ""),
     ] {

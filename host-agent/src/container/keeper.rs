@@ -62,6 +62,17 @@ impl Default for Starts {
     }
 }
 
+/// What a container is to do, as the manager says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Run. Another number than before is another run: it ends, and starts again.
+    Run(u32),
+    /// Stay stopped.
+    Halt,
+    /// End, and leave nothing.
+    End,
+}
+
 /// What is to be done next with a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
@@ -75,6 +86,8 @@ enum Then {
     WaitUntil(u64),
     /// It stays ended.
     Nothing,
+    /// It was stopped by hand, and stays so.
+    Halt,
 }
 
 /// How an agent goes on with a container that another one kept with the same settings, if one did.
@@ -85,6 +98,8 @@ fn resume(kept: Option<State>, shim_lives: bool) -> Then {
         (Some(State::Running(since)), false) => Then::Judge(since),
         (Some(State::Waiting(until)), false) => Then::WaitUntil(until),
         (Some(State::Ended), false) => Then::Nothing,
+        // It may not have ended yet.
+        (Some(State::Halted), _) => Then::Halt,
         // Nobody starts a shim without writing it down first.
         (Some(State::Waiting(_) | State::Ended), true) => Then::StartAnew,
     }
@@ -96,7 +111,9 @@ pub(super) struct Keeper {
     spec: Spec,
     places: Places,
     statuses: Statuses,
-    stopped: watch::Receiver<bool>,
+    order: watch::Receiver<Order>,
+    /// The order that it acts on.
+    current: Order,
     surroundings: Surroundings,
     restarts: Restarts,
     exit: Option<Exit>,
@@ -111,16 +128,18 @@ impl Keeper {
         name: &str,
         spec: &Spec,
         statuses: Statuses,
-        stopped: watch::Receiver<bool>,
+        order: watch::Receiver<Order>,
         surroundings: Surroundings,
     ) -> Self {
+        let current = *order.borrow();
         let keeper = Self {
             number,
             name: name.to_owned(),
             spec: spec.clone(),
             places: Places::of(name),
             statuses,
-            stopped,
+            order,
+            current,
             surroundings,
             restarts: Restarts::new(spec.container.restart.unwrap_or(Restart::Always)),
             exit: None,
@@ -177,10 +196,29 @@ impl Keeper {
 
     /// Keeps the container until somebody asks for its end, and to that.
     pub(super) async fn keep(mut self) {
-        if !*self.stopped.borrow() {
-            self.run().await;
+        let hash = self.hash();
+        let mut then = self.take_up(&hash);
+        loop {
+            self.current = *self.order.borrow_and_update();
+            match self.current {
+                Order::Run(_) => self.run(&hash, then).await,
+                Order::Halt => {
+                    if then == Then::StartAnew {
+                        self.clear_all().await;
+                    }
+                    self.halt(&hash).await;
+                }
+                Order::End => break,
+            }
+            ordered_otherwise(&mut self.order, self.current).await;
+            if self.order.has_changed().is_err() {
+                break;
+            }
+            if *self.order.borrow() != Order::End {
+                self.end_by_hand(&hash).await;
+            }
+            then = Then::Start;
         }
-        asked_to_stop(&mut self.stopped).await;
         for record in [self.places.kept(), self.places.exit(), self.places.pid()] {
             let _ = fs::remove_file(record);
         }
@@ -193,11 +231,10 @@ impl Keeper {
         let _ = spawn_blocking(image::remove_unused).await;
     }
 
-    /// Returns when asked to stop, and when the container stays ended.
-    async fn run(&mut self) {
-        let hash = self.hash();
+    /// How it goes on with what an agent before this one left.
+    fn take_up(&mut self, hash: &str) -> Then {
         let kept = Kept::read(&self.places).filter(|kept| kept.settings == hash);
-        let mut then = resume(kept.as_ref().map(|kept| kept.state), shim::lives(&self.places));
+        let then = resume(kept.as_ref().map(|kept| kept.state), shim::lives(&self.places));
         if let Some(kept) = kept.filter(|_| then != Then::StartAnew) {
             self.restarts = kept.restarts;
             self.exit = kept.exit;
@@ -206,10 +243,52 @@ impl Keeper {
                 self.show_exit();
             }
         }
+        then
+    }
+
+    /// What follows when a person wants something else of it than it did.
+    async fn end_by_hand(&mut self, hash: &str) {
+        if self.places.exit().exists() {
+            self.exit = Some(self.read_exit(boottime_ms()).await);
+        }
+        self.restarts.begin_anew();
+        self.show_restarts();
+        let state = match *self.order.borrow() {
+            Order::Halt => State::Halted,
+            // Until it is started: an agent that begins meanwhile starts it too.
+            Order::Run(_) | Order::End => State::Waiting(boottime_ms()),
+        };
+        self.write_down(hash, state);
+    }
+
+    /// It does not run, and is not started.
+    async fn halt(&mut self, hash: &str) {
+        self.write_down(hash, State::Halted);
+        if shim::lives(&self.places) {
+            self.set(|status| status.state = ContainerState::Stopping);
+            shim::stop(&self.name, &self.places, &mut None, self.stop_timeout()).await;
+        }
+        if self.places.exit().exists() {
+            self.exit = Some(self.read_exit(boottime_ms()).await);
+            self.write_down(hash, State::Halted);
+        }
+        self.show_restarts();
+        self.set(|status| {
+            status.state = ContainerState::Stopped;
+            status.error = None;
+            status.delay_ms = None;
+            status.waits_for = None;
+        });
+        eprintln!("<5>container {}: stopped by hand", self.name);
+    }
+
+    /// Returns when asked to stop, and when the container stays ended.
+    async fn run(&mut self, hash: &str, mut then: Then) {
         loop {
             let ended = match then {
+                Then::Halt => return self.halt(hash).await,
                 Then::Nothing => {
-                    self.write_down(&hash, State::Ended);
+                    self.write_down(hash, State::Ended);
                     let failed = self.exit.as_ref().is_some_and(|exit| exit.error.is_some());
                     self.set(|status| {
                         status.state = if failed { ContainerState::Failed } else { ContainerState::Exited };
@@ -218,7 +297,7 @@ impl Keeper {
                     return;
                 }
                 Then::WaitUntil(until) => {
-                    self.write_down(&hash, State::Waiting(until));
+                    self.write_down(hash, State::Waiting(until));
                     if self.back_off(until).await {
                         return;
                     }
@@ -230,7 +309,7 @@ impl Keeper {
                     then = Then::Start;
                     continue;
                 }
-                Then::Start => self.run_once(&hash).await,
+                Then::Start => self.run_once(hash).await,
                 Then::TakeOver(since) => {
                     eprintln!("<6>container {}: still running, taken over", self.name);
                     self.watch(None, since, None).await
@@ -249,14 +328,14 @@ impl Keeper {
             Ok(image) => image,
             Err(exit) => return exit,
         };
-        if *self.stopped.borrow() || self.wait_for_others().await {
+        if *self.order.borrow() != self.current || self.wait_for_others().await {
             return None;
         }
         self.set(|status| status.state = ContainerState::Starting);
         let starts = self.surroundings.starts.clone();
         let place = tokio::select! {
             place = starts.0.acquire() => place.ok(),
-            () = asked_to_stop(&mut self.stopped) => return None,
+            () = ordered_otherwise(&mut self.order, self.current) => return None,
         };
         let begun = boottime_ms();
         self.write_down(hash, State::Running(begun));
@@ -411,7 +490,7 @@ impl Keeper {
     async fn pause(&mut self, time: Duration) -> bool {
         tokio::select! {
             () = sleep(time) => false,
-            () = asked_to_stop(&mut self.stopped) => true,
+            () = ordered_otherwise(&mut self.order, self.current) => true,
         }
     }
 
@@ -433,7 +512,7 @@ impl Keeper {
                     let access = self.surroundings.access.borrow_and_update().clone();
                     let pulled = tokio::select! {
                         pulled = pull(&reference, &access) => pulled,
-                        () = asked_to_stop(&mut self.stopped) => return Err(None),
+                        () = ordered_otherwise(&mut self.order, self.current) => return Err(None),
                     };
                     match pulled {
                         Ok(()) => continue,
@@ -538,7 +617,7 @@ impl Keeper {
                         break Some(reason);
                     }
                 }
-                () = asked_to_stop(&mut self.stopped) => break None,
+                () = ordered_otherwise(&mut self.order, self.current) => break None,
             }
         };
         drop(place.take());
@@ -546,6 +625,10 @@ impl Keeper {
             status.state = ContainerState::Stopping;
             status.health = None;
         });
+        // Before the wait: an agent that begins meanwhile is to know.
+        if *self.order.borrow() == Order::Halt {
+            self.write_down(&self.hash(), State::Halted);
+        }
         shim::stop(&self.name, &self.places, &mut child, self.stop_timeout()).await;
         if let Some(reason) = unhealthy {
             return Some(Exit { error: Some(reason), ..self.read_exit(since).await });
@@ -626,9 +709,9 @@ fn user(wanted: &str, rootfs: &Path) -> Result<bundle::User, String> {
     bundle::user(wanted, &read("passwd"), &read("group"))
 }
 
-async fn asked_to_stop(stopped: &mut watch::Receiver<bool>) {
+async fn ordered_otherwise(order: &mut watch::Receiver<Order>, current: Order) {
     // An error means that nobody can ask any more, which is the same.
-    let _ = stopped.wait_for(|stop| *stop).await;
+    let _ = order.wait_for(|order| *order != current).await;
 }
 
 #[cfg(test)]
@@ -641,6 +724,9 @@ mod tests {
         assert_eq!(resume(Some(State::Waiting(7)), false), Then::WaitUntil(7));
         assert_eq!(resume(Some(State::Running(3)), true), Then::TakeOver(3));
         assert_eq!(resume(Some(State::Running(3)), false), Then::Judge(3));
+        // Stopped by hand, also when it has not ended yet.
+        assert_eq!(resume(Some(State::Halted), false), Then::Halt);
+        assert_eq!(resume(Some(State::Halted), true), Then::Halt);
         // A boot, or other settings.
         assert_eq!(resume(None, true), Then::StartAnew);
         assert_eq!(resume(None, false), Then::StartAnew);
@@ -652,13 +738,12 @@ mod tests {
         let containers = settings::from_json(&tree).unwrap().containers.unwrap();
         let spec = Spec::of_container(containers.values().next().unwrap());
         let statuses = Statuses::default();
-        let (_stop, stopped) = watch::channel(false);
+        let (_order, order) = watch::channel(Order::Run(0));
         let (_access, access) = watch::channel(Access::default());
         let (_defaults, defaults) = watch::channel(OciDefaults::default());
         let surroundings = Surroundings { access, defaults, starts: Starts::default() };
-        let keeper = |number| {
-            Keeper::new(number, "web", &spec, statuses.clone(), stopped.clone(), surroundings.clone())
-        };
+        let keeper =
+            |number| Keeper::new(number, "web", &spec, statuses.clone(), order.clone(), surroundings.clone());
         let (ending, following) = (keeper(1), keeper(2));
         ending.set(|status| status.state = ContainerState::Stopping);
         assert!(!ending.speaks() && following.speaks());

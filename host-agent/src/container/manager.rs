@@ -1,6 +1,6 @@
 //! The containers that run: one [`Keeper`] for each.
 
-use apiserver::agent::ContainerStatus;
+use apiserver::agent::{ContainerAction, ContainerKind, ContainerState, ContainerStatus};
 use settings::OciDefaults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +12,13 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::container::access::Access;
 use crate::container::image;
-use crate::container::keeper::{Keeper, Starts, Surroundings};
+use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
 use crate::container::{runtime, shim};
+
+/// Containers that are named to who asks for another.
+const MOST_NAMES: usize = 20;
 
 /// By name, with the number of the keeper that speaks for it: one that is ending must not speak for the one that follows it.
 pub(super) type Statuses = Rc<RefCell<BTreeMap<String, (u64, ContainerStatus)>>>;
@@ -40,9 +43,40 @@ pub struct Manager {
     starts: Starts,
 }
 
+/// Why a container is not stopped or started by hand.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    Unknown(String),
+    Bootstrap(String),
+}
+
+/// Whether one that is to be started runs, or is about to.
+fn is_on_its_way(order: Order, state: Option<ContainerState>) -> bool {
+    use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+    match (order, state) {
+        (Order::Run(_), Some(Pulling | Starting | Running | Stopping) | None) => true,
+        // It waits, or has ended.
+        (Order::Run(_), Some(BackOff | Exited | Failed | Stopped)) => false,
+        (Order::Halt | Order::End, _) => false,
+    }
+}
+
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    let shown = known[..known.len().min(MOST_NAMES)].join(", ");
+    let there_are = match known.len() {
+        0 => "there are none".to_owned(),
+        count if count > MOST_NAMES => format!("there are {shown} and {} more", count - MOST_NAMES),
+        _ => format!("there are {shown}"),
+    };
+    format!("there is no container {name:?}: {there_are}")
+}
+
 struct Task {
     spec: Spec,
-    stop: watch::Sender<bool>,
+    order: watch::Sender<Order>,
+    /// How often it was ordered to run.
+    runs: u32,
 }
 
 impl Manager {
@@ -95,6 +129,35 @@ impl Manager {
         self.reconcile();
     }
 
+    /// Stops or starts a container by hand. Returns before that is over.
+    pub fn act(&mut self, name: &str, action: ContainerAction) -> Result<(), Refused> {
+        let state = self.statuses.borrow().get(name).map(|(_, status)| status.state);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return Err(Refused::Unknown(self.unknown(name)));
+        };
+        if task.spec.kind == ContainerKind::BootstrapContainer {
+            return Err(Refused::Bootstrap(format!(
+                "cannot {} {name}: bootstrap containers run at a boot only; apiclient set {name}.mode=off goes on without one that does not end",
+                action.word()
+            )));
+        }
+        let order = match action {
+            ContainerAction::Stop => Order::Halt,
+            ContainerAction::Start if is_on_its_way(*task.order.borrow(), state) => return Ok(()),
+            ContainerAction::Start | ContainerAction::Restart => {
+                task.runs = task.runs.wrapping_add(1);
+                Order::Run(task.runs)
+            }
+        };
+        task.order.send_if_modified(|old| std::mem::replace(old, order) != order);
+        Ok(())
+    }
+
+    /// That there is no such container, and which there are.
+    pub fn unknown(&self, name: &str) -> String {
+        unknown(name, self.statuses.borrow().keys())
+    }
+
     fn reconcile(&mut self) {
         let mut wanted = self.bootstrap.clone();
         if self.is_released {
@@ -105,7 +168,7 @@ impl Manager {
         self.tasks.retain(|name, task| {
             let stays = wanted.get(name) == Some(&task.spec);
             if !stays {
-                let _ = task.stop.send(true);
+                let _ = task.order.send(Order::End);
             }
             stays
         });
@@ -119,20 +182,20 @@ impl Manager {
     }
 
     fn keep(&mut self, name: &str, spec: &Spec) {
-        let (stop, stopped) = watch::channel(false);
+        let (order, ordered) = watch::channel(Order::Run(0));
         self.keepers += 1;
         let surroundings = Surroundings {
             access: self.access.subscribe(),
             defaults: self.defaults.subscribe(),
             starts: self.starts.clone(),
         };
-        let keeper = Keeper::new(self.keepers, name, spec, self.statuses.clone(), stopped, surroundings);
+        let keeper = Keeper::new(self.keepers, name, spec, self.statuses.clone(), ordered, surroundings);
         let turn = self.turns.entry(name.to_owned()).or_default().clone();
         spawn_local(async move {
             let _turn = turn.lock_owned().await;
             keeper.keep().await;
         });
-        self.tasks.insert(name.to_owned(), Task { spec: spec.clone(), stop });
+        self.tasks.insert(name.to_owned(), Task { spec: spec.clone(), order, runs: 0 });
     }
 
     /// Ends containers that no setting names: those of an agent before this one.
@@ -158,5 +221,40 @@ impl Manager {
                 drop(turn);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_does_not_disturb_what_is_on_its_way() {
+        use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+        for (order, state, expected) in [
+            (Order::Run(0), Pulling, true),
+            (Order::Run(1), Starting, true),
+            (Order::Run(0), Running, true),
+            (Order::Run(0), Stopping, true),
+            // Started at once, and not when its time comes.
+            (Order::Run(0), BackOff, false),
+            (Order::Run(0), Exited, false),
+            (Order::Run(0), Failed, false),
+            // As an agent before this one left it.
+            (Order::Run(0), Stopped, false),
+            (Order::Halt, Stopping, false),
+            (Order::Halt, Running, false),
+        ] {
+            assert_eq!(is_on_its_way(order, Some(state)), expected, "{order:?} {state:?}");
+        }
+    }
+
+    #[test]
+    fn who_names_a_container_that_there_is_not_is_told_which_there_are() {
+        let names: Vec<String> = (0..23).map(|number| format!("c{number:02}")).collect();
+        let told = |count: usize| unknown("web", names[..count].iter());
+        assert_eq!(told(0), "there is no container \"web\": there are none");
+        assert_eq!(told(2), "there is no container \"web\": there are c00, c01");
+        assert!(told(23).ends_with("c18, c19 and 3 more"), "{}", told(23));
     }
 }

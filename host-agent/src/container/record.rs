@@ -86,6 +86,8 @@ pub enum State {
     Waiting(u64),
     /// It is not started again.
     Ended,
+    /// Stopped by hand, until a person or other settings start it.
+    Halted,
 }
 
 impl Kept {

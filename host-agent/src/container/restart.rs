@@ -58,6 +58,11 @@ impl Restarts {
         Next::At(now + delay)
     }
 
+    /// A person has looked at it: what failed before counts no more.
+    pub fn begin_anew(&mut self) {
+        self.delay = FIRST_DELAY;
+    }
+
     /// It was started again.
     pub fn started_again(&mut self) {
         self.count += 1;
