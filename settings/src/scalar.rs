@@ -268,7 +268,8 @@ fn is_image_reference(text: &str) -> bool {
     };
     let path_is_fine = match path.split_once('/') {
         Some((first, rest)) => (is_host(first) || is_part(first)) && rest.split('/').all(is_part),
-        None => is_part(path),
+        // It is looked for as `docker.io/library/NAME`, which may have 255 characters behind the host.
+        None => is_part(path) && path.len() <= 255 - "library/".len(),
     };
     path_is_fine && tag.is_none_or(is_tag) && digest.is_none_or(is_digest)
 }
