@@ -69,7 +69,7 @@ pub fn write(
     let startup = image.with_file_name("startup.nsh");
     fs::write(&startup, STARTUP)?;
     // The loader may lie where the toolbox's programs do not see it: in a toolbox that the cache only links to.
-    let loader_copy = image.with_file_name("loader.efi");
+    let loader_copy = image.with_file_name("loader-of-the-esp.efi");
     fs::copy(loader, &loader_copy).with_context(|| format!("cannot copy {}", loader.display()))?;
     let mtools = |program: &str| {
         let mut command = toolbox.command(program);
