@@ -83,9 +83,12 @@ impl Write for Reader {
 
 impl Seek for Reader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let SeekFrom::Start(at) = to else { return Err(io::ErrorKind::Unsupported.into()) };
-        self.at = at;
-        Ok(at)
+        self.at = match to {
+            SeekFrom::Start(at) => at,
+            SeekFrom::End(0) => self.image.borrow().bytes.len() as u64,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(self.at)
     }
 }
 
