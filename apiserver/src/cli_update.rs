@@ -109,10 +109,10 @@ fn apply(api: &Api, how: &Apply) -> Result<String, Failure> {
     }
     if how.dry_run {
         let status = command_done(api, CommandType::Plan, CHECK)?;
-        let plan = plan_of(&status);
+        let plan = plan_of(&status)?;
         return Ok(format!("{} would come {}. Nothing was written.", plan.version, came(&plan)));
     }
-    let prepared = plan_of(&command_done(api, CommandType::Prepare, INSTALL)?);
+    let prepared = plan_of(&command_done(api, CommandType::Prepare, INSTALL)?)?;
     let came = format!("{} came {}.", prepared.version, came(&prepared));
     if how.stage {
         return Ok(format!("{came} It is in the spare slot. To let it boot next: apiclient update apply"));
@@ -128,11 +128,10 @@ fn apply(api: &Api, how: &Apply) -> Result<String, Failure> {
     )
 }
 
-/// Empty of a node that tells none.
-fn plan_of(status: &UpdateStatus) -> UpdatePlan {
+fn plan_of(status: &UpdateStatus) -> Result<UpdatePlan, Failure> {
     match &status.most_recent_command.output {
-        Some(UpdateOutput::Plan(plan)) => plan.clone(),
-        _ => UpdatePlan { version: "The update".to_owned(), way: String::new(), root: 0, kernel_image: 0 },
+        Some(UpdateOutput::Plan(plan)) => Ok(plan.clone()),
+        _ => Err(Failure::Failed("the node does not say how the update comes".to_owned())),
     }
 }
 

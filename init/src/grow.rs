@@ -11,6 +11,8 @@
 use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use std::io::{Cursor, Read, Seek, Write};
 
+use crate::superblock::{self, blocks, number};
+
 pub const SECTOR: u64 = 512;
 /// Linux file system data (Discoverable Partitions Specification), as on disk: 0fc63daf-8483-4772-8e79-3d69d8477de4.
 const LINUX: [u8; 16] =
@@ -145,13 +147,13 @@ fn too_small(size: u64, last_sector: u64) -> String {
 /// Sectors of the ext4 that begins at byte `at` (kernel: `filesystems/ext4/super.rst`).
 fn waiting<D: Read + Seek>(disk: &mut D, at: u64, name: &str) -> Result<u64, String> {
     let none = || format!("it has no partition named {name}, and no file system where one would begin");
-    let mut block = [0; 1024];
+    let mut block = [0; superblock::SIZE];
     disk.seek(std::io::SeekFrom::Start(at.saturating_add(1024)))
         .and_then(|_| disk.read_exact(&mut block))
         .map_err(|_| none())?;
     let (magic, shift) = (number(&block, 0x38) & 0xffff, number(&block, 0x18));
-    let blocks = number(&block, 0x4) | number(&block, 0x150) << 32;
-    if magic != 0xef53 || shift > 6 || blocks == 0 {
+    let blocks = blocks(&block);
+    if magic != superblock::MAGIC || shift > 6 || blocks == 0 {
         return Err(none());
     }
     Ok(blocks.saturating_mul(2u64 << shift))
@@ -160,11 +162,6 @@ fn waiting<D: Read + Seek>(disk: &mut D, at: u64, name: &str) -> Result<u64, Str
 /// Blocks of 4096 bytes of the ext4 on a device, as its superblock has them now.
 pub fn ext4_blocks<D: Read + Seek>(device: &mut D) -> Result<u64, String> {
     Ok(waiting(device, 0, "data")?.checked_div(8).unwrap_or(0))
-}
-
-fn number(block: &[u8], at: usize) -> u64 {
-    let bytes = block.get(at..at.saturating_add(4)).and_then(|bytes| bytes.try_into().ok());
-    bytes.map(u32::from_le_bytes).unwrap_or(0).into()
 }
 
 /// A part of the disk in memory, addressed as on the disk.

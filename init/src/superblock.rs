@@ -2,8 +2,8 @@
 //! leaves the one half of before, and a checksum that fits to none: the kernel does not mount that, whatever the journal holds. All
 //! that changes while a file system is in use is in the first half but for the checksum, and either first half is good: the kernel
 //! waits for the superblock before it writes to the journal, and after it (`fs/ext4/super.c`, `ext4_commit_super`). So the checksum is
-//! made anew, when nothing else is wrong: its numbers fit each other and the device, and
-//! what never changes is as in the first backup, where there is one.
+//! made anew when nothing else is wrong: its numbers fit each other and the device, and what never changes is as in the first backup,
+//! where there is one.
 
 use crc::{CRC_32_ISCSI, Crc};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,7 +12,7 @@ use std::ops::Range;
 pub const SIZE: usize = 1024;
 const OFFSET: u64 = 1024;
 const CHECKSUM: usize = 0x3fc;
-const MAGIC: u64 = 0xef53;
+pub(crate) const MAGIC: u64 = 0xef53;
 /// `metadata_csum`, of the features that a kernel has to know to write.
 const HAS_CHECKSUM: u64 = 0x400;
 /// The largest block, 64 KiB.
@@ -102,7 +102,8 @@ fn as_in_backup<D: Read + Seek>(device: &mut D, block: &[u8; SIZE], shift: u64) 
     Ok(())
 }
 
-fn blocks(block: &[u8; SIZE]) -> u64 {
+/// Blocks of the file system.
+pub(crate) fn blocks(block: &[u8; SIZE]) -> u64 {
     number(block, 0x4) | number(block, 0x150) << 32
 }
 
@@ -124,7 +125,8 @@ fn checksum(block: &[u8; SIZE]) -> u32 {
     !Crc::<u32>::new(&CRC_32_ISCSI).checksum(block.get(..CHECKSUM).unwrap_or_default())
 }
 
-fn number(block: &[u8], at: usize) -> u64 {
+/// A number of four bytes.
+pub(crate) fn number(block: &[u8], at: usize) -> u64 {
     let bytes = block.get(at..at.saturating_add(4)).and_then(|bytes| bytes.try_into().ok());
     bytes.map(u32::from_le_bytes).unwrap_or(0).into()
 }

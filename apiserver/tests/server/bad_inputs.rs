@@ -28,11 +28,11 @@ struct Input {
 pub(crate) fn as_json(server: &Server, request: &str, body: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(server.socket()).unwrap();
     let length = body.len();
-    write!(
-        stream,
+    // In one piece: the server may refuse the head, answer and close before the rest comes.
+    let sent = format!(
         "{request} HTTP/1.1\r\nhost: a\r\naccept: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
+    );
+    stream.write_all(sent.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();

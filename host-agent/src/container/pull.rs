@@ -128,10 +128,8 @@ fn check(manifest: &OciImageManifest) -> Result<(), String> {
         hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     if let Some(layer) = manifest.layers.iter().find(|layer| !is_digest(&layer.digest)) {
-        return Err(format!(
-            "a layer's digest is no SHA-256: {:?}",
-            layer.digest.get(..80).unwrap_or(&layer.digest)
-        ));
+        let shown: String = layer.digest.chars().take(80).collect();
+        return Err(format!("a layer's digest is no SHA-256: {shown:?}"));
     }
     let config = manifest.config.size;
     if u64::try_from(config).is_ok_and(|size| size <= LARGEST_CONFIG) {
@@ -346,8 +344,8 @@ impl Work {
     }
 
     fn blob(&self, digest: &str) -> PathBuf {
-        // A digest that is none is refused before: no `/` comes here.
-        self.path.join(digest.replace([':', '/'], "-"))
+        // What is no digest was refused before (`check`): there is no `/` in it.
+        self.path.join(digest.replace(':', "-"))
     }
 
     /// Unpacks the layers, of these media types; each has to be what the image's configuration says.

@@ -1,7 +1,7 @@
 //! A new version on trial: it is blessed once it has been healthy for a while, and given up when it is not in time. What it could
 //! say of itself before it went is kept where the version before it reads it.
 
-use apiserver::agent::{ContainerState, ContainerStatus, Health, Status};
+use apiserver::agent::{ContainerKind, ContainerState, ContainerStatus, Health, Status};
 use boot_choice::Counter;
 use init_control::Problem;
 use init_control::trial::{LARGEST, LastWords};
@@ -106,8 +106,9 @@ pub(super) fn unhealthy(
             Some(exit) => format!("service {}: not ready, it ended with {exit}", service.name),
             None => format!("service {}: not ready", service.name),
         });
-    let late = containers
-        .iter()
+    // How a bootstrap container ended is judged where it was started.
+    let lasting = containers.iter().filter(|container| container.kind != ContainerKind::BootstrapContainer);
+    let late = lasting
         .filter(|container| container.essential && !container.is_up() && !told(&spec::key(&container.name)))
         .map(late);
     let all: Vec<String> = problems.chain(unanswered).chain(waiting).chain(late).collect();
