@@ -297,6 +297,74 @@ fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     )
 }
 
+/// The libraries of Debian's `nft`, which Debian does not package as archives to link statically.
+const NFT_LIBRARIES: &[&str] = &[
+    "ld-linux-x86-64.so.2",
+    "libbsd.so.0",
+    "libc.so.6",
+    "libedit.so.2",
+    "libgmp.so.10",
+    "libjansson.so.4",
+    "libmd.so.0",
+    "libmnl.so.0",
+    "libnftables.so.1",
+    "libnftnl.so.11",
+    "libtinfo.so.6",
+    "libxtables.so.12",
+];
+
+/// Where they are in the image: nothing else there is linked dynamically, so no loader is where programs look for one.
+pub const NFT_FOLDER: &str = "usr/lib/caisson/nft";
+
+/// `nft`, which netavark runs: Debian's program, made to look for its loader and libraries in [`NFT_FOLDER`] (`libraries`
+/// of what is built) and nowhere else.
+pub fn nft(project: &Project, network: &Toolbox) -> Result<Entry> {
+    let key = Key::new("nft 1").text(&network.id).text(NFT_FOLDER).text(&NFT_LIBRARIES.join(" "));
+    project.cache.step("nft", "the program for nftables, from Debian", key, |out| {
+        let libraries = out.join("libraries");
+        fs::create_dir(&libraries)?;
+        let program = out.join("nft");
+        let copy = |from: PathBuf, to: &Path| {
+            fs::copy(&from, to).with_context(|| format!("cannot copy {}", from.display()))
+        };
+        copy(network.root.join("usr/sbin/nft"), &program)?;
+        for name in NFT_LIBRARIES {
+            copy(network.root.join("usr/lib/x86_64-linux-gnu").join(name), &libraries.join(name))?;
+        }
+        let folder = format!("/{NFT_FOLDER}");
+        let loader = format!("{folder}/ld-linux-x86-64.so.2");
+        // DT_RPATH and not DT_RUNPATH: it holds for what the libraries need, too.
+        let mut patch = network.command("patchelf");
+        patch.args(["--set-interpreter", &loader, "--force-rpath", "--set-rpath", &folder]).arg(&program);
+        run_quiet(&mut patch, "nft: naming the folder of its libraries")?;
+        // A library that is missing would be seen on a node only, so the loader is asked here, where it would find it elsewhere.
+        let binds: [(&Path, &str); 2] = [(&libraries, &folder), (&program, "/usr/bin/nft")];
+        let mut list = network.command_with(&loader, &binds);
+        let listed =
+            run_quiet(list.args(["--list", "/usr/bin/nft"]), "nft: asking which libraries it loads")?;
+        let listed = String::from_utf8_lossy(&listed);
+        let strange = loaded_elsewhere(&listed, &folder);
+        ensure!(
+            strange.is_empty(),
+            "nft loads what is not in {folder} of the image: {}; add it to NFT_LIBRARIES",
+            strange.join(", ")
+        );
+        Ok(())
+    })
+}
+
+/// Of the lines `NAME => PATH (ADDRESS)` that a loader lists: those whose path is outside of `folder`, or that were not found.
+fn loaded_elsewhere<'a>(listed: &'a str, folder: &str) -> Vec<&'a str> {
+    listed
+        .lines()
+        .map(str::trim)
+        .filter(|line| {
+            line.split_once(" => ")
+                .is_some_and(|(_, path)| !path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+        })
+        .collect()
+}
+
 /// vsock for guests on hosts whose kernel has no vhost-vsock: a tool of the runner.
 pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
@@ -381,6 +449,22 @@ fn fetch(project: &Project, rust: &Rust, program: &Published) -> Result<PathBuf>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_from_elsewhere_is_seen() {
+        let cases: &[(&str, &[&str])] = &[
+            ("\tlinux-vdso.so.1 (0x7f00)\n\tlibc.so.6 => /own/libc.so.6 (0x7f01)\n", &[]),
+            (
+                "\tlibgmp.so.10 => /usr/lib/libgmp.so.10 (0x7f02)\n",
+                &["libgmp.so.10 => /usr/lib/libgmp.so.10 (0x7f02)"],
+            ),
+            ("\tlibmd.so.0 => not found\n", &["libmd.so.0 => not found"]),
+            ("\tliba.so => /owner/liba.so (0x1)\n", &["liba.so => /owner/liba.so (0x1)"]),
+        ];
+        for (listed, wanted) in cases {
+            assert_eq!(loaded_elsewhere(listed, "/own"), *wanted, "{listed}");
+        }
+    }
 
     /// A change in a crate that is compiled into a program has to change the program's key.
     #[test]

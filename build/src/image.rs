@@ -33,6 +33,7 @@ pub fn build_in(
 ) -> Result<Artifacts> {
     let begun = Instant::now();
     let toolbox = Toolbox::open(project, lock)?;
+    let network = Toolbox::open_set(project, Set::Network, lock)?;
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;
@@ -43,12 +44,13 @@ pub fn build_in(
     }
     let programs: Vec<(&Entry, Vec<&str>)> =
         built.iter().map(|(entry, names)| (entry, names.clone())).collect();
+    let nft = guest::nft(project, &network)?;
     let preloaded = variant
         .preload
         .iter()
         .map(|name| oci::preload(project, &toolbox, name))
         .collect::<Result<Vec<_>>>()?;
-    let licences = sbom::collect(project, &toolbox, &rust, &bundled, &kernel)?;
+    let licences = sbom::collect(project, &toolbox, &network, &rust, &bundled, &kernel)?;
     let keys = Keys::find(project)?;
     let loader = match &keys {
         Some(keys) => keys.signed_loader(project, &toolbox)?.path.join(secure_boot::LOADER),
@@ -57,6 +59,7 @@ pub fn build_in(
     let inputs = root::Inputs {
         variant,
         programs: &programs,
+        nft: &nft,
         preloaded: &preloaded,
         licences: &licences,
         loader: &loader,

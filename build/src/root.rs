@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{Entry, Key, files_below, remove_tree};
 use crate::command::run_quiet;
-use crate::esp;
 use crate::oci::Preloaded;
 use crate::project::{Project, SOURCE_DATE_EPOCH};
 use crate::toolbox::Toolbox;
 use crate::variant::Variant;
 use crate::verity::{self, Verity};
+use crate::{esp, guest};
 
 /// The file system's own identity: fixed, as the bytes of a root decide its hash.
 const UUID: &str = "ca155011-0000-4000-8000-000000000002";
@@ -49,6 +49,8 @@ pub struct Inputs<'a> {
     pub variant: &'a Variant,
     /// Programs: the steps that built them, and the names to take from each.
     pub programs: &'a [(&'a Entry, Vec<&'a str>)],
+    /// The program `nft` with its `libraries`.
+    pub nft: &'a Entry,
     pub preloaded: &'a [Preloaded],
     /// A folder for `licences/`.
     pub licences: &'a Entry,
@@ -59,7 +61,8 @@ pub struct Inputs<'a> {
 /// Builds `root.erofs` and `root.verity`.
 pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Result<(Entry, Verity)> {
     let release = os_release(project, inputs.variant);
-    let mut key = Key::new("root 2").text(&toolbox.id).text(&release).entry(inputs.licences);
+    let mut key =
+        Key::new("root 2").text(&toolbox.id).text(&release).entry(inputs.licences).entry(inputs.nft);
     key = key.file(inputs.loader)?;
     for (entry, names) in inputs.programs {
         key = key.entry(entry).text(&names.join(" "));
@@ -122,6 +125,13 @@ fn stage(
             let data = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
             put(&tree.join("usr/bin").join(name), &data, 0o755)?;
         }
+    }
+    put(&tree.join("usr/bin/nft"), &fs::read(inputs.nft.path.join("nft"))?, 0o755)?;
+    let libraries = inputs.nft.path.join("libraries");
+    for file in files_below(&libraries)? {
+        let name = file.strip_prefix(&libraries).unwrap_or(&file);
+        // The loader is executed by the kernel; the others are only mapped.
+        put(&tree.join(guest::NFT_FOLDER).join(name), &fs::read(&file)?, 0o755)?;
     }
     for (from, to) in os_files(project, inputs.variant)? {
         put(&tree.join(to), &fs::read(&from)?, 0o644)?;

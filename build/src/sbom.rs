@@ -27,6 +27,22 @@ const BUNDLED: &[(&str, &str)] = &[
     ("libzstd-dev", "BSD-3-Clause OR GPL-2.0-only"),
 ];
 
+/// As [`BUNDLED`], from the toolbox for networks: `nft` and the libraries beside it.
+const BUNDLED_NETWORK: &[(&str, &str)] = &[
+    ("nftables", "GPL-2.0-only"),
+    ("libnftables1", "GPL-2.0-only"),
+    ("libnftnl11", "GPL-2.0-or-later"),
+    ("libmnl0", "LGPL-2.1-or-later"),
+    ("libxtables12", "GPL-2.0-or-later"),
+    ("libjansson4", "MIT"),
+    ("libgmp10", "LGPL-3.0-or-later OR GPL-2.0-or-later"),
+    ("libedit2", "BSD-3-Clause"),
+    ("libbsd0", "BSD-3-Clause"),
+    ("libmd0", "BSD-3-Clause"),
+    ("libtinfo6", "X11"),
+    ("libc6", "LGPL-2.1-or-later"),
+];
+
 /// One part of the image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Part {
@@ -42,12 +58,14 @@ pub struct Part {
 pub fn collect(
     project: &Project,
     toolbox: &Toolbox,
+    network: &Toolbox,
     rust: &Rust,
     bundled: &[Programs],
     kernel: &Entry,
 ) -> Result<Entry> {
     let mut key = Key::new("licences 1")
         .text(&toolbox.id)
+        .text(&network.id)
         .text(rust.version())
         .entry(kernel)
         .file(&project.sources.join("Cargo.lock"))?
@@ -55,7 +73,7 @@ pub fn collect(
     for (program, _) in bundled {
         key = key.entry(program);
     }
-    for (name, licence) in BUNDLED {
+    for (name, licence) in BUNDLED.iter().chain(BUNDLED_NETWORK) {
         key = key.text(name).text(licence);
     }
     for guest in GUEST_PACKAGES {
@@ -83,7 +101,8 @@ pub fn collect(
             fs::copy(kernel.path.join(text), licences.join("linux").join(text))?;
         }
         let mut parts: Vec<Part> = crates.into_iter().map(of_crate).collect();
-        for (name, licence) in BUNDLED {
+        let ours = BUNDLED.iter().map(|part| (toolbox, part));
+        for (toolbox, (name, licence)) in ours.chain(BUNDLED_NETWORK.iter().map(|part| (network, part))) {
             let package = toolbox.package(name)?;
             copy_copyright(toolbox, name, &licences.join("debian"))?;
             parts.push(Part {

@@ -20,13 +20,16 @@ const SUITE: &str = "trixie";
 /// Changes with the code that makes the tree.
 const RECIPE: &str = "toolbox 3";
 
-/// Which tree. What only tests, benches and signing want is in one of its own: a server more builds no kernel anew.
+/// Which tree. What only tests, benches and signing want, or one program of the image, is in one
+/// of its own: a server or a program more builds no kernel anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
     /// The compilers and tools that make an image, and what runs it.
     Build,
     /// Servers for tests, what benches measure beside, and what signs.
     Tests,
+    /// What programs of the image for containers' networks are made of.
+    Network,
 }
 
 impl Set {
@@ -34,6 +37,7 @@ impl Set {
         match self {
             Self::Build => BUILD_PACKAGES,
             Self::Tests => TESTS_PACKAGES,
+            Self::Network => NETWORK_PACKAGES,
         }
     }
 
@@ -42,6 +46,7 @@ impl Set {
         match self {
             Self::Build => "os/toolbox.lock",
             Self::Tests => "os/toolbox-tests.lock",
+            Self::Network => "os/toolbox-network.lock",
         }
     }
 }
@@ -66,6 +71,21 @@ const TESTS_PACKAGES: &[&str] = &[
     "rauc",
     "squashfs-tools",
     "zstd",
+];
+
+const NETWORK_PACKAGES: &[&str] = &[
+    // a system that commands can run in
+    "base-files",
+    "libc-bin",
+    "bash",
+    "dash",
+    "coreutils",
+    "util-linux",
+    "ca-certificates",
+    "openssl",
+    // nft, and what names the folder of its libraries in it
+    "nftables",
+    "patchelf",
 ];
 
 /// What is installed to build and to run, by purpose.
