@@ -33,11 +33,11 @@ pub fn build_in(
 ) -> Result<Artifacts> {
     let begun = Instant::now();
     let toolbox = Toolbox::open(project, lock)?;
-    let network = Toolbox::open_set(project, Set::Network, lock)?;
+    let network = Toolbox::open_set(project, Set::Network, LockPolicy::Update)?;
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;
-    let bundled = guest::bundled(project, &toolbox, &rust)?;
+    let bundled = guest::bundled(project, &toolbox, &network, &rust)?;
     let mut built = bundled.clone();
     for package in guest::GUEST_PACKAGES {
         built.push((guest::build(project, &toolbox, &rust, package)?, package.programs.to_vec()));

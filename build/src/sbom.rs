@@ -31,14 +31,14 @@ const BUNDLED: &[(&str, &str)] = &[
 const BUNDLED_NETWORK: &[(&str, &str)] = &[
     ("nftables", "GPL-2.0-only"),
     ("libnftables1", "GPL-2.0-only"),
-    ("libnftnl11", "GPL-2.0-or-later"),
+    ("libnftnl11", "GPL-2.0-only AND GPL-2.0-or-later"),
     ("libmnl0", "LGPL-2.1-or-later"),
     ("libxtables12", "GPL-2.0-or-later"),
     ("libjansson4", "MIT"),
     ("libgmp10", "LGPL-3.0-or-later OR GPL-2.0-or-later"),
     ("libedit2", "BSD-3-Clause"),
-    ("libbsd0", "BSD-3-Clause"),
-    ("libmd0", "BSD-3-Clause"),
+    ("libbsd0", "BSD-3-Clause AND BSD-2-Clause AND ISC AND MIT"),
+    ("libmd0", "BSD-3-Clause AND BSD-2-Clause AND ISC"),
     ("libtinfo6", "X11"),
     ("libc6", "LGPL-2.1-or-later"),
 ];

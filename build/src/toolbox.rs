@@ -86,6 +86,12 @@ const NETWORK_PACKAGES: &[&str] = &[
     // nft, and what names the folder of its libraries in it
     "nftables",
     "patchelf",
+    // netavark and aardvark-dns
+    "gcc",
+    "libc6-dev",
+    "binutils",
+    "protobuf-compiler",
+    "libprotobuf-dev",
 ];
 
 /// What is installed to build and to run, by purpose.

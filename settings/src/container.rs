@@ -8,6 +8,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::container_network::{NetworkName, PublishedPort};
 use crate::health_check::HealthCheck;
 use crate::oci::{Capability, LimitName, ResourceLimit, limit_mistakes};
 use crate::order::circle;
@@ -102,6 +103,15 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"data": {"path": "/var/lib/app"}}))]
     pub volumes: Option<BTreeMap<ContainerName, Volume>>,
+    /// The networks of `settings.container-networks` that it is in, instead of the node's: at most 8. The first is its way out. `["none"]`: in
+    /// none at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["front", "back"]), extend("x-default" = "the network of the node"))]
+    pub networks: Option<Vec<NetworkName>>,
+    /// Ports of the node that lead to ports of it: at most 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["8080:80", "127.0.0.1:53:53/udp"]))]
+    pub ports: Option<Vec<PublishedPort>>,
     /// Whether the node is healthy only while it runs and, with a health check, while that succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("x-default" = "false"))]

@@ -183,8 +183,13 @@ fn the_comparison_with_bottlerocket_has_no_gap_and_tells_the_truth() {
         compared.push(key);
     }
     // What is neither Bottlerocket's nor our own was forgotten in the table.
-    let ours =
-        ["settings.containers", "settings.metrics.address", "settings.api", "settings.updates.healthy-"];
+    let ours = [
+        "settings.containers",
+        "settings.container-networks",
+        "settings.metrics.address",
+        "settings.api",
+        "settings.updates.healthy-",
+    ];
     for key in known.iter().filter(|key| !ours.iter().any(|ours| key.starts_with(ours))) {
         assert!(compared.contains(key), "{key} is not compared with Bottlerocket's");
     }

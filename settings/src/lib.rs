@@ -6,6 +6,7 @@
 mod bootstrap;
 mod change;
 mod container;
+mod container_network;
 mod dns;
 #[cfg(test)]
 mod docs;
@@ -35,6 +36,7 @@ mod volume;
 pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
 pub use change::Change;
 pub use container::{Container, MOST_CONTAINERS, Restart, StopSeconds, StopSignal, UserDataFile};
+pub use container_network::{ContainerNetwork, NetworkName, Protocol, PublishedPort, Subnet4, Subnet6};
 pub use dns::Dns;
 pub use health_check::{HealthCheck, HealthUrl, Retries};
 pub use host_container::HostContainer;
@@ -106,6 +108,10 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
+    /// Networks of containers by name: at most 32. One is there while a container that is in it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"front": {}, "back": {"internal": true}}))]
+    pub container_networks: Option<BTreeMap<NetworkName, ContainerNetwork>>,
     /// Containers that look after the node, by name: at most 32. They begin when they are enabled, end when they are not, and are
     /// made anew when they are changed. `GET /containers` names them `host-containers.<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +162,8 @@ impl Settings {
     /// What must hold for the whole, beyond each value: checked before a commit.
     pub fn check(&self) -> Result<(), Mistakes> {
         let mut mistakes: Vec<Mistake> = self.containers.iter().flat_map(container::mistakes).collect();
+        mistakes
+            .extend(container_network::mistakes(self.container_networks.as_ref(), self.containers.as_ref()));
         mistakes.extend(self.mistakes_of_what_the_node_runs());
         let pki = self.pki.iter().flatten();
         mistakes.extend(pki.filter_map(|(name, pki)| pki.mistake_of_whole(name)));

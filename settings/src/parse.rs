@@ -329,6 +329,7 @@ mod tests {
             "volumes": {"v": {
                 "path": "/v", "kind": "host", "name": "n", "source": "/sys", "size": "1MiB", "read-only": true,
             }},
+            "networks": ["front"], "ports": ["8080:80"],
         }});
         let full = json!({
             "motd": "m",
@@ -374,6 +375,7 @@ mod tests {
                 "source": "i", "mode": "once", "user-data": "YQ==", "essential": true, "command": ["c"], "after": ["a"],
                 "superpowered": true,
             }},
+            "container-networks": {"front": {"subnet4": "10.0.0.0/24", "subnet6": "fd00::/64", "internal": false}},
             "bootstrap-commands": {"greet": {
                 "commands": [["apiclient", "status"]], "mode": "always", "essential": false,
             }},
@@ -411,6 +413,7 @@ mod tests {
             metrics: Some(crate::Metrics { address: Some(_) }),
             api: Some(crate::Api { vsock: Some(_) }),
             containers: Some(containers),
+            container_networks: Some(container_networks),
             host_containers: Some(host_containers),
             bootstrap_containers: Some(bootstrap_containers),
             bootstrap_commands: Some(bootstrap_commands),
@@ -476,7 +479,14 @@ mod tests {
             resource_limits: Some(_),
             read_only: Some(_),
             volumes: Some(volumes),
+            networks: Some(_),
+            ports: Some(_),
         } = &containers.first_key_value().unwrap().1
+        else {
+            panic!()
+        };
+        let crate::ContainerNetwork { subnet4: Some(_), subnet6: Some(_), internal: Some(_) } =
+            &container_networks.first_key_value().unwrap().1
         else {
             panic!()
         };
@@ -541,7 +551,8 @@ mod tests {
         assert_eq!(toml::from_str::<Settings>(&stored).unwrap(), settings);
         let error = mistake(json!({"containers": {"web": {"zzzzzzzz": 1}}}));
         assert!(
-            error.contains("known here: image, command, args, ") && error.ends_with(", volumes, essential"),
+            error.contains("known here: image, command, args, ")
+                && error.ends_with(", networks, ports, essential"),
             "{error}"
         );
     }

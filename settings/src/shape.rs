@@ -44,8 +44,13 @@ const CONTAINER: Shape = Shape::Table(&[
     ("resource-limits", Shape::Map(&RESOURCE_LIMIT)),
     ("read-only", Shape::Switch),
     ("volumes", Shape::Map(&VOLUME)),
+    ("networks", Shape::Texts),
+    ("ports", Shape::Texts),
     ("essential", Shape::Switch),
 ]);
+
+const CONTAINER_NETWORK: Shape =
+    Shape::Table(&[("subnet4", Shape::Text), ("subnet6", Shape::Text), ("internal", Shape::Switch)]);
 
 const STOP_SIGNAL: Shape =
     Shape::Choice(&["SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"]);
@@ -232,6 +237,7 @@ pub(crate) const SETTINGS: Shape = Shape::Table(&[
     ("metrics", Shape::Table(&[("address", Shape::Text)])),
     ("api", Shape::Table(&[("vsock", Shape::Switch)])),
     ("containers", Shape::Map(&CONTAINER)),
+    ("container-networks", Shape::Map(&CONTAINER_NETWORK)),
     ("host-containers", Shape::Map(&HOST_CONTAINER)),
     ("bootstrap-containers", Shape::Map(&BOOTSTRAP_CONTAINER)),
     ("bootstrap-commands", Shape::Map(&BOOTSTRAP_COMMANDS)),

@@ -25,7 +25,7 @@ use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
-use host_agent::container::{shim, spec};
+use host_agent::container::{netavark, shim, spec};
 use host_agent::files;
 
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
@@ -154,6 +154,7 @@ impl Shim {
         let payload =
             fs::read_to_string(self.places.pid()).ok().and_then(|text| text.trim().parse::<i32>().ok());
         let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
+        netavark::set_up(&self.places, payload)?;
         let start = youki(&self.places)
             .arg("start")
             .arg(&self.name)

@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use settings::{Container, OciDefaults};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::container::confinement;
+use crate::container::record::Places;
 use crate::container::spec::Spec;
 use crate::container::volumes;
 
@@ -164,7 +166,14 @@ pub fn config(
     let (masked, read_only) = confinement::paths(spec);
     let sys = confinement::sys_options(spec);
     let mount = |kind: &str, to: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
-    let bind = |file: &str| json!({"destination": file, "type": "bind", "source": file, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
+    let bind = |from: &Path, to: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
+    let (resolv_conf, hosts) = match spec.networks {
+        None => ("/etc/resolv.conf".into(), "/etc/hosts".into()),
+        Some(_) => {
+            let places = Places::of(name);
+            (places.resolv_conf(), places.hosts())
+        }
+    };
     let mut mounts = vec![
         mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
         mount("tmpfs", "/dev", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
@@ -177,8 +186,8 @@ pub fn config(
         mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         mount("sysfs", "/sys", &sys),
         mount("cgroup", "/sys/fs/cgroup", &[&sys[..], &["relatime"]].concat()),
-        bind("/etc/resolv.conf"),
-        bind("/etc/hosts"),
+        bind(&resolv_conf, "/etc/resolv.conf"),
+        bind(&hosts, "/etc/hosts"),
     ];
     mounts.extend(confinement::mounts(name, spec));
     mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(name, volumes)));
@@ -207,6 +216,10 @@ pub fn config(
     });
     if let Some(seccomp) = confinement::seccomp(spec, seccomp) {
         config["linux"]["seccomp"] = seccomp;
+    }
+    if spec.networks.is_some() {
+        // As Docker does: in a network of its own no port is worth more than another.
+        config["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
     }
     // One that looks after the node has its name.
     if !looks_after_the_node {
@@ -320,7 +333,7 @@ mod tests {
         let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
         let config = config(
             "web",
-            &Spec::of_container(&container),
+            &Spec::of_container(&container, None),
             &image,
             User { uid: 0, gid: 0 },
             &json!({"x": 1}),

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use crate::container::spec::{self, Spec};
 
-/// What containers may have: Docker's default set without CAP_NET_RAW. Containers share the node's network, where that would
-/// let them read and forge what the node and its other containers say.
+/// What containers may have: Docker's default set without CAP_NET_RAW, which would let them read and forge what the node or the other
+/// containers of a network say.
 const CAPABILITIES: [&str; 13] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -113,10 +113,10 @@ pub(super) fn no_new_privileges(spec: &Spec) -> bool {
 }
 
 pub(super) fn namespaces(spec: &Spec) -> Value {
-    // The node's network for now: containers of this version share its addresses and ports.
     let own = ["ipc", "uts", "mount", "cgroup"].into_iter();
     let pid = (trust(spec) < Trust::Bootstrap).then_some("pid");
-    own.chain(pid).map(|kind| json!({"type": kind})).collect()
+    let network = spec.networks.is_some().then_some("network");
+    own.chain(pid).chain(network).map(|kind| json!({"type": kind})).collect()
 }
 
 /// `profile` is the one of all containers; none is none.

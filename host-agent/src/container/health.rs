@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use settings::{HealthCheck, HealthUrl, Restart};
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::boottime_ms;
-use crate::container::exec;
+use crate::container::{exec, netavark};
 use crate::container::record::Places;
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -111,8 +111,10 @@ pub async fn ask(course: &mut Course, check: &HealthCheck, name: &str, places: &
             let command: Vec<&str> = command.iter().map(|argument| argument.as_str()).collect();
             command_succeeds(&command, name, places, patience).await
         }
-        (_, Some(url), _) => within(patience, answers(url)).await,
-        (_, _, Some(port)) => within(patience, takes_connections(port.get())).await,
+        (_, Some(url), _) => within(patience, answers(&netavark::addresses(places), url)).await,
+        (_, _, Some(port)) => {
+            within(patience, takes_connections(&netavark::addresses(places), port.get())).await
+        }
         // Refused at a commit.
         (None, None, None) => Ok(()),
     };
@@ -158,10 +160,11 @@ fn process(places: &Places, command: &[&str]) -> io::Result<Value> {
     Ok(process)
 }
 
-async fn connect(port: u16) -> Result<TcpStream, String> {
+async fn connect(own: &[IpAddr], port: u16) -> Result<TcpStream, String> {
     let mut last = None;
-    for address in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-        match TcpStream::connect(SocketAddr::new(address, port)).await {
+    let of_node = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for address in if own.is_empty() { &of_node } else { own } {
+        match TcpStream::connect(SocketAddr::new(*address, port)).await {
             Ok(stream) => return Ok(stream),
             // That of the address that most listen on.
             Err(error) => last = last.or(Some(error)),
@@ -170,12 +173,12 @@ async fn connect(port: u16) -> Result<TcpStream, String> {
     Err(format!("cannot connect to port {port}: {}", last.map(|error| error.to_string()).unwrap_or_default()))
 }
 
-async fn takes_connections(port: u16) -> Result<(), String> {
-    connect(port).await.map(drop)
+async fn takes_connections(own: &[IpAddr], port: u16) -> Result<(), String> {
+    connect(own, port).await.map(drop)
 }
 
-async fn answers(url: &HealthUrl) -> Result<(), String> {
-    let stream = connect(url.port()).await?;
+async fn answers(own: &[IpAddr], url: &HealthUrl) -> Result<(), String> {
+    let stream = connect(own, url.port()).await?;
     status(stream, url.path()).await.and_then(|status| match status {
         200..400 => Ok(()),
         _ => Err(format!("{} answers with status {status}", url.as_str())),

@@ -21,11 +21,12 @@ use crate::container::bundle;
 use crate::container::health::{self, Course};
 use crate::container::image::{self, Image};
 use crate::container::manager::Statuses;
+use crate::container::networks::{self, Plan};
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
 use crate::container::spec::{self, Spec};
-use crate::container::{runtime, shim, volumes};
+use crate::container::{netavark, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -558,6 +559,8 @@ impl Keeper {
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
+        let plan = self.plan_networks()?;
+        netavark::write(&self.places, plan.as_ref()).map_err(|error| failed(&self.places.network(), &error))?;
         if let Some(volumes) = &self.spec.container.volumes {
             volumes::make(&self.name, volumes, &image.rootfs, user)?;
         }
@@ -573,6 +576,15 @@ impl Keeper {
             write_user_data(&folder, content).map_err(|error| failed(&folder.join("user-data"), &error))?;
         }
         std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
+    }
+
+    /// Its part in the networks that it has instead of the node's.
+    fn plan_networks(&self) -> Result<Option<Plan>, String> {
+        let Some(networks) = &self.spec.networks else { return Ok(None) };
+        let container = &self.spec.container;
+        let hostname = container.hostname.as_ref().map_or(self.name.as_str(), |hostname| hostname.as_str());
+        let ports = container.ports.as_deref().unwrap_or_default();
+        networks::plan(&self.name, hostname, networks, ports, &netavark::taken(&self.name)).map(Some)
     }
 
     /// Watches a shim to its end; `None` when asked to stop, after it has stopped. One that is unhealthy and may be started again is
@@ -736,7 +748,7 @@ mod tests {
     fn one_that_is_ending_does_not_speak_for_the_one_that_follows() {
         let tree = serde_json::json!({"containers": {"web": {"image": "a"}}});
         let containers = settings::from_json(&tree).unwrap().containers.unwrap();
-        let spec = Spec::of_container(containers.values().next().unwrap());
+        let spec = Spec::of_container(containers.values().next().unwrap(), None);
         let statuses = Statuses::default();
         let (_order, order) = watch::channel(Order::Run(0));
         let (_access, access) = watch::channel(Access::default());

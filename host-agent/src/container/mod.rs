@@ -11,6 +11,8 @@ mod keeper;
 pub mod layer;
 pub mod log;
 pub mod manager;
+pub mod netavark;
+pub mod networks;
 pub mod pull;
 pub mod record;
 pub mod restart;

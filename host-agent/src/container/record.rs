@@ -59,6 +59,30 @@ impl Places {
         self.run.join("shim.lock")
     }
 
+    /// The networks that it is to have at its next start, for netavark. Not there when it has the node's.
+    pub fn network(&self) -> PathBuf {
+        self.run.join("network.json")
+    }
+
+    /// Those that it has.
+    pub fn network_that_is(&self) -> PathBuf {
+        self.run.join("network-that-is.json")
+    }
+
+    /// Its network namespace, while it has networks of its own.
+    pub fn netns(&self) -> PathBuf {
+        self.run.join("netns")
+    }
+
+    /// Its own `/etc/resolv.conf` and `/etc/hosts`, with networks of its own.
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.run.join("resolv.conf")
+    }
+
+    pub fn hosts(&self) -> PathBuf {
+        self.run.join("hosts")
+    }
+
     /// What the agent knows of the container, for the agent after it.
     pub fn kept(&self) -> PathBuf {
         self.run.join("kept.json")

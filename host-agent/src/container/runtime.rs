@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::container::netavark;
 use crate::container::record::Places;
 use crate::signals;
 
@@ -30,7 +31,7 @@ pub fn log(places: &Places) -> PathBuf {
     places.run.join("youki.log")
 }
 
-/// Ends a container and takes away what is left of it: processes, the runtime's record, its group, the mount of its root.
+/// Ends a container and takes away what is left of it: processes, the runtime's record, its group, its networks, the mount of its root.
 /// Nothing happens when there is nothing. For who holds the container's lock, or knows that no shim does. Blocking.
 pub fn clear(name: &str, places: &Places) {
     let group = places.group.join("payload");
@@ -47,6 +48,7 @@ pub fn clear(name: &str, places: &Places) {
         }
     }
     let _ = fs::remove_dir(&group);
+    netavark::tear_down(name, places);
     let rootfs = places.rootfs();
     // One upon the other, if a shim before this one ended without taking its own away.
     while umount2(&rootfs, MntFlags::empty()).is_ok() || umount2(&rootfs, MntFlags::MNT_DETACH).is_ok() {}

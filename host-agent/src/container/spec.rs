@@ -6,6 +6,8 @@ use settings::{BootstrapContainer, Container, HostContainer, Identifier, Restart
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::container::networks::{self, Network};
+
 /// The key of the settings, without `settings`, and the folder of those that look after the node.
 const HOST: &str = "host-containers";
 const BOOTSTRAP: &str = "bootstrap-containers";
@@ -18,12 +20,14 @@ pub struct Spec {
     pub container: Container,
     pub superpowered: bool,
     pub user_data: Option<UserDataFile>,
+    /// Its own networks; `None` is the node's, and an empty list is none.
+    pub networks: Option<Vec<Network>>,
 }
 
 impl Spec {
-    pub fn of_container(container: &Container) -> Self {
+    pub fn of_container(container: &Container, networks: Option<Vec<Network>>) -> Self {
         let container = container.clone();
-        Self { kind: ContainerKind::Container, container, superpowered: false, user_data: None }
+        Self { kind: ContainerKind::Container, container, superpowered: false, user_data: None, networks }
     }
 
     fn of_host(host: &HostContainer) -> Self {
@@ -39,6 +43,7 @@ impl Spec {
             container,
             superpowered,
             user_data: host.user_data.clone(),
+            networks: None,
         }
     }
 
@@ -55,6 +60,7 @@ impl Spec {
             container,
             superpowered: bootstrap.superpowered.unwrap_or(false),
             user_data: bootstrap.user_data.clone(),
+            networks: None,
         }
     }
 
@@ -65,8 +71,11 @@ impl Spec {
 
 /// What runs all the time, by the name that it has among all containers.
 pub fn lasting(settings: &Settings) -> BTreeMap<String, Spec> {
-    let containers = settings.containers.iter().flatten();
-    let containers = containers.map(|(name, container)| (name.to_string(), Spec::of_container(container)));
+    let networks = networks::settle(&settings.container_networks.clone().unwrap_or_default());
+    let containers = settings.containers.iter().flatten().map(|(name, container)| {
+        let spec = Spec::of_container(container, networks::of_container(container, &networks));
+        (name.to_string(), spec)
+    });
     let host = settings.host_containers.iter().flatten().filter(|(_, host)| host.enabled == Some(true));
     containers.chain(host.map(|(name, host)| (format!("{HOST}.{name}"), Spec::of_host(host)))).collect()
 }

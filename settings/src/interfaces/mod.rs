@@ -10,6 +10,7 @@ pub use scalar::{
 
 pub(crate) use net_toml::read as read_net_toml;
 pub(crate) use rules::mistakes_of_whole;
+pub(crate) use scalar::cidr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

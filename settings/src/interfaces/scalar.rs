@@ -103,6 +103,8 @@ macro_rules! cidr {
     };
 }
 
+pub(crate) use cidr;
+
 cidr!(
     /// An IPv4 address of the node with the length of its network's prefix.
     Cidr4,

@@ -1,0 +1,200 @@
+//! Networks of containers, as netavark makes them: bridges, addresses, NAT and published ports; and aardvark-dns, which netavark
+//! starts and tells of names.
+//!
+//! A shim has them made between its container's creation and its start, and taken away after its end. Both are done by one at a time,
+//! and from a control group that is nobody's: aardvark-dns outlives the container that it was started for.
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::container::networks::{self, Plan};
+use crate::container::record::Places;
+use crate::{files, signals};
+
+const NETAVARK: &str = "/usr/bin/netavark";
+const AARDVARK: &str = "/usr/bin/aardvark-dns";
+/// netavark's and aardvark's own records, in memory.
+const RECORDS: &str = "/run/netavark";
+const NAMES: &str = "/run/netavark/aardvark-dns";
+/// No container has a name with a dot in front.
+const GROUP: &str = "/sys/fs/cgroup/containers/.networks";
+const DNS_PORT: &str = "53";
+/// For netavark, which runs nft some times.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of what it says that are read.
+const MOST_SAID: u64 = 64 << 10;
+
+/// The addresses that other containers than this one have, or have had until they are started again.
+pub fn taken(container: &str) -> BTreeSet<IpAddr> {
+    let folders = fs::read_dir("/run/containers").into_iter().flatten().flatten();
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let others = names.filter(|name| name != container);
+    others.flat_map(|name| addresses(&Places::of(&name))).collect()
+}
+
+/// The container's own addresses, those of its first network first. None of one in the node's network.
+pub fn addresses(places: &Places) -> Vec<IpAddr> {
+    read(&places.network()).map(|options| networks::addresses(&options)).unwrap_or_default()
+}
+
+fn read(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Writes down what the next start of the container is to have; `None` is the node's network.
+pub fn write(places: &Places, plan: Option<&Plan>) -> io::Result<()> {
+    let Some(plan) = plan else {
+        return match fs::remove_file(places.network()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    };
+    files::replace(&places.resolv_conf(), plan.resolv_conf.as_bytes())?;
+    files::replace(&places.hosts(), plan.hosts.as_bytes())?;
+    files::replace(&places.network(), plan.options.to_string().as_bytes())
+}
+
+/// Makes the networks of the container whose first process this is. Blocking.
+pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
+    let Ok(options) = fs::read(places.network()) else { return Ok(()) };
+    let netns = places.netns();
+    let failed = |what: &Path, error: &dyn std::fmt::Display| format!("cannot make {}: {error}", what.display());
+    // Kept by a mount, so that it can be taken apart in order when the container has ended.
+    File::create(&netns).map_err(|error| failed(&netns, &error))?;
+    let own = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    mount(Some(&own), &netns, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|error| failed(&netns, &error))?;
+    let is = places.network_that_is();
+    files::replace(&is, &options).map_err(|error| failed(&is, &error))?;
+    netavark("setup", &options, &netns).map_err(|error| format!("cannot make the container's networks: {error}"))
+}
+
+/// Takes away what [`set_up`] made, also in part, and also in vain. Blocking.
+pub fn tear_down(name: &str, places: &Places) {
+    let (netns, is) = (places.netns(), places.network_that_is());
+    if let Ok(options) = fs::read(&is) {
+        if let Err(error) = netavark("teardown", &options, &netns) {
+            eprintln!("<4>container {name}: cannot take away its networks: {error}");
+        }
+        let _ = fs::remove_file(&is);
+    }
+    while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
+    let _ = fs::remove_file(&netns);
+}
+
+fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
+    let in_vain = |error: io::Error| format!("{NETAVARK}: {error}");
+    fs::create_dir_all(RECORDS).map_err(in_vain)?;
+    let lock = Path::new(RECORDS).join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(lock).map_err(in_vain)?;
+    // Whoever has it gives up in time, and a lock ends with its process.
+    lock.lock().map_err(in_vain)?;
+    let mut netavark = Command::new(NETAVARK);
+    netavark
+        .env_clear()
+        .env("PATH", "/usr/bin")
+        .env("NETAVARK_DNS_PORT", DNS_PORT)
+        .args(["--config", RECORDS, "--aardvark-binary", AARDVARK, "--firewall-driver", "nftables", command])
+        .arg(netns)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    signals::none_blocked(&mut netavark);
+    let mut child = netavark.spawn().map_err(in_vain)?;
+    // Before it is told what to do: whom it starts is to be in that group, too.
+    if let Err(error) = fs::create_dir_all(GROUP)
+        .and_then(|()| fs::write(Path::new(GROUP).join("cgroup.procs"), child.id().to_string()))
+    {
+        eprintln!("<4>{NETAVARK}: cannot move it to {GROUP}: {error}");
+    }
+    let mut input = child.stdin.take();
+    let told = input.as_mut().map_or(Ok(()), |input| input.write_all(options));
+    drop(input);
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(in_vain)? {
+            Some(status) => break Some(status),
+            None if begun.elapsed() >= PATIENCE => {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            None => sleep(Duration::from_millis(10)),
+        }
+    };
+    let Some(status) = status else {
+        return Err(format!("{NETAVARK} did not end within {} s", PATIENCE.as_secs()));
+    };
+    if status.success() {
+        return told.map_err(in_vain);
+    }
+    let mut said = Vec::new();
+    if let Some(out) = child.stdout.take() {
+        let _ = out.take(MOST_SAID).read_to_end(&mut said);
+    }
+    if let Some(error) = child.stderr.take() {
+        let _ = error.take(MOST_SAID).read_to_end(&mut said);
+    }
+    Err(in_words(&String::from_utf8_lossy(&said)).unwrap_or_else(|| format!("{NETAVARK} ended with {status}")))
+}
+
+/// What netavark says when it fails: `{"error": "..."}` on its standard output, or a panic's words.
+fn in_words(said: &str) -> Option<String> {
+    let error = said.lines().find_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(line["error"].as_str()?.to_owned())
+    });
+    error.or_else(|| said.lines().rfind(|line| !line.trim().is_empty()).map(ToOwned::to_owned))
+}
+
+/// Starts aardvark-dns again if it ended while containers have names. netavark would do that for the next container only. Blocking.
+pub fn revive_names() {
+    let pid_file = Path::new(NAMES).join("aardvark.pid");
+    let pid = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
+    // Only a number that is nobody's: it may be in the middle of its start.
+    if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+        return;
+    }
+    let networks = fs::read_dir(NAMES).into_iter().flatten().flatten();
+    if networks.filter(|entry| entry.file_name() != "aardvark.pid").count() == 0 {
+        let _ = fs::remove_file(&pid_file);
+        return;
+    }
+    let mut aardvark = Command::new(AARDVARK);
+    aardvark.env_clear().env("PATH", "/usr/bin").args(["--config", NAMES, "-p", DNS_PORT, "run"]);
+    aardvark.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    signals::none_blocked(&mut aardvark);
+    let ended = aardvark.status();
+    let now = fs::read_to_string(&pid_file).unwrap_or_default();
+    let _ = fs::write(Path::new(GROUP).join("cgroup.procs"), now.trim());
+    match ended {
+        Ok(status) if status.success() => eprintln!("<4>{AARDVARK} had ended: started again"),
+        Ok(status) => eprintln!("<3>{AARDVARK} had ended, and cannot be started again: {status}"),
+        Err(error) => eprintln!("<3>{AARDVARK} had ended, and cannot be started again: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_netavark_says_is_told_in_its_words() {
+        let said = "{\"error\":\"create bridge: Netlink error: exists\"}\n";
+        assert_eq!(in_words(said).unwrap(), "create bridge: Netlink error: exists");
+        assert_eq!(in_words("thread panicked\nat line 3\n\n").unwrap(), "at line 3");
+        assert_eq!(in_words("\n"), None);
+    }
+}
