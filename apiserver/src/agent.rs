@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use settings::{Settings, Step};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -270,6 +271,9 @@ pub struct ContainerStatus {
     /// The container that it starts after, while that one does not run or is not healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// Its own addresses, with networks of its own and while it runs; those of its first network come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl ContainerStatus {

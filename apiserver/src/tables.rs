@@ -115,6 +115,10 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
         if let Some(error) = &container.error {
             text.push_str(&format!("    {error}\n"));
         }
+        if !container.addresses.is_empty() {
+            let addresses: Vec<String> = container.addresses.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("    {}\n", addresses.join(", ")));
+        }
         if let Some(other) = &container.waits_for {
             text.push_str(&format!("    waits for {other}\n"));
         }

@@ -33,7 +33,7 @@ pub fn build_in(
 ) -> Result<Artifacts> {
     let begun = Instant::now();
     let toolbox = Toolbox::open(project, lock)?;
-    let network = Toolbox::open_set(project, Set::Network, LockPolicy::Update)?;
+    let network = Toolbox::open_set(project, Set::Network, lock)?;
     let rust = guest::Rust::find(project)?;
 
     let kernel = kernel::build(project, &toolbox)?;

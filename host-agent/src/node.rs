@@ -222,6 +222,7 @@ mod tests {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            addresses: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@ use build::disk::SECTOR;
 use build::guest::{self, Rust};
 use build::project::Project;
 use build::root;
+use build::toolbox::{LockPolicy, Set, Toolbox};
 use build::variant::Variant;
 use build::{esp, kernel, oci, sbom};
 use std::fs::{self, File};
@@ -65,7 +66,9 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
     let bench = bench();
     let real = &bench.project;
     let rust = Rust::find(real)?;
-    let bundled = guest::bundled(real, &bench.toolbox, &rust)?;
+    let network = Toolbox::open_set(real, Set::Network, LockPolicy::Newest)?;
+    let bundled = guest::bundled(real, &bench.toolbox, &network, &rust)?;
+    let nft = guest::nft(real, &network)?;
     let busybox = oci::preload(real, &bench.toolbox, "busybox")?;
     let shell = real.cache.step(
         "shell",
@@ -82,13 +85,20 @@ fn build_and_write(node: &Node, project: &Project, variant: &Variant) -> Result<
         built.push((guest::build(real, &bench.toolbox, &rust, package)?, package.programs.to_vec()));
     }
     let programs: Vec<_> = built.iter().map(|(entry, names)| (entry, names.clone())).collect();
-    let licences =
-        sbom::collect(real, &bench.toolbox, &rust, &bundled, &kernel::build(real, &bench.toolbox)?)?;
+    let licences = sbom::collect(
+        real,
+        &bench.toolbox,
+        &network,
+        &rust,
+        &bundled,
+        &kernel::build(real, &bench.toolbox)?,
+    )?;
     let preloaded = [busybox];
     let loader = bench.toolbox.root.join(esp::LOADER);
     let inputs = root::Inputs {
         variant,
         programs: &programs,
+        nft: &nft,
         preloaded: &preloaded,
         licences: &licences,
         loader: &loader,

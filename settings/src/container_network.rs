@@ -246,7 +246,8 @@ pub(crate) fn mistakes(
         }
         let check = container.health_check.as_ref();
         if is_alone && check.is_some_and(|check| check.http.is_some() || check.tcp.is_some()) {
-            let reason = "`http` and `tcp` ask by network, and one without any cannot be reached: use `command`";
+            let reason =
+                "`http` and `tcp` ask by network, and one without any cannot be reached: use `command`";
             wrong(own("health-check"), reason.to_owned());
         }
     }
@@ -349,8 +350,18 @@ mod tests {
             (&json!({"a": {"subnet6": "fd00::/121"}}), none.clone(), &none, "such as fd00:89::/64"),
             (&json!({"-front": {}}), none.clone(), &none, "at most 63 of"),
             (&json!({"none": {}}), none.clone(), &none, "`none` and `host` are not names"),
-            (&front, json!({"networks": ["none", "front"]}), &none, "web.networks: `none` is no network at all"),
-            (&front, json!({"networks": ["none"], "ports": ["80:80"]}), &none, "web.networks: `none` is no network at all"),
+            (
+                &front,
+                json!({"networks": ["none", "front"]}),
+                &none,
+                "web.networks: `none` is no network at all",
+            ),
+            (
+                &front,
+                json!({"networks": ["none"], "ports": ["80:80"]}),
+                &none,
+                "web.networks: `none` is no network at all",
+            ),
             (
                 &front,
                 json!({"networks": ["none"], "health-check": {"tcp": 80}}),

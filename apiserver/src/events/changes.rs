@@ -70,6 +70,7 @@ mod tests {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            addresses: Vec::new(),
         }
     }
 

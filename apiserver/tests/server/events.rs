@@ -214,6 +214,7 @@ fn running(name: &str) -> ContainerStatus {
         started_at_ms: Some(1),
         health: None,
         waits_for: None,
+        addresses: Vec::new(),
     }
 }
 

@@ -43,6 +43,7 @@ fn node() -> Metrics {
         started_at_ms: Some(1),
         health: None,
         waits_for: None,
+        addresses: Vec::new(),
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

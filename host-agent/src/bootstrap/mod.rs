@@ -256,6 +256,7 @@ mod tests {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            addresses: Vec::new(),
         };
         use ContainerState::{Exited, Failed, Pulling, Running, Starting, Stopping};
         for state in [Pulling, Starting, Running, Stopping] {

@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::boottime_ms;
-use crate::container::{exec, netavark};
 use crate::container::record::Places;
+use crate::container::{exec, netavark};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Between questions until the first good answer, unless the interval is shorter.

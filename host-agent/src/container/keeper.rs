@@ -167,6 +167,7 @@ impl Keeper {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            addresses: Vec::new(),
         }
     }
 
@@ -400,6 +401,7 @@ impl Keeper {
         let exit_code = self.exit.as_ref().and_then(|exit| exit.exit_code);
         self.set(|status| {
             status.pid = None;
+            status.addresses = Vec::new();
             status.health = None;
             status.exit_code = exit_code;
             status.restarts = self.restarts.count;
@@ -463,7 +465,9 @@ impl Keeper {
     }
 
     fn set_running(&self, pid: u32, since: u64) {
+        let addresses = netavark::addresses(&self.places);
         self.set(|status| {
+            status.addresses = addresses;
             status.state = ContainerState::Running;
             status.pid = Some(pid);
             status.error = None;
@@ -560,7 +564,8 @@ impl Keeper {
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
         let plan = self.plan_networks()?;
-        netavark::write(&self.places, plan.as_ref()).map_err(|error| failed(&self.places.network(), &error))?;
+        netavark::write(&self.places, plan.as_ref())
+            .map_err(|error| failed(&self.places.network(), &error))?;
         if let Some(volumes) = &self.spec.container.volumes {
             volumes::make(&self.name, volumes, &image.rootfs, user)?;
         }

@@ -69,7 +69,8 @@ pub fn write(places: &Places, plan: Option<&Plan>) -> io::Result<()> {
 pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
     let Ok(options) = fs::read(places.network()) else { return Ok(()) };
     let netns = places.netns();
-    let failed = |what: &Path, error: &dyn std::fmt::Display| format!("cannot make {}: {error}", what.display());
+    let failed =
+        |what: &Path, error: &dyn std::fmt::Display| format!("cannot make {}: {error}", what.display());
     // Kept by a mount, so that it can be taken apart in order when the container has ended.
     File::create(&netns).map_err(|error| failed(&netns, &error))?;
     let own = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -77,7 +78,8 @@ pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
         .map_err(|error| failed(&netns, &error))?;
     let is = places.network_that_is();
     files::replace(&is, &options).map_err(|error| failed(&is, &error))?;
-    netavark("setup", &options, &netns).map_err(|error| format!("cannot make the container's networks: {error}"))
+    netavark("setup", &options, &netns)
+        .map_err(|error| format!("cannot make the container's networks: {error}"))
 }
 
 /// Takes away what [`set_up`] made, also in part, and also in vain. Blocking.
@@ -146,7 +148,8 @@ fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
     if let Some(error) = child.stderr.take() {
         let _ = error.take(MOST_SAID).read_to_end(&mut said);
     }
-    Err(in_words(&String::from_utf8_lossy(&said)).unwrap_or_else(|| format!("{NETAVARK} ended with {status}")))
+    Err(in_words(&String::from_utf8_lossy(&said))
+        .unwrap_or_else(|| format!("{NETAVARK} ended with {status}")))
 }
 
 /// What netavark says when it fails: `{"error": "..."}` on its standard output, or a panic's words.
