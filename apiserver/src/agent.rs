@@ -34,10 +34,15 @@ pub enum Request {
     Containers,
     /// What `GET /metrics` tells of the node.
     Metrics,
-    /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
+    /// What a container wrote, as much of it as an answer holds.
     ContainerLogs {
         name: String,
-        lines: Option<u32>,
+        start: LogStart,
+    },
+    /// The same, piece by piece, and what it writes from then on.
+    FollowContainerLogs {
+        name: String,
+        from: LogFrom,
     },
     /// Stop or start a container by hand. Answered when that begins.
     ContainerAction {
@@ -80,6 +85,7 @@ pub enum Response {
     Logs {
         text: String,
     },
+    NewLogs(NewLogs),
     Updates {
         status: Box<UpdateStatus>,
     },
@@ -108,6 +114,45 @@ pub enum ErrorKind {
     Busy,
     /// 500
     Failed,
+}
+
+/// Which lines of a log are asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LogStart {
+    /// Only so many of the last ones.
+    pub lines: Option<u32>,
+    /// From the first on that was written then or later, in milliseconds of the Unix epoch.
+    pub since_ms: Option<i64>,
+}
+
+/// Where who follows a log is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFrom {
+    Start(LogStart),
+    After(LogPosition),
+}
+
+/// A place in one of a log's files; by default before the first line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LogPosition {
+    pub inode: u64,
+    /// When the file was made.
+    pub made_ns: u64,
+    pub offset: u64,
+}
+
+/// A piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NewLogs {
+    pub text: String,
+    /// To ask for what comes next.
+    pub next: LogPosition,
+    /// There may be more already.
+    pub has_more: bool,
 }
 
 /// What became of an apply, step by step.

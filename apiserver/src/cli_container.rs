@@ -1,10 +1,12 @@
 //! `apiclient container`: what is done with a container that runs.
 
 use hyper::Method;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::agent::{ContainerAction, ContainerState, ContainerStatus};
-use crate::cli::{Api, Failure, encode};
+use crate::cli::{Api, Failure, encode, refused};
+use crate::client;
 
 /// Between two looks at a container that is being stopped.
 const LOOK: Duration = Duration::from_millis(200);
@@ -40,4 +42,32 @@ pub(crate) fn stop(api: &Api, name: &str) -> Result<String, Failure> {
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// What a container wrote; who follows is shown it as it comes.
+pub(crate) fn logs(
+    api: &Api,
+    name: &str,
+    lines: Option<u32>,
+    since: Option<&str>,
+    follow: bool,
+) -> Result<String, Failure> {
+    let parts = [
+        lines.map(|lines| format!("lines={lines}")),
+        since.map(|since| format!("since={}", encode(since))),
+        follow.then(|| "follow=true".to_owned()),
+    ];
+    let query = parts.into_iter().flatten().collect::<Vec<_>>().join("&");
+    let and = if query.is_empty() { "" } else { "?" };
+    let uri = format!("/containers/{}/logs{and}{query}", encode(name));
+    if !follow {
+        return Ok(api.send(Method::GET, &uri, None)?.text());
+    }
+    let mut out = std::io::stdout();
+    let followed = client::follow(&api.endpoint, &uri, |text| {
+        out.write_all(text)?;
+        out.flush()
+    })?;
+    followed.map_err(|answer| refused(&answer, Method::GET, &uri))?;
+    Ok(String::new())
 }

@@ -25,7 +25,7 @@
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
-//! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
+//! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
@@ -55,7 +55,7 @@ use crate::agent;
 use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
-use crate::events::{self, AnyBody};
+use crate::events::{self, AnyBody, log};
 use crate::generations;
 use crate::metadata;
 use crate::metrics;
@@ -84,9 +84,32 @@ pub(crate) async fn handle(
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
         return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
+    if let Some(followed) = follow_log(state, client.access, &request).await {
+        return counted(state, followed.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
+    }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
     counted(state, whole(held.unwrap_or_else(|refusal| refusal.reply(as_json))))
+}
+
+/// A log with what is written to it from now on; none of any other request, nor of a wrong one.
+async fn follow_log(
+    state: &Rc<RefCell<State>>,
+    access: Access,
+    request: &Request<Incoming>,
+) -> Option<Result<Response<AnyBody>, Refusal>> {
+    let name = request.uri().path().strip_prefix("/containers/")?.strip_suffix("/logs")?;
+    let query = Query::parse(request.uri().query()?).ok()?;
+    let is_long = request.uri().path_and_query().is_none_or(|uri| uri.as_str().len() > LONGEST_URI);
+    if is_long || request.method() != Method::GET || name.contains('/') || !log::follows(&query).ok()? {
+        return None;
+    }
+    let name = decode(name).ok()?;
+    let follow = async {
+        access.check(request.method(), &["containers", &name, "logs"])?;
+        log::follow(state, name.clone(), log::start(&query)?).await
+    };
+    Some(follow.await)
 }
 
 fn counted(state: &RefCell<State>, response: Response<AnyBody>) -> Response<AnyBody> {
@@ -217,13 +240,10 @@ async fn route(
             _ => Err(unexpected()),
         },
         (&Method::GET, ["containers", name, "logs"]) => {
-            let wrong = |_| {
-                Refusal::bad_request(
-                    "the query parameter \"lines\" is not a whole number, such as ?lines=100",
-                )
-            };
-            let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
-            log(state, (*name).to_owned(), lines).await
+            let (name, start) = ((*name).to_owned(), log::start(&query)?);
+            // That it is neither true nor false; who follows was answered before.
+            log::follows(&query)?;
+            log::whole(state, name, start).await
         }
         (&Method::POST, ["containers", name, word]) => match agent::ContainerAction::of_word(word) {
             Some(action) => {
@@ -347,16 +367,6 @@ fn whole_settings(state: &mut State) -> Reply {
     let reply = reply::json(&settings::select(&state.effective(), |_| true));
     state.whole.keep(committed, reply.body().clone());
     reply
-}
-
-/// One log at a time, as they are the largest of all answers.
-async fn log(state: &RefCell<State>, name: String, lines: Option<u32>) -> Result<Reply, Refusal> {
-    let log = state.borrow().log.clone();
-    let _turn = log.lock().await;
-    match ask_agent(state, &agent::Request::ContainerLogs { name, lines }).await? {
-        agent::Response::Logs { text } => Ok(reply::text(text)),
-        _ => Err(unexpected()),
-    }
 }
 
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {

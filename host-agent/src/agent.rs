@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, LARGEST_LINE, Request, Response};
+use apiserver::agent::{ErrorKind, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -31,7 +31,9 @@ const STOPPING: Duration = Duration::from_secs(2);
 const START_PATIENCE: Duration = Duration::from_secs(100);
 /// What goes around a log in an answer.
 const WRAPPING: u64 = 1 << 10;
-/// Bytes of a log that are sent at once.
+/// Bytes of a log that are sent at once to who follows it: more than its longest line.
+const LARGEST_PIECE: u64 = 64 << 10;
+/// The same, to who does not.
 const LARGEST_LOG: u64 = 1 << 20;
 
 #[derive(Clone)]
@@ -168,12 +170,22 @@ impl Agent {
                 }
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
             },
-            Request::ContainerLogs { name, lines } => {
-                if self.node.borrow().containers.status(&name).is_none() {
-                    let message = self.node.borrow().containers.unknown(&name);
-                    return Response::Error { kind: ErrorKind::NotFound, message };
-                }
-                let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
+            Request::ContainerLogs { name, .. } | Request::FollowContainerLogs { name, .. }
+                if self.node.borrow().containers.status(&name).is_none() =>
+            {
+                let message = self.node.borrow().containers.unknown(&name);
+                Response::Error { kind: ErrorKind::NotFound, message }
+            }
+            Request::FollowContainerLogs { name, from } => {
+                let path = Places::of(&name).log;
+                let position = match from {
+                    LogFrom::Start(start) => log::position(&path, start),
+                    LogFrom::After(position) => position,
+                };
+                Response::NewLogs(log::after(&path, position, LARGEST_PIECE))
+            }
+            Request::ContainerLogs { name, start } => {
+                let text = log::read(&Places::of(&name).log, start, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
             Request::ContainerAction { .. } if has_gone(asker) => failed(GONE.to_owned()),
