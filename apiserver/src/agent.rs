@@ -34,6 +34,8 @@ pub enum Request {
     Containers,
     /// What `GET /metrics` tells of the node.
     Metrics,
+    /// What containers that run use.
+    ContainerStats,
     /// What a container wrote, as much of it as an answer holds.
     ContainerLogs {
         name: String,
@@ -82,6 +84,9 @@ pub enum Response {
         containers: Vec<ContainerStatus>,
     },
     Metrics(Box<Metrics>),
+    ContainerStats {
+        containers: Vec<ContainerStats>,
+    },
     Logs {
         text: String,
     },
@@ -233,6 +238,33 @@ pub struct Usage {
     /// Microseconds of processors.
     pub cpu_us: u64,
     pub memory_bytes: u64,
+}
+
+/// What a container that runs uses, as its control group (cgroup v2) counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerStats {
+    pub name: String,
+    /// When it was looked at, in milliseconds of CLOCK_BOOTTIME.
+    pub at_ms: u64,
+    /// Microseconds of processors since its start.
+    pub cpu_us: u64,
+    /// With what it has of files in the page cache.
+    pub memory_bytes: u64,
+    /// The most that it was since its start.
+    pub memory_peak_bytes: u64,
+    /// `None`: as much as the node has.
+    pub memory_limit_bytes: Option<u64>,
+    /// How often it was held up because it had more than it should.
+    pub memory_high_events: u64,
+    /// Processes that the kernel killed because its memory was used up.
+    pub oom_kills: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    pub pids_limit: Option<u64>,
+    /// Of block devices since its start.
+    pub io_read_bytes: u64,
+    pub io_written_bytes: u64,
 }
 
 /// How long what ran was held up for the lack of something since the boot (PSI of the kernel).

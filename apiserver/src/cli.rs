@@ -178,6 +178,14 @@ enum Container {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Processors, memory, processes and block devices that containers use; two looks, a second apart
+    Stats {
+        /// Nothing means all that run
+        name: Option<String>,
+        /// What the node counts, as JSON; one look
+        #[arg(long)]
+        json: bool,
+    },
     /// End a container; it stays stopped until it is started, its settings change, or the node restarts
     Stop { name: String },
     /// Start a container that was stopped, has ended, or waits for its next start
@@ -454,6 +462,9 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         }
         Command::Container(Container::Logs { name, lines, since, follow }) => {
             cli_container::logs(api, name, *lines, since.as_deref(), *follow)
+        }
+        Command::Container(Container::Stats { name, json }) => {
+            cli_container::stats(api, name.as_deref(), *json)
         }
         Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
         Command::Container(Container::Start { name }) => {

@@ -26,6 +26,7 @@
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
+//! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
@@ -239,6 +240,12 @@ async fn route(
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
         },
+        (&Method::GET, ["containers", "stats"]) => {
+            match ask_agent(state, &agent::Request::ContainerStats).await? {
+                agent::Response::ContainerStats { containers } => Ok(reply::json(&containers)),
+                _ => Err(unexpected()),
+            }
+        }
         (&Method::GET, ["containers", name, "logs"]) => {
             let (name, start) = ((*name).to_owned(), log::start(&query)?);
             // That it is neither true nor false; who follows was answered before.
@@ -299,6 +306,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("events", "GET"),
     ("metrics", "GET"),
     ("containers", "GET"),
+    ("containers/stats", "GET"),
     ("containers/NAME/logs", "GET"),
     ("containers/NAME/stop", "POST"),
     ("containers/NAME/start", "POST"),

@@ -164,6 +164,9 @@ impl Agent {
             Request::Containers => {
                 Response::Containers { containers: self.node.borrow().containers.statuses() }
             }
+            Request::ContainerStats => {
+                Response::ContainerStats { containers: figures::container_stats(&self.node.borrow()) }
+            }
             Request::Metrics => match init::status().await {
                 Ok(status) => {
                     Response::Metrics(Box::new(figures::collect(&mut self.node.borrow_mut(), &status)))

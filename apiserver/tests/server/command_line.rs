@@ -126,6 +126,7 @@ fn content(request: Request) -> String {
             });
             Response::Containers { containers: vec![serde_json::from_value(web).unwrap()] }
         }
+        Request::ContainerStats => Response::ContainerStats { containers: Vec::new() },
         Request::Services => Response::Services { services: Vec::new() },
         Request::ContainerLogs { .. } => Response::Logs { text: "hello\n".to_owned() },
         _ => Response::Done,

@@ -4,9 +4,10 @@ use apiserver::agent::{
     ContainerAction, ErrorKind, LogFrom, LogPosition, LogStart, NewLogs, Request, Response,
 };
 use hyper::Method;
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -156,4 +157,47 @@ fn there_are_places_for_16_who_follow_logs() {
         assert!(Instant::now() < deadline, "the place of one that is gone stays taken");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn what_containers_use_is_told_of_all_and_of_one_that_runs() {
+    let server = Server::start();
+    let looks = AtomicU64::new(0);
+    agent(&server, move |request| match request {
+        Request::ContainerStats => {
+            let look = looks.fetch_add(1, Ordering::SeqCst);
+            let web = json!({
+                "name": "web", "at-ms": 1000 * look, "cpu-us": 500_000 * look, "memory-bytes": 1 << 20, "memory-peak-bytes": 3 << 20,
+                "memory-limit-bytes": null, "memory-high-events": 4, "oom-kills": 5, "pids": 6, "pids-limit": 1024,
+                "io-read-bytes": 7, "io-written-bytes": 8
+            });
+            answer(&Response::ContainerStats { containers: vec![serde_json::from_value(web).unwrap()] })
+        }
+        Request::Containers => {
+            let db = json!({
+                "name": "db", "image": "a", "state": "exited", "restarts": 0, "delays-ms": [], "essential": false
+            });
+            answer(&Response::Containers { containers: vec![serde_json::from_value(db).unwrap()] })
+        }
+        request => panic!("asked for {request:?}"),
+    });
+    let shown = server.client(&["container", "stats"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let row: Vec<&str> = shown.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    let row = row.join(" ");
+    assert!(
+        row.starts_with("web 50.0 % ") && row.contains(" 1.0 MiB 3.0 MiB - 4 5 6/1024 7 B 8 B"),
+        "{shown}"
+    );
+    let numbers = server.client(&["container", "stats", "web", "--json"]);
+    let numbers: Value = serde_json::from_slice(&numbers.stdout).unwrap();
+    assert_eq!((&numbers[0]["name"], &numbers[0]["oom-kills"]), (&json!("web"), &json!(5)));
+    for (name, said) in [("db", "db does not run"), ("wbe", "there is no container \"wbe\": there are db")] {
+        let refused = server.client(&["container", "stats", name]);
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && told.contains(said), "{refused:?}");
+    }
+    // Who only reads is told too: there is no secret in it.
+    assert_eq!(server.send_as_reader(Method::GET, "/containers/stats", "").status, 200);
+    assert_eq!(server.send(Method::POST, "/containers/stats", "").status, 405);
 }
