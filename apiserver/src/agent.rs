@@ -3,7 +3,7 @@
 //! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
-use settings::{Settings, Step};
+use settings::{ImageReference, Settings, Step};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -51,6 +51,9 @@ pub enum Request {
         name: String,
         action: ContainerAction,
     },
+    Images {
+        what: ImageRequest,
+    },
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
@@ -72,6 +75,21 @@ pub enum Request {
     PowerOff,
 }
 
+/// What is asked of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageRequest {
+    List,
+    Inspect(ImageReference),
+    /// Pull one ahead of its use, and keep it until it is removed. Answered when that begins.
+    Pull(ImageReference),
+    Remove(ImageReference),
+    /// Remove what no container has; with `all` also what is kept because it was pulled by hand.
+    Prune {
+        all: bool,
+    },
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum Response {
@@ -91,6 +109,13 @@ pub enum Response {
         text: String,
     },
     NewLogs(NewLogs),
+    Images {
+        images: Vec<ImageStatus>,
+    },
+    Image(Box<ImageDetails>),
+    RemovedImages {
+        removed: Vec<RemovedImage>,
+    },
     Updates {
         status: Box<UpdateStatus>,
     },
@@ -265,6 +290,73 @@ pub struct ContainerStats {
     /// Of block devices since its start.
     pub io_read_bytes: u64,
     pub io_written_bytes: u64,
+}
+
+/// An image that the node has, or is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageStatus {
+    /// As settings write it.
+    pub reference: String,
+    pub state: ImageState,
+    /// Of its manifest.
+    pub digest: Option<String>,
+    /// What its files take on the disk.
+    pub bytes: Option<u64>,
+    /// RFC 3339.
+    pub pulled_at: Option<String>,
+    /// It was pulled by hand, and is kept until it is removed by hand.
+    pub pinned: bool,
+    /// Names of the containers whose settings name it.
+    pub used_by: Vec<String>,
+    /// Why it could not be pulled, or not pulled again.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageState {
+    /// It is part of the system.
+    Preloaded,
+    Pulled,
+    /// By hand.
+    Pulling,
+    /// It was to be pulled by hand, and is not there.
+    Failed,
+}
+
+/// An image, with what its maker says of it (OCI Image Specification 1.1, config.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageDetails {
+    #[serde(flatten)]
+    pub image: ImageStatus,
+    pub created: Option<String>,
+    pub architecture: Option<String>,
+    pub os: Option<String>,
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub user: Option<String>,
+    pub working_dir: Option<String>,
+    pub stop_signal: Option<String>,
+    pub ports: Vec<String>,
+    pub volumes: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    /// What its layers are before they are compressed, the lowest first.
+    pub layers: Vec<String>,
+}
+
+/// An image that is gone from the disk, or what a broken pull of one had left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemovedImage {
+    /// By what names it was known.
+    pub references: Vec<String>,
+    pub digest: String,
+    /// False for what a broken pull had left.
+    pub is_whole: bool,
+    pub bytes: u64,
 }
 
 /// How long what ran was held up for the lack of something since the boot (PSI of the kernel).

@@ -17,6 +17,7 @@ use crate::cli_container;
 use crate::cli_diff;
 use crate::cli_edit;
 use crate::cli_explain;
+use crate::cli_image::{self, Image};
 use crate::cli_progress::Progress;
 use crate::cli_trial;
 pub(crate) use crate::cli_trial::How;
@@ -87,6 +88,9 @@ enum Command {
     /// Containers, what they wrote, and stopping and starting them
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// Images that containers have, or are to have
+    #[command(subcommand, alias = "images")]
+    Image(Image),
     /// New versions of the system
     #[command(subcommand)]
     Update(Update),
@@ -463,6 +467,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Container(Container::Logs { name, lines, since, follow }) => {
             cli_container::logs(api, name, *lines, since.as_deref(), *follow)
         }
+        Command::Image(image) => cli_image::execute(api, image),
         Command::Container(Container::Stats { name, json }) => {
             cli_container::stats(api, name.as_deref(), *json)
         }

@@ -28,6 +28,9 @@
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
 //! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
+//! | `GET /images`, `GET /images/inspect?reference=R` | *images, with size, time and who uses them; one of them with what its maker says of it* |
+//! | `POST /images/pull?reference=R` | *204: begins; it is kept until it is removed; how it goes on is in the list; 409 for one of the system* |
+//! | `DELETE /images?reference=R`, `POST /images/prune?all=true` | *removes one (409 while containers have it), or all that none has; with `all` those too that were pulled by hand; what was removed* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
 //! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest; 0: nothing set* |
@@ -48,11 +51,12 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderName};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
+use settings::ImageReference;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::access::{Access, Client};
-use crate::agent;
+use crate::agent::{self, ImageRequest};
 use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
@@ -259,6 +263,15 @@ async fn route(
             }
             None => Err(no_such(&parts.method, &path)),
         },
+        (&Method::GET, ["images"]) => of_images(state, ImageRequest::List).await,
+        (&Method::GET, ["images", "inspect"]) => {
+            of_images(state, ImageRequest::Inspect(reference(&query)?)).await
+        }
+        (&Method::POST, ["images", "pull"]) => of_images(state, ImageRequest::Pull(reference(&query)?)).await,
+        (&Method::DELETE, ["images"]) => of_images(state, ImageRequest::Remove(reference(&query)?)).await,
+        (&Method::POST, ["images", "prune"]) => {
+            of_images(state, ImageRequest::Prune { all: query.is_true("all")? }).await
+        }
         (&Method::GET, ["generations"]) => generations::list(&state.borrow()),
         (&Method::GET, ["generations", "diff"]) => {
             generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
@@ -311,6 +324,10 @@ const KNOWN: &[(&str, &str)] = &[
     ("containers/NAME/stop", "POST"),
     ("containers/NAME/start", "POST"),
     ("containers/NAME/restart", "POST"),
+    ("images", "GET, DELETE"),
+    ("images/inspect", "GET"),
+    ("images/pull", "POST"),
+    ("images/prune", "POST"),
     ("generations", "GET"),
     ("generations/NUMBER", "GET"),
     ("generations/NUMBER/restore", "POST"),
@@ -332,6 +349,24 @@ const KNOWN: &[(&str, &str)] = &[
 async fn begun(state: &RefCell<State>, request: agent::Request) -> Result<Reply, Refusal> {
     ask_agent(state, &request).await?;
     Ok(reply::nothing())
+}
+
+/// The image that a request is about.
+fn reference(query: &Query) -> Result<ImageReference, Refusal> {
+    let text = query
+        .get("reference")?
+        .ok_or_else(|| Refusal::bad_request("name the image: ?reference=registry.example.com/team/app:1"))?;
+    text.parse().map_err(Refusal::bad_request)
+}
+
+async fn of_images(state: &RefCell<State>, what: ImageRequest) -> Result<Reply, Refusal> {
+    match ask_agent(state, &agent::Request::Images { what }).await? {
+        agent::Response::Images { images } => Ok(reply::json(&images)),
+        agent::Response::Image(image) => Ok(reply::json(&image)),
+        agent::Response::RemovedImages { removed } => Ok(reply::json(&removed)),
+        agent::Response::Done => Ok(reply::nothing()),
+        _ => Err(unexpected()),
+    }
 }
 
 fn no_such(method: &Method, path: &[&str]) -> Refusal {

@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, LARGEST_LINE, LogFrom, Request, Response};
+use apiserver::agent::{ErrorKind, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
+use crate::container::images::{self, Images};
 use crate::container::record::Places;
 use crate::container::{log, manager};
 use crate::figures;
@@ -42,6 +43,7 @@ pub struct Agent {
     /// One apply after the other.
     pub applier: Rc<Mutex<Applier>>,
     pub updates: Updates,
+    pub images: Images,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -50,14 +52,16 @@ impl Default for Agent {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
         let (node, applier, updates) = (Rc::default(), Rc::default(), Updates::default());
-        Self { node, applier, updates, free, started: watch::Sender::new(false) }
+        let images = Images::default();
+        Self { node, applier, updates, images, free, started: watch::Sender::new(false) }
     }
 }
 
 impl Agent {
-    /// From now on what is asked to be applied is applied: before, user data was to come first.
+    /// From now on what is asked to be applied is applied: before, user data was to come first. Pulls by hand go on, too.
     pub fn start_is_over(&self) {
         self.started.send_replace(true);
+        self.images.resume(&self.node.borrow().containers.access());
     }
 
     /// Lets requests that are under way finish, for 2 seconds; further ones are not answered. Who asked for a restart is to know
@@ -138,6 +142,40 @@ impl Agent {
         begin(settings).map_or_else(not_begun, |()| Response::Done)
     }
 
+    /// What is done with images by hand. Not before it is known what settings name: all else may be removed.
+    async fn of_images(&self, what: ImageRequest) -> Response {
+        if !*self.started.borrow() {
+            return failed("the node is still starting: try again when that is over".to_owned());
+        }
+        let (uses, access) = {
+            let containers = &self.node.borrow().containers;
+            (containers.uses(), containers.access())
+        };
+        let done = match what {
+            ImageRequest::List => self.images.list(uses).await.map(|images| Response::Images { images }),
+            ImageRequest::Inspect(reference) => {
+                let image = self.images.inspect(reference.as_str(), uses).await;
+                image.map(|image| Response::Image(Box::new(image)))
+            }
+            ImageRequest::Pull(reference) => {
+                self.images.pull(reference.as_str(), access).map(|()| Response::Done)
+            }
+            ImageRequest::Remove(reference) => {
+                let removed = self.images.remove(reference.as_str(), uses).await;
+                removed.map(|removed| Response::RemovedImages { removed })
+            }
+            ImageRequest::Prune { all } => {
+                let removed = self.images.prune(all, uses).await;
+                removed.map(|removed| Response::RemovedImages { removed })
+            }
+        };
+        done.unwrap_or_else(|refused| match refused {
+            images::Refused::Unknown(message) => Response::Error { kind: ErrorKind::NotFound, message },
+            images::Refused::Conflict(message) => Response::Error { kind: ErrorKind::Conflict, message },
+            images::Refused::Failed(message) => failed(message),
+        })
+    }
+
     async fn end(&self, request: &InitRequest) -> Response {
         if self.node.borrow_mut().bootstrap.puts_off(request) {
             return Response::Done;
@@ -203,6 +241,8 @@ impl Agent {
                     }
                 }
             }
+            Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
+            Request::Images { what } => self.of_images(what).await,
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {

@@ -33,11 +33,7 @@ pub(crate) fn start(query: &Query) -> Result<LogStart, Refusal> {
 
 /// Whether a query asks for more than what was written already.
 pub(crate) fn follows(query: &Query) -> Result<bool, Refusal> {
-    match query.get("follow")? {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
-        Some(_) => Err(Refusal::bad_request("the query parameter \"follow\" is neither true nor false")),
-    }
+    query.is_true("follow")
 }
 
 /// A time before now (90s, 5m, 2h, 1d), or one with date and zone, by the node's clock; in milliseconds of the Unix epoch.

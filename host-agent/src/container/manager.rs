@@ -12,6 +12,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::container::access::Access;
 use crate::container::image;
+use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
@@ -32,8 +33,8 @@ pub struct Manager {
     is_released: bool,
     /// Bootstrap containers that were started at this boot; one that has ended is still shown.
     bootstrap: BTreeMap<String, Spec>,
-    /// Images of bootstrap containers, also of those that are still to run.
-    bootstrap_images: BTreeSet<String>,
+    /// Images of bootstrap containers by their names, also of those that are still to run.
+    bootstrap_images: BTreeMap<String, String>,
     tasks: BTreeMap<String, Task>,
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
@@ -113,8 +114,26 @@ impl Manager {
 
     /// Images that bootstrap containers have, which are not to be removed. From the next change on: what else is wanted may not be
     /// known yet.
-    pub fn keep_images(&mut self, references: BTreeSet<String>) {
+    pub fn keep_images(&mut self, references: BTreeMap<String, String>) {
         self.bootstrap_images = references;
+    }
+
+    /// Which containers have an image, by its reference: what settings name, and what is ending.
+    pub fn uses(&self) -> Uses {
+        let mut uses = Uses::new();
+        let specs = self.lasting.iter().chain(&self.bootstrap);
+        let specs = specs.map(|(name, spec)| (name.clone(), spec.reference()));
+        let ending = self.statuses();
+        let ending = ending.into_iter().map(|status| (status.name, status.image));
+        for (name, reference) in specs.chain(self.bootstrap_images.clone()).chain(ending) {
+            uses.entry(reference).or_default().insert(name);
+        }
+        uses
+    }
+
+    /// How registries are reached, also when that changes.
+    pub fn access(&self) -> watch::Receiver<Access> {
+        self.access.subscribe()
     }
 
     /// Starts a bootstrap container, or takes over one that was started at this boot; with other settings than before it runs again.
@@ -164,7 +183,7 @@ impl Manager {
             wanted.extend(self.lasting.clone());
         }
         let references = self.lasting.values().chain(self.bootstrap.values()).map(Spec::reference);
-        image::want(references.chain(self.bootstrap_images.iter().cloned()).collect());
+        image::want(references.chain(self.bootstrap_images.values().cloned()).collect());
         self.tasks.retain(|name, task| {
             let stays = wanted.get(name) == Some(&task.spec);
             if !stays {
