@@ -44,7 +44,10 @@ pub enum Refused {
 
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
-        Self::Failed(format!("cannot read or change the list of images in {}: {error}", image::PULLED))
+        Self::Failed(format!(
+            "cannot read or change the list of images in {}: {error}; apiclient status tells whether the disk is full",
+            image::PULLED
+        ))
     }
 }
 
@@ -294,6 +297,7 @@ impl Images {
                 // What cannot be had is not asked for again by the next agent; what was there before stays.
                 if !error.transient {
                     forget_missing(reference);
+                    let _ = spawn_blocking(image::remove_unused).await;
                 }
                 return;
             }
