@@ -142,6 +142,12 @@ impl Agent {
         begin(settings).map_or_else(not_begun, |()| Response::Done)
     }
 
+    /// Whether a container is not there, and may be when this agent has begun.
+    fn is_to_come(&self, name: &str) -> bool {
+        let containers = &self.node.borrow().containers;
+        containers.status(name).is_none() && (!*self.started.borrow() || containers.is_wanted(name))
+    }
+
     /// What is done with images by hand. Not before it is known what settings name: all else may be removed.
     async fn of_images(&self, what: ImageRequest) -> Response {
         if !*self.started.borrow() {
@@ -211,6 +217,10 @@ impl Agent {
                 }
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
             },
+            // Who follows over a restart of the agent is not to take it for the container's end.
+            Request::FollowContainerLogs { name, .. } if self.is_to_come(&name) => {
+                failed(format!("{name} has not begun yet: try again when the node has started"))
+            }
             Request::ContainerLogs { name, .. } | Request::FollowContainerLogs { name, .. }
                 if self.node.borrow().containers.status(&name).is_none() =>
             {
@@ -297,6 +307,7 @@ fn failed(message: String) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use apiserver::agent::LogPosition;
     use tokio::task::LocalSet;
 
     #[tokio::test]
@@ -308,6 +319,23 @@ mod tests {
         assert!(!has_gone(&ours));
         drop(theirs);
         assert!(has_gone(&ours));
+    }
+
+    #[tokio::test]
+    async fn who_follows_a_log_over_a_restart_is_not_told_that_its_container_is_gone() {
+        let agent = Agent::default();
+        let (asker, _theirs) = UnixStream::pair().unwrap();
+        let ask = async || {
+            let from = LogFrom::After(LogPosition::default());
+            let follow = Request::FollowContainerLogs { name: "web".to_owned(), from };
+            match agent.answer(follow, &asker).await {
+                Response::Error { kind, .. } => kind,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ask().await, ErrorKind::Failed);
+        agent.start_is_over();
+        assert_eq!(ask().await, ErrorKind::NotFound);
     }
 
     /// Nothing to do, so that the test touches nothing: no step depends on the key.

@@ -1,6 +1,7 @@
 //! What an operator sees of containers and images: logs, stats, and images pulled ahead of their use.
 
-use qemu_tests::{Config, ContainerState, Node, Registry, script};
+use hyper::Method;
+use qemu_tests::{Config, ContainerState, Health, Node, Registry, install_in_slot_b, script};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -48,7 +49,17 @@ fn numbers(log: &str) -> Vec<u32> {
 
 #[test]
 fn logs_are_read_from_their_end_since_a_time_and_as_they_come() {
-    let node = Node::boot_healthy(Config { cpus: 2, ..Config::direct() });
+    let mut node = Node::new(Config { cpus: 2, ..Config::direct() });
+    let kill = "
+        b=/usr/bin/busybox
+        until [ -d /run/containers/trigger ]; do $b sleep 0.5; done
+        $b sleep 3
+        $b kill -9 $($b cat /sys/fs/cgroup/system/host-agent/cgroup.procs)
+        echo \"<5>killed the agent\"
+        ";
+    install_in_slot_b(&mut node, "chaos", kill);
+    node.start();
+    node.wait_until_healthy();
     let count = "i=0; while :; do echo line $i; i=$((i + 1)); sleep 0.1; done";
     let tell = "echo of old; sleep 12; echo of late; echo to stderr >&2; exec sleep 3600";
     node.set(&json!({"containers": {"counting": script(count), "telling": script(tell)}}));
@@ -57,7 +68,14 @@ fn logs_are_read_from_their_end_since_a_time_and_as_they_come() {
     let (followed, killed) = std::thread::scope(|scope| {
         let follower =
             scope.spawn(|| node.client(&["container", "logs", "counting", "--follow", "--tail", "1"]));
-        std::thread::sleep(Duration::from_secs(3));
+        // Another agent goes on with it.
+        node.set(&json!({"containers": {"trigger": script("exec sleep 3600")}}));
+        node.wait_for_console("killed the agent");
+        node.wait_for("the agent is back", PATIENCE, |node| {
+            let is_back = node.try_status()?.health == Health::Healthy;
+            let counts = is_back && node.request(Method::GET, "/containers/counting/logs", "").status == 200;
+            (counts && node.get("/services")["host-agent"]["restarts"].as_u64() >= Some(1)).then_some(())
+        });
         let before = *numbers(&node.logs("counting")).last().unwrap();
         done(&node, &["container", "restart", "counting"]);
         node.wait_for("it counts anew", PATIENCE, |node| {
@@ -87,7 +105,7 @@ fn logs_are_read_from_their_end_since_a_time_and_as_they_come() {
     let said = refused(&node, &["container", "logs", "telling", "--since", "noon"]);
     assert!(said.contains("neither a time before now"), "{said}");
     let said = refused(&node, &["container", "logs", "counting", "--follow"]);
-    assert!(said.contains("there is no container \"counting\": there are telling"), "{said}");
+    assert!(said.contains("there is no container \"counting\": there are telling, trigger"), "{said}");
 }
 
 #[test]

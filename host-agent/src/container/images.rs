@@ -288,12 +288,18 @@ impl Images {
                 return;
             };
             let is_over = !error.transient || tried == TRIES;
+            let message = match error.transient && is_over {
+                true => format!("{}; given up after {TRIES} tries: pull it again to go on", error.message),
+                false => error.message,
+            };
+            if is_over {
+                eprintln!("<4>the image {reference} was not pulled by hand: {message}");
+            }
             if let Some(pull) = self.pulls.borrow_mut().get_mut(reference) {
-                pull.error = Some(error.message.clone());
+                pull.error = Some(message);
                 pull.is_over = is_over;
             }
             if is_over {
-                eprintln!("<4>the image {reference} was not pulled by hand: {}", error.message);
                 // What cannot be had is not asked for again by the next agent; what was there before stays.
                 if !error.transient {
                     forget_missing(reference);

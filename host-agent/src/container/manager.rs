@@ -89,6 +89,11 @@ impl Manager {
         self.statuses.borrow().get(name).map(|(_, status)| status.clone())
     }
 
+    /// Whether settings name it, also when it is still to begin.
+    pub fn is_wanted(&self, name: &str) -> bool {
+        self.lasting.contains_key(name) || self.bootstrap.contains_key(name)
+    }
+
     /// From now on registries are reached this way; what could not be pulled is tried again at once.
     pub fn set_access(&mut self, access: Access) {
         self.access.send_replace(access);
@@ -246,6 +251,26 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_settings_name_is_wanted_and_uses_its_image_before_it_begins() {
+        let spec = |image: &str| {
+            let image = Some(image.parse().unwrap());
+            Spec::of_container(&settings::Container { image, ..Default::default() })
+        };
+        let manager = Manager {
+            lasting: [("web".to_owned(), spec("r/web:1")), ("again".to_owned(), spec("r/web:1"))].into(),
+            bootstrap_images: [("bootstrap-containers.disks".to_owned(), "r/disks:1".to_owned())].into(),
+            ..Manager::default()
+        };
+        assert!(manager.status("web").is_none() && manager.is_wanted("web") && !manager.is_wanted("db"));
+        let uses = manager.uses().into_iter().map(|(image, names)| {
+            let names: Vec<String> = names.into_iter().collect();
+            format!("{image}: {}", names.join(" "))
+        });
+        let uses: Vec<String> = uses.collect();
+        assert_eq!(uses, ["r/disks:1: bootstrap-containers.disks", "r/web:1: again web"]);
+    }
 
     #[test]
     fn a_start_does_not_disturb_what_is_on_its_way() {
