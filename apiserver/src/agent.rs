@@ -3,7 +3,7 @@
 //! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
-use settings::{Settings, Step};
+use settings::{ImageReference, Settings, Step};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -35,15 +35,25 @@ pub enum Request {
     Containers,
     /// What `GET /metrics` tells of the node.
     Metrics,
-    /// The last `lines` lines (all that is kept, if `None`) that a container wrote.
+    /// What containers that run use.
+    ContainerStats,
+    /// What a container wrote, as much of it as an answer holds.
     ContainerLogs {
         name: String,
-        lines: Option<u32>,
+        start: LogStart,
+    },
+    /// The same, piece by piece, and what it writes from then on.
+    FollowContainerLogs {
+        name: String,
+        from: LogFrom,
     },
     /// Stop or start a container by hand. Answered when that begins.
     ContainerAction {
         name: String,
         action: ContainerAction,
+    },
+    Images {
+        what: ImageRequest,
     },
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
@@ -66,6 +76,21 @@ pub enum Request {
     PowerOff,
 }
 
+/// What is asked of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageRequest {
+    List,
+    Inspect(ImageReference),
+    /// Pull one ahead of its use, and keep it until it is removed. Answered when that begins.
+    Pull(ImageReference),
+    Remove(ImageReference),
+    /// Remove what no container has; with `all` also what is kept because it was pulled by hand.
+    Prune {
+        all: bool,
+    },
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum Response {
@@ -78,8 +103,19 @@ pub enum Response {
         containers: Vec<ContainerStatus>,
     },
     Metrics(Box<Metrics>),
+    ContainerStats {
+        containers: Vec<ContainerStats>,
+    },
     Logs {
         text: String,
+    },
+    NewLogs(NewLogs),
+    Images {
+        images: Vec<ImageStatus>,
+    },
+    Image(Box<ImageDetails>),
+    RemovedImages {
+        removed: Vec<RemovedImage>,
     },
     Updates {
         status: Box<UpdateStatus>,
@@ -109,6 +145,45 @@ pub enum ErrorKind {
     Busy,
     /// 500
     Failed,
+}
+
+/// Which lines of a log are asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LogStart {
+    /// Only so many of the last ones.
+    pub lines: Option<u32>,
+    /// From the first on that was written then or later, in milliseconds of the Unix epoch.
+    pub since_ms: Option<i64>,
+}
+
+/// Where who follows a log is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFrom {
+    Start(LogStart),
+    After(LogPosition),
+}
+
+/// A place in one of a log's files; by default before the first line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LogPosition {
+    pub inode: u64,
+    /// When the file was made.
+    pub made_ns: u64,
+    pub offset: u64,
+}
+
+/// A piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NewLogs {
+    pub text: String,
+    /// To ask for what comes next.
+    pub next: LogPosition,
+    /// There may be more already.
+    pub has_more: bool,
 }
 
 /// What became of an apply, step by step.
@@ -189,6 +264,100 @@ pub struct Usage {
     /// Microseconds of processors.
     pub cpu_us: u64,
     pub memory_bytes: u64,
+}
+
+/// What a container that runs uses, as its control group (cgroup v2) counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerStats {
+    pub name: String,
+    /// When it was looked at, in milliseconds of CLOCK_BOOTTIME.
+    pub at_ms: u64,
+    /// Microseconds of processors since its start.
+    pub cpu_us: u64,
+    /// With what it has of files in the page cache.
+    pub memory_bytes: u64,
+    /// The most that it was since its start.
+    pub memory_peak_bytes: u64,
+    /// `None`: as much as the node has.
+    pub memory_limit_bytes: Option<u64>,
+    /// How often it was held up because it had more than it should.
+    pub memory_high_events: u64,
+    /// Processes that the kernel killed because its memory was used up.
+    pub oom_kills: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    pub pids_limit: Option<u64>,
+    /// Of block devices since its start.
+    pub io_read_bytes: u64,
+    pub io_written_bytes: u64,
+}
+
+/// An image that the node has, or is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageStatus {
+    /// As settings write it.
+    pub reference: String,
+    pub state: ImageState,
+    /// Of its manifest.
+    pub digest: Option<String>,
+    /// What its files take on the disk.
+    pub bytes: Option<u64>,
+    /// RFC 3339.
+    pub pulled_at: Option<String>,
+    /// It was pulled by hand, and is kept until it is removed by hand.
+    pub pinned: bool,
+    /// Names of the containers whose settings name it.
+    pub used_by: Vec<String>,
+    /// Why it could not be pulled, or not pulled again.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageState {
+    /// It is part of the system.
+    Preloaded,
+    Pulled,
+    /// By hand.
+    Pulling,
+    /// It was to be pulled by hand, and is not there.
+    Failed,
+}
+
+/// An image, with what its maker says of it (OCI Image Specification 1.1, config.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageDetails {
+    #[serde(flatten)]
+    pub image: ImageStatus,
+    pub created: Option<String>,
+    pub architecture: Option<String>,
+    pub os: Option<String>,
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub user: Option<String>,
+    pub working_dir: Option<String>,
+    pub stop_signal: Option<String>,
+    pub ports: Vec<String>,
+    pub volumes: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    /// What its layers are before they are compressed, the lowest first.
+    pub layers: Vec<String>,
+}
+
+/// An image that is gone from the disk, or what a broken pull of one had left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemovedImage {
+    /// By what names it was known.
+    pub references: Vec<String>,
+    pub digest: String,
+    /// False for what a broken pull had left.
+    pub is_whole: bool,
+    pub bytes: u64,
 }
 
 /// How long what ran was held up for the lack of something since the boot (PSI of the kernel).

@@ -17,6 +17,7 @@ use crate::cli_container;
 use crate::cli_diff;
 use crate::cli_edit;
 use crate::cli_explain;
+use crate::cli_image::{self, Image};
 use crate::cli_progress::Progress;
 use crate::cli_trial;
 pub(crate) use crate::cli_trial::How;
@@ -87,6 +88,9 @@ enum Command {
     /// Containers, what they wrote, and stopping and starting them
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// Images that containers have, or are to have
+    #[command(subcommand, alias = "images")]
+    Image(Image),
     /// New versions of the system
     #[command(subcommand)]
     Update(Update),
@@ -169,8 +173,22 @@ enum Container {
     Logs {
         name: String,
         /// Only so many of the last lines
-        #[arg(short = 'n', long)]
+        #[arg(short = 'n', long, visible_alias = "tail")]
         lines: Option<u32>,
+        /// Only from a time on: before now by the node's clock (90s, 5m, 2h, 1d), or of RFC 3339 (2026-01-31T12:00:00Z)
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Go on with what it writes, until the container is gone or this is interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Processors, memory, processes and block devices that containers use; two looks, a second apart
+    Stats {
+        /// Nothing means all that run
+        name: Option<String>,
+        /// What the node counts, as JSON; one look
+        #[arg(long)]
+        json: bool,
     },
     /// End a container; it stays stopped until it is started, its settings change, or the node restarts
     Stop { name: String },
@@ -331,9 +349,7 @@ impl Api {
         if answer.is_success() {
             return Ok(answer);
         }
-        let plain = || Told { error: answer.text(), mistakes: Vec::new() };
-        let Told { error, mistakes } = serde_json::from_slice(&answer.body).unwrap_or_else(|_| plain());
-        Err(Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: error, mistakes })
+        Err(refused(&answer, method, uri))
     }
 
     pub(crate) fn get(&self, uri: &str) -> Result<Value, Failure> {
@@ -382,6 +398,13 @@ impl Api {
         }
         how.trial.map_or(Ok(String::new()), |_| cli_trial::begun(self))
     }
+}
+
+/// What a node that did not grant a request says.
+pub(crate) fn refused(answer: &Answer, method: Method, uri: &str) -> Failure {
+    let plain = || Told { error: answer.text(), mistakes: Vec::new() };
+    let Told { error, mistakes } = serde_json::from_slice(&answer.body).unwrap_or_else(|_| plain());
+    Failure::Refused { status: answer.status, method, uri: uri.to_owned(), reason: error, mistakes }
 }
 
 pub(crate) fn nanos() -> u32 {
@@ -441,9 +464,12 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             let containers = api.get("/containers")?;
             Ok(list(&api.read::<Vec<ContainerStatus>>(containers)?))
         }
-        Command::Container(Container::Logs { name, lines }) => {
-            let query = lines.map(|lines| format!("?lines={lines}")).unwrap_or_default();
-            Ok(api.send(Method::GET, &format!("/containers/{}/logs{query}", encode(name)), None)?.text())
+        Command::Container(Container::Logs { name, lines, since, follow }) => {
+            cli_container::logs(api, name, *lines, since.as_deref(), *follow)
+        }
+        Command::Image(image) => cli_image::execute(api, image),
+        Command::Container(Container::Stats { name, json }) => {
+            cli_container::stats(api, name.as_deref(), *json)
         }
         Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
         Command::Container(Container::Start { name }) => {

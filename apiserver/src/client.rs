@@ -174,6 +174,32 @@ impl Stream {
     }
 }
 
+/// Hands on the body of an answer as it comes, to its end or until `take` fails. Or what the node refused it with.
+pub(crate) fn follow(
+    endpoint: &Endpoint,
+    uri: &str,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Result<(), Answer>, ClientError> {
+    let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &[("accept", "application/json")] };
+    let following = async {
+        let head = tokio::time::timeout(Stream::SILENCE, begin(endpoint, &ask)).await;
+        let response = head.unwrap_or_else(|_| Err(silent(endpoint)))?;
+        if response.status() != 200 {
+            return whole(endpoint, response).await.map(Err);
+        }
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| broken(endpoint, error.to_string()))?;
+            // Whoever reads what is printed may have gone.
+            if frame.data_ref().is_some_and(|data| take(data).is_err()) {
+                break;
+            }
+        }
+        Ok(Ok(()))
+    };
+    runtime(endpoint)?.block_on(following)
+}
+
 fn silent(endpoint: &Endpoint) -> ClientError {
     ClientError::TimedOut { path: endpoint.path().to_owned(), seconds: Stream::SILENCE.as_secs() }
 }

@@ -11,6 +11,7 @@ mod cli_container;
 mod cli_diff;
 mod cli_edit;
 mod cli_explain;
+mod cli_image;
 mod cli_page;
 mod cli_progress;
 mod cli_trial;

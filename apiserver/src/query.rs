@@ -27,6 +27,17 @@ impl Query {
         }
     }
 
+    /// A switch; without it it is off.
+    pub(crate) fn is_true(&self, name: &str) -> Result<bool, Refusal> {
+        match self.get(name)? {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => {
+                Err(Refusal::bad_request(format!("the query parameter {name:?} is neither true nor false")))
+            }
+        }
+    }
+
     /// A list, separated by commas.
     pub(crate) fn list(&self, name: &str) -> Result<Option<Vec<String>>, Refusal> {
         Ok(self.get(name)?.map(|text| text.split(',').map(str::to_owned).collect()))

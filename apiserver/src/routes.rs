@@ -25,8 +25,12 @@
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
-//! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
+//! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
+//! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
+//! | `GET /images`, `GET /images/inspect?reference=R` | *images, with size, time and who uses them; one of them with what its maker says of it* |
+//! | `POST /images/pull?reference=R` | *204: begins; it is kept until it is removed; how it goes on is in the list; 409 for one of the system* |
+//! | `DELETE /images?reference=R`, `POST /images/prune?all=true` | *removes one (409 while containers have it), or all that none has; with `all` those too that were pulled by hand; what was removed* |
 //! | `GET /generations` | *the last 100 commits, the newest first, and what became of applying them* |
 //! | `GET /generations/N` | *one of them, with its settings* |
 //! | `GET /generations/diff?from=N&to=M` | *`{"settings.motd": {"old": …, "new": …}}`, null for what is not set; without `to`: to the newest; 0: nothing set* |
@@ -47,15 +51,16 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderName};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
+use settings::ImageReference;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::access::{Access, Client};
-use crate::agent;
+use crate::agent::{self, ImageRequest};
 use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
-use crate::events::{self, AnyBody};
+use crate::events::{self, AnyBody, log};
 use crate::generations;
 use crate::metadata;
 use crate::metrics;
@@ -84,9 +89,32 @@ pub(crate) async fn handle(
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
         return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
+    if let Some(followed) = follow_log(state, client.access, &request).await {
+        return counted(state, followed.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
+    }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
     counted(state, whole(held.unwrap_or_else(|refusal| refusal.reply(as_json))))
+}
+
+/// A log with what is written to it from now on; none of any other request, nor of a wrong one.
+async fn follow_log(
+    state: &Rc<RefCell<State>>,
+    access: Access,
+    request: &Request<Incoming>,
+) -> Option<Result<Response<AnyBody>, Refusal>> {
+    let name = request.uri().path().strip_prefix("/containers/")?.strip_suffix("/logs")?;
+    let query = Query::parse(request.uri().query()?).ok()?;
+    let is_long = request.uri().path_and_query().is_none_or(|uri| uri.as_str().len() > LONGEST_URI);
+    if is_long || request.method() != Method::GET || name.contains('/') || !log::follows(&query).ok()? {
+        return None;
+    }
+    let name = decode(name).ok()?;
+    let follow = async {
+        access.check(request.method(), &["containers", &name, "logs"])?;
+        log::follow(state, name.clone(), log::start(&query)?).await
+    };
+    Some(follow.await)
 }
 
 fn counted(state: &RefCell<State>, response: Response<AnyBody>) -> Response<AnyBody> {
@@ -216,14 +244,17 @@ async fn route(
             agent::Response::Containers { containers } => Ok(reply::json(&containers)),
             _ => Err(unexpected()),
         },
+        (&Method::GET, ["containers", "stats"]) => {
+            match ask_agent(state, &agent::Request::ContainerStats).await? {
+                agent::Response::ContainerStats { containers } => Ok(reply::json(&containers)),
+                _ => Err(unexpected()),
+            }
+        }
         (&Method::GET, ["containers", name, "logs"]) => {
-            let wrong = |_| {
-                Refusal::bad_request(
-                    "the query parameter \"lines\" is not a whole number, such as ?lines=100",
-                )
-            };
-            let lines = query.get("lines")?.map(str::parse::<u32>).transpose().map_err(wrong)?;
-            log(state, (*name).to_owned(), lines).await
+            let (name, start) = ((*name).to_owned(), log::start(&query)?);
+            // That it is neither true nor false; who follows was answered before.
+            log::follows(&query)?;
+            log::whole(state, name, start).await
         }
         (&Method::POST, ["containers", name, word]) => match agent::ContainerAction::of_word(word) {
             Some(action) => {
@@ -232,6 +263,15 @@ async fn route(
             }
             None => Err(no_such(&parts.method, &path)),
         },
+        (&Method::GET, ["images"]) => of_images(state, ImageRequest::List).await,
+        (&Method::GET, ["images", "inspect"]) => {
+            of_images(state, ImageRequest::Inspect(reference(&query)?)).await
+        }
+        (&Method::POST, ["images", "pull"]) => of_images(state, ImageRequest::Pull(reference(&query)?)).await,
+        (&Method::DELETE, ["images"]) => of_images(state, ImageRequest::Remove(reference(&query)?)).await,
+        (&Method::POST, ["images", "prune"]) => {
+            of_images(state, ImageRequest::Prune { all: query.is_true("all")? }).await
+        }
         (&Method::GET, ["generations"]) => generations::list(&state.borrow()),
         (&Method::GET, ["generations", "diff"]) => {
             generations::diff(&state.borrow(), query.get("from")?, query.get("to")?)
@@ -279,10 +319,15 @@ const KNOWN: &[(&str, &str)] = &[
     ("events", "GET"),
     ("metrics", "GET"),
     ("containers", "GET"),
+    ("containers/stats", "GET"),
     ("containers/NAME/logs", "GET"),
     ("containers/NAME/stop", "POST"),
     ("containers/NAME/start", "POST"),
     ("containers/NAME/restart", "POST"),
+    ("images", "GET, DELETE"),
+    ("images/inspect", "GET"),
+    ("images/pull", "POST"),
+    ("images/prune", "POST"),
     ("generations", "GET"),
     ("generations/NUMBER", "GET"),
     ("generations/NUMBER/restore", "POST"),
@@ -304,6 +349,24 @@ const KNOWN: &[(&str, &str)] = &[
 async fn begun(state: &RefCell<State>, request: agent::Request) -> Result<Reply, Refusal> {
     ask_agent(state, &request).await?;
     Ok(reply::nothing())
+}
+
+/// The image that a request is about.
+fn reference(query: &Query) -> Result<ImageReference, Refusal> {
+    let text = query
+        .get("reference")?
+        .ok_or_else(|| Refusal::bad_request("name the image: ?reference=registry.example.com/team/app:1"))?;
+    text.parse().map_err(Refusal::bad_request)
+}
+
+async fn of_images(state: &RefCell<State>, what: ImageRequest) -> Result<Reply, Refusal> {
+    match ask_agent(state, &agent::Request::Images { what }).await? {
+        agent::Response::Images { images } => Ok(reply::json(&images)),
+        agent::Response::Image(image) => Ok(reply::json(&image)),
+        agent::Response::RemovedImages { removed } => Ok(reply::json(&removed)),
+        agent::Response::Done => Ok(reply::nothing()),
+        _ => Err(unexpected()),
+    }
 }
 
 fn no_such(method: &Method, path: &[&str]) -> Refusal {
@@ -347,16 +410,6 @@ fn whole_settings(state: &mut State) -> Reply {
     let reply = reply::json(&settings::select(&state.effective(), |_| true));
     state.whole.keep(committed, reply.body().clone());
     reply
-}
-
-/// One log at a time, as they are the largest of all answers.
-async fn log(state: &RefCell<State>, name: String, lines: Option<u32>) -> Result<Reply, Refusal> {
-    let log = state.borrow().log.clone();
-    let _turn = log.lock().await;
-    match ask_agent(state, &agent::Request::ContainerLogs { name, lines }).await? {
-        agent::Response::Logs { text } => Ok(reply::text(text)),
-        _ => Err(unexpected()),
-    }
 }
 
 fn stage(state: &RefCell<State>, transaction: &str, change: &settings::Settings) -> Result<Reply, Refusal> {

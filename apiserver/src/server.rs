@@ -147,7 +147,7 @@ impl Server {
         let (state, listener) = (&self.state, &RefCell::new(Weak::new()));
         let service = service_fn(async |request| {
             let response = routes::handle(state, client, request).await;
-            if let AnyBody::Events(_, listening) = response.body() {
+            if let AnyBody::Stream(_, listening) = response.body() {
                 listener.replace(listening.clone());
             }
             Ok::<_, Infallible>(response)

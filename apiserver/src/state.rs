@@ -316,7 +316,9 @@ pub(crate) fn problem(subject: &str, message: String, hint: &str) -> Problem {
 
 /// Asks the host agent; its errors become the API's.
 async fn ask(agent: &Path, request: &Request) -> Result<Response, Refusal> {
-    let patience = if matches!(request, Request::Apply { .. }) { SLOW } else { QUICK };
+    // An image may have half a million files to be measured or removed.
+    let is_slow = matches!(request, Request::Apply { .. } | Request::Images { .. });
+    let patience = if is_slow { SLOW } else { QUICK };
     match agent::call(agent, request, patience).await {
         Ok(Response::Error { kind: ErrorKind::NotFound, message }) => {
             Err(Refusal::new(StatusCode::NOT_FOUND, message))

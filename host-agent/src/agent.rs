@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, LARGEST_LINE, Request, Response};
+use apiserver::agent::{ErrorKind, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
+use crate::container::images::{self, Images};
 use crate::container::record::Places;
 use crate::container::{log, manager};
 use crate::figures;
@@ -31,7 +32,9 @@ const STOPPING: Duration = Duration::from_secs(2);
 const START_PATIENCE: Duration = Duration::from_secs(100);
 /// What goes around a log in an answer.
 const WRAPPING: u64 = 1 << 10;
-/// Bytes of a log that are sent at once.
+/// Bytes of a log that are sent at once to who follows it: more than its longest line.
+const LARGEST_PIECE: u64 = 64 << 10;
+/// The same, to who does not.
 const LARGEST_LOG: u64 = 1 << 20;
 
 #[derive(Clone)]
@@ -40,6 +43,7 @@ pub struct Agent {
     /// One apply after the other.
     pub applier: Rc<Mutex<Applier>>,
     pub updates: Updates,
+    pub images: Images,
     free: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
@@ -48,14 +52,16 @@ impl Default for Agent {
     fn default() -> Self {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
         let (node, applier, updates) = (Rc::default(), Rc::default(), Updates::default());
-        Self { node, applier, updates, free, started: watch::Sender::new(false) }
+        let images = Images::default();
+        Self { node, applier, updates, images, free, started: watch::Sender::new(false) }
     }
 }
 
 impl Agent {
-    /// From now on what is asked to be applied is applied: before, user data was to come first.
+    /// From now on what is asked to be applied is applied: before, user data was to come first. Pulls by hand go on, too.
     pub fn start_is_over(&self) {
         self.started.send_replace(true);
+        self.images.resume(&self.node.borrow().containers.access());
     }
 
     /// Lets requests that are under way finish, for 2 seconds; further ones are not answered. Who asked for a restart is to know
@@ -136,6 +142,46 @@ impl Agent {
         begin(settings).map_or_else(not_begun, |()| Response::Done)
     }
 
+    /// Whether a container is not there, and may be when this agent has begun.
+    fn is_to_come(&self, name: &str) -> bool {
+        let containers = &self.node.borrow().containers;
+        containers.status(name).is_none() && (!*self.started.borrow() || containers.is_wanted(name))
+    }
+
+    /// What is done with images by hand. Not before it is known what settings name: all else may be removed.
+    async fn of_images(&self, what: ImageRequest) -> Response {
+        if !*self.started.borrow() {
+            return failed("the node is still starting: try again when that is over".to_owned());
+        }
+        let (uses, access) = {
+            let containers = &self.node.borrow().containers;
+            (containers.uses(), containers.access())
+        };
+        let done = match what {
+            ImageRequest::List => self.images.list(uses).await.map(|images| Response::Images { images }),
+            ImageRequest::Inspect(reference) => {
+                let image = self.images.inspect(reference.as_str(), uses).await;
+                image.map(|image| Response::Image(Box::new(image)))
+            }
+            ImageRequest::Pull(reference) => {
+                self.images.pull(reference.as_str(), access).map(|()| Response::Done)
+            }
+            ImageRequest::Remove(reference) => {
+                let removed = self.images.remove(reference.as_str(), uses).await;
+                removed.map(|removed| Response::RemovedImages { removed })
+            }
+            ImageRequest::Prune { all } => {
+                let removed = self.images.prune(all, uses).await;
+                removed.map(|removed| Response::RemovedImages { removed })
+            }
+        };
+        done.unwrap_or_else(|refused| match refused {
+            images::Refused::Unknown(message) => Response::Error { kind: ErrorKind::NotFound, message },
+            images::Refused::Conflict(message) => Response::Error { kind: ErrorKind::Conflict, message },
+            images::Refused::Failed(message) => failed(message),
+        })
+    }
+
     async fn end(&self, request: &InitRequest) -> Response {
         if self.node.borrow_mut().bootstrap.puts_off(request) {
             return Response::Done;
@@ -162,18 +208,35 @@ impl Agent {
             Request::Containers => {
                 Response::Containers { containers: self.node.borrow().containers.statuses() }
             }
+            Request::ContainerStats => {
+                Response::ContainerStats { containers: figures::container_stats(&self.node.borrow()) }
+            }
             Request::Metrics => match init::status().await {
                 Ok(status) => {
                     Response::Metrics(Box::new(figures::collect(&mut self.node.borrow_mut(), &status)))
                 }
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
             },
-            Request::ContainerLogs { name, lines } => {
-                if self.node.borrow().containers.status(&name).is_none() {
-                    let message = self.node.borrow().containers.unknown(&name);
-                    return Response::Error { kind: ErrorKind::NotFound, message };
-                }
-                let text = log::read(&Places::of(&name).log, lines, LARGEST_LOG);
+            // Who follows over a restart of the agent is not to take it for the container's end.
+            Request::FollowContainerLogs { name, .. } if self.is_to_come(&name) => {
+                failed(format!("{name} has not begun yet: try again when the node has started"))
+            }
+            Request::ContainerLogs { name, .. } | Request::FollowContainerLogs { name, .. }
+                if self.node.borrow().containers.status(&name).is_none() =>
+            {
+                let message = self.node.borrow().containers.unknown(&name);
+                Response::Error { kind: ErrorKind::NotFound, message }
+            }
+            Request::FollowContainerLogs { name, from } => {
+                let path = Places::of(&name).log;
+                let position = match from {
+                    LogFrom::Start(start) => log::position(&path, start),
+                    LogFrom::After(position) => position,
+                };
+                Response::NewLogs(log::after(&path, position, LARGEST_PIECE))
+            }
+            Request::ContainerLogs { name, start } => {
+                let text = log::read(&Places::of(&name).log, start, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
             Request::ContainerAction { .. } if has_gone(asker) => failed(GONE.to_owned()),
@@ -188,6 +251,8 @@ impl Agent {
                     }
                 }
             }
+            Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
+            Request::Images { what } => self.of_images(what).await,
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {
@@ -242,6 +307,7 @@ fn failed(message: String) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use apiserver::agent::LogPosition;
     use tokio::task::LocalSet;
 
     #[tokio::test]
@@ -253,6 +319,23 @@ mod tests {
         assert!(!has_gone(&ours));
         drop(theirs);
         assert!(has_gone(&ours));
+    }
+
+    #[tokio::test]
+    async fn who_follows_a_log_over_a_restart_is_not_told_that_its_container_is_gone() {
+        let agent = Agent::default();
+        let (asker, _theirs) = UnixStream::pair().unwrap();
+        let ask = async || {
+            let from = LogFrom::After(LogPosition::default());
+            let follow = Request::FollowContainerLogs { name: "web".to_owned(), from };
+            match agent.answer(follow, &asker).await {
+                Response::Error { kind, .. } => kind,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ask().await, ErrorKind::Failed);
+        agent.start_is_over();
+        assert_eq!(ask().await, ErrorKind::NotFound);
     }
 
     /// Nothing to do, so that the test touches nothing: no step depends on the key.

@@ -1,6 +1,6 @@
-//! What control groups and the kernel count, for `GET /metrics`.
+//! What control groups and the kernel count, for `GET /metrics` and `GET /containers/stats`.
 
-use apiserver::agent::{Metrics, Stalled, Usage};
+use apiserver::agent::{ContainerStats, Metrics, Stalled, Usage};
 use init_control::NodeStatus;
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +29,50 @@ pub fn collect(node: &mut Node, init: &NodeStatus) -> Metrics {
         container_usage,
         stalled: stalled(Path::new(PRESSURE)),
     }
+}
+
+/// Of those that run.
+pub fn container_stats(node: &Node) -> Vec<ContainerStats> {
+    let containers = node.containers.statuses();
+    containers
+        .iter()
+        .filter_map(|container| stats(&container.name, &Places::of(&container.name).group.join("payload")))
+        .collect()
+}
+
+/// None without such a control group.
+fn stats(name: &str, group: &Path) -> Option<ContainerStats> {
+    let Usage { cpu_us, memory_bytes } = usage(group)?;
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+    // A limit that there is not is `max`.
+    let number = |file: &str| read(file).trim().parse::<u64>().ok();
+    let (io, events) = (read("io.stat"), read("memory.events"));
+    Some(ContainerStats {
+        name: name.to_owned(),
+        at_ms: boottime_ms(),
+        cpu_us,
+        memory_bytes,
+        memory_peak_bytes: number("memory.peak").unwrap_or_default().max(memory_bytes),
+        memory_limit_bytes: number("memory.max"),
+        memory_high_events: event(&events, "high"),
+        oom_kills: event(&events, "oom_kill"),
+        pids: number("pids.current").unwrap_or_default(),
+        pids_limit: number("pids.max"),
+        io_read_bytes: of_devices(&io, "rbytes="),
+        io_written_bytes: of_devices(&io, "wbytes="),
+    })
+}
+
+/// A field of io.stat, which has a line for each device (`254:0 rbytes=4096 wbytes=0 rios=1 …`), of all of them.
+fn of_devices(text: &str, field: &str) -> u64 {
+    let values = text.split_whitespace().filter_map(|word| word.strip_prefix(field)?.parse().ok());
+    values.fold(0, u64::saturating_add)
+}
+
+/// How often something happened, as memory.events tells: `oom_kill 1` on a line.
+fn event(text: &str, name: &str) -> u64 {
+    let mut counts = text.lines().filter_map(|line| line.split_once(' '));
+    counts.find(|(found, _)| *found == name).and_then(|(_, count)| count.parse().ok()).unwrap_or_default()
 }
 
 fn by_name<'a>(
@@ -72,6 +116,24 @@ mod tests {
         write("cpu.stat", "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\n");
         write("memory.current", "4096\n");
         assert_eq!(usage(dir.path()), Some(Usage { cpu_us: 1_500_000, memory_bytes: 4096 }));
+        let found = stats("web", dir.path()).unwrap();
+        assert_eq!((found.memory_limit_bytes, found.pids, found.io_read_bytes), (None, 0, 0));
+        write("memory.max", "max\n");
+        write("pids.current", "3\n");
+        write("pids.max", "40\n");
+        write(
+            "io.stat",
+            "254:0 rbytes=4096 wbytes=100 rios=1 wios=1 dbytes=0 dios=0\n254:16 rbytes=1 wbytes=2 rios=1 wios=1\n8:0 \n",
+        );
+        let found = stats("web", dir.path()).unwrap();
+        assert_eq!((found.memory_limit_bytes, found.pids, found.pids_limit), (None, 3, Some(40)));
+        assert_eq!((found.io_read_bytes, found.io_written_bytes), (4097, 102));
+        write("memory.max", "8192\n");
+        write("memory.peak", "8000\n");
+        write("memory.events", "low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n");
+        let found = stats("web", dir.path()).unwrap();
+        assert_eq!((found.memory_limit_bytes, found.memory_peak_bytes), (Some(8192), 8000));
+        assert_eq!((found.memory_high_events, found.oom_kills), (7, 1));
         write(
             "memory",
             "some avg10=0.00 avg60=0.00 avg300=0.00 total=12\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3\n",

@@ -13,6 +13,7 @@
 //! needs no queue of its own, and one that comes again with `Last-Event-ID` goes on where it was.
 
 mod changes;
+pub(crate) mod log;
 mod ring;
 mod stream;
 mod update;
@@ -36,7 +37,9 @@ struct Shared {
     ring: RefCell<Ring>,
     /// False when the server ends.
     open: tokio::sync::watch::Sender<bool>,
-    listeners: Cell<usize>,
+    listeners: Rc<Cell<usize>>,
+    /// Who follows the log of a container.
+    followers: Rc<Cell<usize>>,
     /// Whether somebody asks the agent what has changed.
     is_watched: Cell<bool>,
 }
@@ -44,7 +47,13 @@ struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         let open = tokio::sync::watch::Sender::new(true);
-        Self { ring: RefCell::default(), open, listeners: Cell::default(), is_watched: Cell::default() }
+        Self {
+            ring: RefCell::default(),
+            open,
+            listeners: Rc::default(),
+            followers: Rc::default(),
+            is_watched: Cell::default(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -25,13 +25,13 @@ const MOST_READERS: usize = 16;
 /// A comment, so that either side learns that the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a listener may take nothing at all.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A whole answer, or a stream of events.
+/// A whole answer, or a stream of events or of a log.
 pub(crate) enum AnyBody {
     Whole(Full<Bytes>),
     /// With the listener, which lives as long as it takes events.
-    Events(mpsc::Receiver<Bytes>, Weak<Listener>),
+    Stream(mpsc::Receiver<Bytes>, Weak<Listener>),
 }
 
 impl Body for AnyBody {
@@ -44,7 +44,7 @@ impl Body for AnyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(body) => Pin::new(body).poll_frame(context),
-            Self::Events(frames, _) => {
+            Self::Stream(frames, _) => {
                 frames.poll_recv(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
             }
         }
@@ -53,14 +53,14 @@ impl Body for AnyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            Self::Events(..) => false,
+            Self::Stream(..) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
-            Self::Events(..) => SizeHint::default(),
+            Self::Stream(..) => SizeHint::default(),
         }
     }
 }
@@ -73,11 +73,15 @@ pub(crate) fn listen(
 ) -> Result<Response<AnyBody>, Refusal> {
     let events = state.borrow().events.clone();
     let most = if access == Access::Full { MOST } else { MOST_READERS };
-    let listener = Rc::new(Listener::of(&events, most)?);
+    let listener = Listener::of(&events.0.listeners, most).ok_or_else(|| {
+        let reason = format!("{most} clients listen to events already: end one of them, or try again later");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    })?;
+    let listener = Rc::new(listener);
     let cursor = events.0.ring.borrow().cursor(last);
     // One frame on its way: what a slow client does not take stays in the ring, or is lost.
     let (sender, frames) = mpsc::channel(1);
-    let body = AnyBody::Events(frames, Rc::downgrade(&listener));
+    let body = AnyBody::Stream(frames, Rc::downgrade(&listener));
     tokio::task::spawn_local(feed(events, listener, cursor, sender));
     watch::begin(state);
     let mut response = Response::new(body);
@@ -87,24 +91,22 @@ pub(crate) fn listen(
 }
 
 /// Counted while it lives.
-pub(crate) struct Listener(Events);
+pub(crate) struct Listener(Rc<Cell<usize>>);
 
 impl Listener {
-    fn of(events: &Events, most: usize) -> Result<Self, Refusal> {
-        let others = events.0.listeners.get();
-        if others >= most {
-            let reason =
-                format!("{others} clients listen to events already: end one of them, or try again later");
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+    /// None when there are as many already.
+    pub(super) fn of(count: &Rc<Cell<usize>>, most: usize) -> Option<Self> {
+        if count.get() >= most {
+            return None;
         }
-        events.0.listeners.set(others + 1);
-        Ok(Self(events.clone()))
+        count.set(count.get() + 1);
+        Some(Self(count.clone()))
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.0.0.listeners.set(self.0.0.listeners.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `apiclient` as a person or a script meets it.
 
-use apiserver::agent::{ApplyOutcome, Request, Response};
+use apiserver::agent::{ApplyOutcome, ImageRequest, Request, Response};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -126,7 +126,27 @@ fn content(request: Request) -> String {
             });
             Response::Containers { containers: vec![serde_json::from_value(web).unwrap()] }
         }
+        Request::ContainerStats => Response::ContainerStats { containers: Vec::new() },
         Request::Services => Response::Services { services: Vec::new() },
+        Request::Images { what: ImageRequest::List } => {
+            let image = json!({
+                "reference": "registry.example.com/team/web:2", "state": "pulled", "digest": "sha256:00", "bytes": 4096,
+                "pulled-at": null, "pinned": true, "used-by": [], "error": null
+            });
+            Response::Images { images: vec![serde_json::from_value(image).unwrap()] }
+        }
+        Request::Images { what: ImageRequest::Inspect(reference) } => {
+            let image = json!({
+                "reference": reference, "state": "pulled", "digest": "sha256:00", "bytes": 4096, "pulled-at": null, "pinned": true,
+                "used-by": [], "error": null, "created": null, "architecture": "amd64", "os": "linux", "entrypoint": [],
+                "command": ["serve"], "env": [], "user": null, "working-dir": null, "stop-signal": null, "ports": [],
+                "volumes": [], "labels": {}, "layers": []
+            });
+            Response::Image(serde_json::from_value(image).unwrap())
+        }
+        Request::Images { what: ImageRequest::Remove(_) | ImageRequest::Prune { .. } } => {
+            Response::RemovedImages { removed: Vec::new() }
+        }
         Request::ContainerLogs { .. } => Response::Logs { text: "hello\n".to_owned() },
         _ => Response::Done,
     })

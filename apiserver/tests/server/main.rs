@@ -12,6 +12,7 @@ mod explain;
 mod generations;
 mod harness;
 mod hostile;
+mod images;
 mod metrics;
 mod model;
 mod reader;

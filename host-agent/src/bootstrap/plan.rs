@@ -3,7 +3,7 @@
 use init_control::Problem;
 use serde::{Deserialize, Serialize};
 use settings::{ApiclientCommand, BootstrapMode, Settings};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::container::spec::{Spec, bootstrap_name};
 
@@ -77,10 +77,10 @@ pub fn items(settings: &Settings) -> Vec<Item> {
     }
 }
 
-/// The images that are needed.
-pub fn images(items: &[Item]) -> BTreeSet<String> {
+/// The images that are needed, by the names of those that need them.
+pub fn images(items: &[Item]) -> BTreeMap<String, String> {
     let image = |item: &Item| match &item.work {
-        Work::Container(spec) => Some(spec.reference()),
+        Work::Container(spec) => Some((item.name.clone(), spec.reference())),
         Work::Commands(_) => None,
     };
     items.iter().filter_map(image).collect()

@@ -1,9 +1,12 @@
 //! What a container wrote: two files of at most 1 MiB each, a line for each line, with time and stream.
 
+use apiserver::agent::{LogPosition, LogStart, NewLogs};
 use jiff::Timestamp;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 /// A log is this file and the one before it.
 const LARGEST: u64 = 1 << 20;
@@ -93,10 +96,10 @@ impl ContainerLog {
     }
 }
 
-/// The last `lines` lines of a container (all that is kept, if `None`), without time and stream; at most `most` bytes.
-pub fn read(path: &Path, lines: Option<u32>, most: u64) -> String {
+/// What a container wrote, without time and stream: what `start` asks for of it, at most `most` bytes.
+pub fn read(path: &Path, start: LogStart, most: u64) -> String {
     let mut text = String::new();
-    for path in [path.with_extension("log.1"), path.to_owned()] {
+    for path in files(path) {
         let Ok(mut file) = File::open(&path) else { continue };
         let size = file.metadata().map_or(0, |metadata| metadata.len());
         let _ = file.seek(SeekFrom::Start(size.saturating_sub(most)));
@@ -104,10 +107,9 @@ pub fn read(path: &Path, lines: Option<u32>, most: u64) -> String {
         let _ = file.take(most).read_to_end(&mut data);
         text.push_str(&String::from_utf8_lossy(&data));
     }
-    let content = |line: &str| line.splitn(3, ' ').nth(2).unwrap_or_default().to_owned();
-    let all: Vec<String> = text.lines().map(content).collect();
-    let wanted = lines.map_or(all.len(), |lines| usize::try_from(lines).unwrap_or(usize::MAX));
-    let mut kept = &all[all.len().saturating_sub(wanted)..];
+    let lines: Vec<&str> = text.lines().collect();
+    let all: Vec<&str> = lines[first(&lines, start)..].iter().map(|line| content(line)).collect();
+    let mut kept = all.as_slice();
     let mut bytes: u64 = kept.iter().map(|line| line.len() as u64 + 1).sum();
     while bytes > most
         && let Some((first, rest)) = kept.split_first()
@@ -116,6 +118,101 @@ pub fn read(path: &Path, lines: Option<u32>, most: u64) -> String {
         kept = rest;
     }
     kept.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// The older file of a log, and the one that is written.
+fn files(path: &Path) -> [PathBuf; 2] {
+    [path.with_extension("log.1"), path.to_owned()]
+}
+
+/// A line without time and stream.
+fn content(line: &str) -> &str {
+    line.splitn(3, ' ').nth(2).unwrap_or_default()
+}
+
+/// Which of the lines is the first that is asked for.
+fn first(lines: &[&str], LogStart { lines: last, since_ms }: LogStart) -> usize {
+    let is_in_time = |line: &&str| {
+        let time = line.split(' ').next().and_then(|time| time.parse::<Timestamp>().ok());
+        time.zip(since_ms).is_none_or(|(time, since)| time.as_millisecond() >= since)
+    };
+    let since = match since_ms {
+        Some(_) => lines.iter().position(is_in_time).unwrap_or(lines.len()),
+        None => 0,
+    };
+    let last = last.map_or(lines.len(), |last| usize::try_from(last).unwrap_or(usize::MAX));
+    since.max(lines.len().saturating_sub(last))
+}
+
+/// Which file it is, whatever its name. A number alone is given again when a file is gone.
+fn place_in(file: &File, offset: u64) -> Option<LogPosition> {
+    let metadata = file.metadata().ok()?;
+    let made = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let made_ns = made.and_then(|made| u64::try_from(made.as_nanos()).ok()).unwrap_or_default();
+    Some(LogPosition { inode: metadata.ino(), made_ns, offset })
+}
+
+/// Where the first line is that is asked for, or the next one that will be written.
+pub fn position(path: &Path, start: LogStart) -> LogPosition {
+    let (mut text, mut places) = (Vec::new(), Vec::new());
+    for path in files(path) {
+        let Ok(file) = File::open(&path) else { continue };
+        let Some(place) = place_in(&file, 0) else { continue };
+        places.push((text.len(), place));
+        let _ = file.take(2 * LARGEST).read_to_end(&mut text);
+        // What is not a whole line yet is not told.
+        text.truncate(whole(&text).max(places.last().map_or(0, |(from, _)| *from)));
+    }
+    let shown = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = shown.lines().collect();
+    let skipped = first(&lines, start);
+    let ends = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let from = ends.take(skipped).last().unwrap_or(0);
+    let found = places.into_iter().rfind(|(begin, _)| *begin <= from);
+    found.map_or_else(LogPosition::default, |(begin, place)| LogPosition {
+        offset: (from - begin) as u64,
+        ..place
+    })
+}
+
+/// Bytes up to the end of the last whole line.
+fn whole(data: &[u8]) -> usize {
+    data.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+}
+
+/// What was written behind a position, at most `most` bytes of the log at once. Lines that are gone are told to be.
+pub fn after(path: &Path, position: LogPosition, most: u64) -> NewLogs {
+    let open = |path: &PathBuf| {
+        let file = File::open(path).ok()?;
+        let place = place_in(&file, 0)?;
+        Some((file, place))
+    };
+    let files: Vec<(File, LogPosition)> = files(path).iter().filter_map(open).collect();
+    let is_it = |place: &LogPosition| (place.inode, place.made_ns) == (position.inode, position.made_ns);
+    let found = files.iter().position(|(_, place)| is_it(place));
+    let mut text = String::new();
+    // At the default there was no log yet: all of it is new.
+    if found.is_none() && position != LogPosition::default() {
+        text.push_str("(lines before this one are lost: they came faster than they were read)\n");
+    }
+    let mut next = position;
+    for (mut file, place) in files.into_iter().skip(found.unwrap_or(0)) {
+        let offset = if is_it(&place) { position.offset } else { 0 };
+        let mut data = Vec::new();
+        if file.seek(SeekFrom::Start(offset)).is_ok() {
+            let _ = (&mut file).take(most).read_to_end(&mut data);
+        }
+        let is_full = data.len() as u64 == most;
+        // A line without an end is none of ours (a power cut leaves such): it is told as it is.
+        data.truncate(if is_full && whole(&data) == 0 { data.len() } else { whole(&data) });
+        next = LogPosition { offset: offset + data.len() as u64, ..place };
+        let lines = String::from_utf8_lossy(&data);
+        text.extend(lines.lines().map(|line| format!("{}\n", content(line))));
+        if is_full || !data.is_empty() {
+            return NewLogs { text, next, has_more: true };
+        }
+    }
+    NewLogs { text, next, has_more: false }
 }
 
 /// The newest lines that fit into `most` bytes of JSON, where a control character takes six.
@@ -149,9 +246,89 @@ mod tests {
         log.write("stderr", b"error here\n");
         log.write("stdout", b"o\nlast");
         log.flush();
-        assert_eq!(read(&path, None, 1 << 20), "one\nerror here\ntwo\nlast\n");
-        assert_eq!(read(&path, Some(2), 1 << 20), "two\nlast\n");
-        assert_eq!(read(&dir.path().join("none"), None, 100), "");
+        assert_eq!(read(&path, ALL, 1 << 20), "one\nerror here\ntwo\nlast\n");
+        assert_eq!(read(&path, last(2), 1 << 20), "two\nlast\n");
+        assert_eq!(read(&dir.path().join("none"), ALL, 100), "");
+    }
+
+    const ALL: LogStart = LogStart { lines: None, since_ms: None };
+
+    fn last(lines: u32) -> LogStart {
+        LogStart { lines: Some(lines), since_ms: None }
+    }
+
+    #[test]
+    fn lines_are_asked_for_by_their_time_and_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.log");
+        fs::write(path.with_extension("log.1"), "1970-01-01T00:00:01Z stdout a\n").unwrap();
+        fs::write(&path, "1970-01-01T00:00:02Z stderr b\n1970-01-01T00:00:03Z stdout c\n").unwrap();
+        for (lines, since_ms, expected) in [
+            (None, None, "a\nb\nc\n"),
+            (None, Some(1000), "a\nb\nc\n"),
+            (None, Some(1001), "b\nc\n"),
+            (None, Some(2000), "b\nc\n"),
+            (None, Some(3001), ""),
+            (Some(1), Some(1001), "c\n"),
+            (Some(2), Some(3000), "c\n"),
+            (Some(0), None, ""),
+            (Some(9), None, "a\nb\nc\n"),
+        ] {
+            let start = LogStart { lines, since_ms };
+            assert_eq!(read(&path, start, 1 << 20), expected, "{start:?}");
+            // Who follows is told the same, and then what is new.
+            assert_eq!(follow(&path, &mut position(&path, start), 1 << 20), expected, "{start:?}");
+        }
+    }
+
+    fn follow(path: &Path, place: &mut LogPosition, most: u64) -> String {
+        let mut text = String::new();
+        loop {
+            let NewLogs { text: new, next, has_more } = after(path, *place, most);
+            text += &new;
+            *place = next;
+            if !has_more {
+                return text;
+            }
+        }
+    }
+
+    #[test]
+    fn who_follows_is_told_each_line_once_over_new_files_and_what_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.log");
+        // Nothing was written yet.
+        let mut place = position(&path, last(0));
+        assert_eq!(follow(&path, &mut place, 100), "");
+        let mut log = ContainerLog::open(&path);
+        log.write("stdout", b"first\nunfinished");
+        assert_eq!(follow(&path, &mut place, 100), "first\n");
+        log.write("stdout", b" line\n");
+        assert_eq!(follow(&path, &mut place, 100), "unfinished line\n");
+        let mut write = |count: u32, told: &str| {
+            (0..count).for_each(|_| log.write("stdout", format!("{told} {}\n", "x".repeat(900)).as_bytes()));
+        };
+        // The file is renamed meanwhile.
+        write(1000, "a");
+        assert_eq!(follow(&path, &mut place, 64 << 10).lines().count(), 1000);
+        write(500, "b");
+        assert!(path.with_extension("log.1").exists());
+        let text = follow(&path, &mut place, 64 << 10);
+        assert!(text.lines().count() == 500 && !text.contains("lost"));
+        assert_eq!(follow(&path, &mut place, 64 << 10), "");
+        write(4000, "c");
+        let text = follow(&path, &mut place, 64 << 10);
+        assert!(text.starts_with("(lines before this one are lost") && text.lines().count() > 1000);
+        // A line that is not whole yet is told when it is.
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"1970-01-01T00:00:02Z stdout half").unwrap();
+        assert_eq!(follow(&path, &mut place, 64 << 10), "");
+        file.write_all(b" of it\n").unwrap();
+        assert_eq!(follow(&path, &mut place, 64 << 10), "half of it\n");
+        // What a power cut left is passed, however long it is.
+        file.write_all(&[0; 200 << 10]).unwrap();
+        file.write_all(b"\n1970-01-01T00:00:03Z stdout on it goes\n").unwrap();
+        assert!(follow(&path, &mut place, 64 << 10).ends_with("\non it goes\n"));
     }
 
     #[test]
@@ -177,6 +354,6 @@ mod tests {
         }
         let size = |path: &Path| fs::metadata(path).unwrap().len();
         assert!(size(&path) <= LARGEST + 200 && size(&path.with_extension("log.1")) <= LARGEST + 200);
-        assert!(read(&path, Some(1), 1 << 20).starts_with("line 59999 "));
+        assert!(read(&path, last(1), 1 << 20).starts_with("line 59999 "));
     }
 }

@@ -12,6 +12,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::container::access::Access;
 use crate::container::image;
+use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
@@ -32,8 +33,8 @@ pub struct Manager {
     is_released: bool,
     /// Bootstrap containers that were started at this boot; one that has ended is still shown.
     bootstrap: BTreeMap<String, Spec>,
-    /// Images of bootstrap containers, also of those that are still to run.
-    bootstrap_images: BTreeSet<String>,
+    /// Images of bootstrap containers by their names, also of those that are still to run.
+    bootstrap_images: BTreeMap<String, String>,
     tasks: BTreeMap<String, Task>,
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
@@ -88,6 +89,11 @@ impl Manager {
         self.statuses.borrow().get(name).map(|(_, status)| status.clone())
     }
 
+    /// Whether settings name it, also when it is still to begin.
+    pub fn is_wanted(&self, name: &str) -> bool {
+        self.lasting.contains_key(name) || self.bootstrap.contains_key(name)
+    }
+
     /// From now on registries are reached this way; what could not be pulled is tried again at once.
     pub fn set_access(&mut self, access: Access) {
         self.access.send_replace(access);
@@ -113,8 +119,26 @@ impl Manager {
 
     /// Images that bootstrap containers have, which are not to be removed. From the next change on: what else is wanted may not be
     /// known yet.
-    pub fn keep_images(&mut self, references: BTreeSet<String>) {
+    pub fn keep_images(&mut self, references: BTreeMap<String, String>) {
         self.bootstrap_images = references;
+    }
+
+    /// Which containers have an image, by its reference: what settings name, and what is ending.
+    pub fn uses(&self) -> Uses {
+        let mut uses = Uses::new();
+        let specs = self.lasting.iter().chain(&self.bootstrap);
+        let specs = specs.map(|(name, spec)| (name.clone(), spec.reference()));
+        let ending = self.statuses();
+        let ending = ending.into_iter().map(|status| (status.name, status.image));
+        for (name, reference) in specs.chain(self.bootstrap_images.clone()).chain(ending) {
+            uses.entry(reference).or_default().insert(name);
+        }
+        uses
+    }
+
+    /// How registries are reached, also when that changes.
+    pub fn access(&self) -> watch::Receiver<Access> {
+        self.access.subscribe()
     }
 
     /// Starts a bootstrap container, or takes over one that was started at this boot; with other settings than before it runs again.
@@ -164,7 +188,7 @@ impl Manager {
             wanted.extend(self.lasting.clone());
         }
         let references = self.lasting.values().chain(self.bootstrap.values()).map(Spec::reference);
-        image::want(references.chain(self.bootstrap_images.iter().cloned()).collect());
+        image::want(references.chain(self.bootstrap_images.values().cloned()).collect());
         self.tasks.retain(|name, task| {
             let stays = wanted.get(name) == Some(&task.spec);
             if !stays {
@@ -227,6 +251,26 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_settings_name_is_wanted_and_uses_its_image_before_it_begins() {
+        let spec = |image: &str| {
+            let image = Some(image.parse().unwrap());
+            Spec::of_container(&settings::Container { image, ..Default::default() })
+        };
+        let manager = Manager {
+            lasting: [("web".to_owned(), spec("r/web:1")), ("again".to_owned(), spec("r/web:1"))].into(),
+            bootstrap_images: [("bootstrap-containers.disks".to_owned(), "r/disks:1".to_owned())].into(),
+            ..Manager::default()
+        };
+        assert!(manager.status("web").is_none() && manager.is_wanted("web") && !manager.is_wanted("db"));
+        let uses = manager.uses().into_iter().map(|(image, names)| {
+            let names: Vec<String> = names.into_iter().collect();
+            format!("{image}: {}", names.join(" "))
+        });
+        let uses: Vec<String> = uses.collect();
+        assert_eq!(uses, ["r/disks:1: bootstrap-containers.disks", "r/web:1: again web"]);
+    }
 
     #[test]
     fn a_start_does_not_disturb_what_is_on_its_way() {

@@ -7,6 +7,7 @@ mod confinement;
 mod exec;
 pub mod health;
 pub mod image;
+pub mod images;
 mod keeper;
 pub mod layer;
 pub mod log;
