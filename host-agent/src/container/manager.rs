@@ -256,7 +256,7 @@ mod tests {
     fn what_settings_name_is_wanted_and_uses_its_image_before_it_begins() {
         let spec = |image: &str| {
             let image = Some(image.parse().unwrap());
-            Spec::of_container(&settings::Container { image, ..Default::default() })
+            Spec::of_container(&settings::Container { image, ..Default::default() }, None)
         };
         let manager = Manager {
             lasting: [("web".to_owned(), spec("r/web:1")), ("again".to_owned(), spec("r/web:1"))].into(),
