@@ -7,8 +7,6 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(90);
 
 const USER_DATA: &str = r#"
-[settings.container-networks.front]
-
 [settings.container-networks.back]
 internal = true
 subnet4 = "10.9.8.0/24"

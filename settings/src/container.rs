@@ -103,8 +103,8 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"data": {"path": "/var/lib/app"}}))]
     pub volumes: Option<BTreeMap<ContainerName, Volume>>,
-    /// The networks of `settings.container-networks` that it is in, instead of the node's: at most 8. The first is its way out. `["none"]`: in
-    /// none at all.
+    /// The networks that it is in instead of the node's, with those containers that name the same: at most 8. The first is its way out.
+    /// `settings.container-networks` says more of them. `["none"]`: in none at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["front", "back"]), extend("x-default" = "the network of the node"))]
     pub networks: Option<Vec<NetworkName>>,

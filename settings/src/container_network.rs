@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,6 +39,13 @@ checked_string!(
         Err(format!("{} is not a name for a network: at most 63 of a-z, 0-9 and '-', not '-' at an end", shown(text)))
     }
 );
+
+impl NetworkName {
+    /// Whether it stands for no network at all.
+    pub fn is_none(&self) -> bool {
+        self.as_str() == NONE
+    }
+}
 
 cidr!(
     /// An IPv4 network with a prefix of 8 to 29 bits, such as `10.89.0.0/24`.
@@ -176,12 +183,17 @@ pub(crate) fn mistakes(
 ) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     let mut wrong = |key: String, reason: String| mistakes.push(Mistake::new(&key, reason));
-    if let Some(count) = networks.map(BTreeMap::len).filter(|count| *count > MOST_NETWORKS) {
-        let reason = format!("{count} networks are more than the {MOST_NETWORKS} that a node can have");
+    let used =
+        containers.into_iter().flatten().flat_map(|(_, container)| container.networks.iter().flatten());
+    let used = used.filter(|name| !name.is_none());
+    let all: BTreeSet<&NetworkName> = networks.into_iter().flat_map(BTreeMap::keys).chain(used).collect();
+    if all.len() > MOST_NETWORKS {
+        let reason = format!("{} networks are more than the {MOST_NETWORKS} that a node can have", all.len());
         wrong("settings.container-networks".to_owned(), reason);
     }
-    if networks.is_some_and(|networks| networks.keys().any(|name| [NONE, HOST].contains(&name.as_str()))) {
-        let reason = "`none` and `host` are not names for networks";
+    if all.iter().any(|name| name.is_none() || name.as_str() == HOST) {
+        let reason =
+            "`none` and `host` are not names for networks: a container without `networks` has the node's";
         wrong("settings.container-networks".to_owned(), reason.to_owned());
     }
     let mut seen: Vec<(IpAddr, u8, &NetworkName)> = Vec::new();
@@ -205,20 +217,13 @@ pub(crate) fn mistakes(
         let own = |key: &str| format!("settings.containers.{name}.{key}");
         let of: &[NetworkName] = container.networks.as_deref().unwrap_or_default();
         let ports: &[PublishedPort] = container.ports.as_deref().unwrap_or_default();
-        let is_alone = of.iter().any(|network| network.as_str() == NONE);
+        let is_alone = of.iter().any(NetworkName::is_none);
         if is_alone && (of.len() > 1 || !ports.is_empty()) {
             let reason = "`none` is no network at all: other networks, and `ports`, contradict it";
             wrong(own("networks"), reason.to_owned());
             continue;
         }
         for (at, network) in of.iter().enumerate() {
-            if network.as_str() != NONE && !networks.is_some_and(|networks| networks.contains_key(network)) {
-                let reason = format!(
-                    "there is no network {}: settings.container-networks has to name it",
-                    shown(network)
-                );
-                wrong(own("networks"), reason);
-            }
             if of.iter().take(at).any(|before| before == network) {
                 wrong(own("networks"), format!("{} is there twice", shown(network)));
             }
@@ -323,7 +328,6 @@ mod tests {
         check(front.clone(), on(&["127.0.0.1:80:80", "80:80/udp"]), on(&["127.0.0.2:80:80", "[::]:80:80"]))
             .unwrap();
         for (networks, web, other, expected) in [
-            (&front, json!({"networks": ["side"]}), &none, "web.networks: there is no network \"side\""),
             (
                 &front,
                 json!({"networks": ["front", "front"]}),

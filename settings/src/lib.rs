@@ -108,9 +108,9 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
-    /// Networks of containers by name: at most 32. One is there while a container that is in it runs.
+    /// More of networks of containers, by name. A network is there while a container that names it runs: at most 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = json!({"front": {}, "back": {"internal": true}}))]
+    #[schemars(example = json!({"back": {"internal": true}}))]
     pub container_networks: Option<BTreeMap<NetworkName, ContainerNetwork>>,
     /// Containers that look after the node, by name: at most 32. They begin when they are enabled, end when they are not, and are
     /// made anew when they are changed. `GET /containers` names them `host-containers.<name>`.

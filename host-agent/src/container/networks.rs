@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use settings::{Container, ContainerNetwork, NetworkName, PublishedPort};
+use settings::{Container, ContainerNetwork, NetworkName, PublishedPort, Settings};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -60,14 +60,20 @@ pub fn of_container(container: &Container, all: &BTreeMap<NetworkName, Network>)
     Some(networks.iter().filter_map(|name| all.get(name).cloned()).collect())
 }
 
-/// All networks. One that no setting gives addresses has them by its name, and the next ones if they are another's.
-pub fn settle(networks: &BTreeMap<NetworkName, ContainerNetwork>) -> BTreeMap<NetworkName, Network> {
+/// All networks: a container that names one is enough. One that no setting gives addresses has them by its name, and the next ones if
+/// they are another's.
+pub fn settle(settings: &Settings) -> BTreeMap<NetworkName, Network> {
+    let named =
+        settings.containers.iter().flatten().flat_map(|(_, container)| container.networks.iter().flatten());
+    let mut networks: BTreeMap<&NetworkName, ContainerNetwork> =
+        named.filter(|name| !name.is_none()).map(|name| (name, ContainerNetwork::default())).collect();
+    networks.extend(settings.container_networks.iter().flatten().map(|(name, of)| (name, of.clone())));
     let given4 = |of: &ContainerNetwork| of.subnet4.map(|subnet| (subnet.address, subnet.prefix));
     let given6 = |of: &ContainerNetwork| of.subnet6.map(|subnet| (subnet.address, subnet.prefix));
     let mut taken4: Vec<(Ipv4Addr, u8)> = networks.values().filter_map(given4).collect();
     let mut taken6: Vec<(Ipv6Addr, u8)> = networks.values().filter_map(given6).collect();
     let mut all = BTreeMap::new();
-    for (name, of) in networks {
+    for (name, of) in &networks {
         let first = hash(name);
         let subnet4 = given4(of).or_else(|| {
             let at = |step: u32| (first.wrapping_add(step) % POOL4_SIZE) << (32 - POOL4_PREFIX);
@@ -85,8 +91,9 @@ pub fn settle(networks: &BTreeMap<NetworkName, ContainerNetwork>) -> BTreeMap<Ne
         let (Some(subnet4), Some(subnet6)) = (subnet4, subnet6) else { continue };
         taken4.push(subnet4);
         taken6.push(subnet6);
-        let network = Network { name: name.clone(), subnet4, subnet6, internal: of.internal == Some(true) };
-        all.insert(name.clone(), network);
+        let network =
+            Network { name: (*name).clone(), subnet4, subnet6, internal: of.internal == Some(true) };
+        all.insert((*name).clone(), network);
     }
     all
 }
@@ -207,7 +214,7 @@ mod tests {
     fn networks(tree: Value) -> BTreeMap<NetworkName, Network> {
         let settings = settings::from_json(&json!({"container-networks": tree})).unwrap();
         settings.check().unwrap();
-        settle(&settings.container_networks.unwrap())
+        settle(&settings)
     }
 
     fn network(tree: Value) -> Network {
@@ -261,10 +268,10 @@ mod tests {
     #[test]
     fn a_container_is_in_the_nodes_network_unless_it_names_others() {
         let of = |container: Value| {
-            let tree = json!({"container-networks": {"front": {}}, "containers": {"web": container}});
+            let tree = json!({"containers": {"web": container}});
             let settings = settings::from_json(&tree).unwrap();
             settings.check().unwrap();
-            let all = settle(settings.container_networks.as_ref().unwrap());
+            let all = settle(&settings);
             of_container(settings.containers.unwrap().values().next().unwrap(), &all)
                 .map(|networks| networks.len())
         };

@@ -71,7 +71,7 @@ impl Spec {
 
 /// What runs all the time, by the name that it has among all containers.
 pub fn lasting(settings: &Settings) -> BTreeMap<String, Spec> {
-    let networks = networks::settle(&settings.container_networks.clone().unwrap_or_default());
+    let networks = networks::settle(settings);
     let containers = settings.containers.iter().flatten().map(|(name, container)| {
         let spec = Spec::of_container(container, networks::of_container(container, &networks));
         (name.to_string(), spec)
