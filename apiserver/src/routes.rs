@@ -24,6 +24,7 @@
 //! | `POST /actions/verify-update` | *204: reads both slots back; whether they are whole is the output of the status' command* |
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
+//! | `GET /exec` | a process in a container, by a websocket: see `exec` |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N` | *containers, and what one wrote* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
@@ -56,6 +57,7 @@ use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
 use crate::events::{self, AnyBody};
+use crate::exec;
 use crate::generations;
 use crate::metadata;
 use crate::metrics;
@@ -83,6 +85,10 @@ pub(crate) async fn handle(
     if request.method() == Method::GET && request.uri().path() == "/events" {
         let listening = events::listen(state, client.access, header(LAST_EVENT_ID));
         return counted(state, listening.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
+    }
+    if request.method() == Method::GET && request.uri().path() == "/exec" {
+        let begun = exec::begin(state, client, request);
+        return counted(state, begun.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
@@ -277,6 +283,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("updates/progress", "GET"),
     ("updates/history", "GET"),
     ("events", "GET"),
+    ("exec", "GET"),
     ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/NAME/logs", "GET"),

@@ -123,7 +123,7 @@ impl Server {
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, client: Client) {
         // Too many even to be told so.
         if self.active.get() > MOST_CONNECTIONS + MOST_REFUSED {
             return;
@@ -143,7 +143,7 @@ impl Server {
         });
     }
 
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, client: Client) {
         let (state, listener) = (&self.state, &RefCell::new(Weak::new()));
         let service = service_fn(async |request| {
             let response = routes::handle(state, client, request).await;
@@ -158,7 +158,9 @@ impl Server {
             .max_buf_size(LARGEST_HEAD)
             // Else answers are copied into one more buffer, which no budget counts.
             .writev(true)
-            .serve_connection(TokioIo::new(Impatient::new(stream, WRITE_TIMEOUT)), service);
+            .serve_connection(TokioIo::new(Impatient::new(stream, WRITE_TIMEOUT)), service)
+            // For `GET /exec`: the connection ends here, and goes on there.
+            .with_upgrades();
         tokio::pin!(connection);
         let mut stopping = self.stopping.subscribe();
         // What a broken client did to its connection is nobody else's business.
