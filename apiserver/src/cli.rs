@@ -16,6 +16,7 @@ use crate::cli_colour::Colour;
 use crate::cli_container;
 use crate::cli_diff;
 use crate::cli_edit;
+use crate::cli_exec::{self, Exec};
 use crate::cli_explain;
 use crate::cli_progress::Progress;
 use crate::cli_trial;
@@ -34,7 +35,7 @@ use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, h
     max_term_width = 100,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
-    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
+    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  apiclient exec web sh\n  \
     apiclient history\n  apiclient diff 3\n  apiclient restore 3\n  \
     apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n  \
     apiclient explain network.hostname\n  apiclient edit network\n  apiclient watch network.hostname\n\n\
@@ -87,6 +88,8 @@ enum Command {
     /// Containers, what they wrote, and stopping and starting them
     #[command(subcommand, alias = "containers")]
     Container(Container),
+    /// Run a command in a container that runs; its exit code is that of the command, or 255 when it could not run
+    Exec(Exec),
     /// New versions of the system
     #[command(subcommand)]
     Update(Update),
@@ -288,6 +291,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, default: &Endpoint) ->
         timeout: Duration::from_secs(cli.timeout.clamp(1, 3600)),
         verbose: cli.verbose,
     };
+    if let Command::Exec(exec) = &cli.command {
+        return cli_exec::exec(&api, exec);
+    }
     match execute(&api, &cli.command) {
         Ok(text) => {
             print(&text);
@@ -452,6 +458,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Container(Container::Restart { name }) => {
             cli_container::act(api, name, ContainerAction::Restart).map(|()| format!("restarting {name}"))
         }
+        Command::Exec(_) => unreachable!(),
         Command::Update(command) => cli_update::run(api, command),
         Command::Delete { keys, how } => {
             let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();

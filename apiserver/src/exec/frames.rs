@@ -26,6 +26,8 @@ pub enum ToAgent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromAgent {
     Output(Vec<u8>),
+    /// Output on stderr, where that comes apart.
+    Errors(Vec<u8>),
     /// One more frame of input was taken.
     Taken,
     /// The last one. 128 + n for signal n.
@@ -63,6 +65,7 @@ impl FromAgent {
     pub async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         match self {
             Self::Output(data) => write(to, b'o', data).await,
+            Self::Errors(data) => write(to, b'r', data).await,
             Self::Taken => write(to, b't', &[]).await,
             Self::Exited(code) => write(to, b'x', &[*code]).await,
         }
@@ -73,6 +76,7 @@ impl FromAgent {
         let Some((kind, data)) = read(from).await? else { return Ok(None) };
         match (kind, data.as_slice()) {
             (b'o', _) => Ok(Some(Self::Output(data))),
+            (b'r', _) => Ok(Some(Self::Errors(data))),
             (b't', []) => Ok(Some(Self::Taken)),
             (b'x', &[code]) => Ok(Some(Self::Exited(code))),
             _ => Err(unknown(kind)),
@@ -129,7 +133,13 @@ mod tests {
             assert_eq!(ToAgent::read(&mut from).await.unwrap(), Some(frame));
         }
         assert_eq!(ToAgent::read(&mut from).await.unwrap(), None);
-        let (mut wire, sent) = (Vec::new(), [FromAgent::Output(vec![]), FromAgent::Taken, FromAgent::Exited(137)]);
+        let mut wire = Vec::new();
+        let sent = [
+            FromAgent::Output(vec![]),
+            FromAgent::Errors(b"no\n".to_vec()),
+            FromAgent::Taken,
+            FromAgent::Exited(137),
+        ];
         for frame in &sent {
             frame.write(&mut wire).await.unwrap();
         }

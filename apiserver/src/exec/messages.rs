@@ -23,6 +23,23 @@ pub(crate) struct Initialize {
     pub(crate) command: Vec<OsString>,
     pub(crate) target: String,
     pub(crate) tty: Option<Tty>,
+    /// Beyond Bottlerocket's: each message of output begins with the number of its [`Stream`], and what went wrong comes as a whole
+    /// text before the closing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) extended: bool,
+}
+
+/// What output was written to, by the number of its descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Output = 1,
+    Errors = 2,
+}
+
+impl Stream {
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [Self::Output, Self::Errors].into_iter().find(|stream| *stream as u8 == number)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +50,8 @@ pub(crate) struct Tty {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromServer {
     Capacity(Capacity),
+    /// Why the process could not run, or did not run on; only of who asked for it.
+    Failed(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +60,22 @@ pub(crate) struct Capacity {
     pub(crate) messages_written: u64,
 }
 
+impl Capacity {
+    /// Whether one more message may be sent after so many.
+    pub(crate) fn has_room(self, sent: u64) -> bool {
+        sent.saturating_sub(self.messages_written) < self.max_messages_outstanding
+    }
+}
+
 /// Bounds for what the other side sends, and for what it does not take.
 pub(crate) fn limits() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(16 << 10)
         .write_buffer_size(0)
         .max_write_buffer_size(4 * LARGEST)
-        .max_message_size(Some(LARGEST))
-        .max_frame_size(Some(LARGEST))
+        // The number of its stream may be before it.
+        .max_message_size(Some(LARGEST + 1))
+        .max_frame_size(Some(LARGEST + 1))
 }
 
 /// As much of a text as fits into a closing frame.
@@ -68,7 +95,7 @@ mod tests {
     #[test]
     fn messages_are_bottlerockets() {
         let initialize = |tty| {
-            FromClient::Initialize(Initialize { command: vec!["sh".into()], target: "admin".into(), tty })
+            FromClient::Initialize(Initialize { command: vec!["sh".into()], target: "admin".into(), tty, extended: false })
         };
         let size = Size { rows: 24, cols: 80 };
         let told = |tty| json!({"Initialize": {"command": [{"Unix": [115, 104]}], "target": "admin", "tty": tty}});
@@ -82,6 +109,10 @@ mod tests {
             assert_eq!(serde_json::to_value(&message).unwrap(), expected);
             assert_eq!(serde_json::from_value::<FromClient>(expected).unwrap(), message);
         }
+        let mut extended = told(json!(null));
+        extended["Initialize"]["extended"] = json!(true);
+        let FromClient::Initialize(read) = serde_json::from_value(extended).unwrap() else { panic!() };
+        assert!(read.extended);
         let capacity = Capacity { max_messages_outstanding: 16, messages_written: 0 };
         assert_eq!(
             serde_json::to_value(FromServer::Capacity(capacity)).unwrap(),

@@ -17,16 +17,18 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::frames::{FromAgent, ToAgent};
-use super::messages::{Capacity, FromClient, FromServer, Initialize, MOST_OUTSTANDING, limits, reason};
+use super::frames::{FromAgent, Size, ToAgent};
+use super::messages::{
+    Capacity, FromClient, FromServer, Initialize, MOST_OUTSTANDING, Stream, limits, reason,
+};
 use crate::access::Client;
 use crate::agent;
 use crate::client::connect_unix;
@@ -41,10 +43,13 @@ const BEGINNING: Duration = Duration::from_secs(10);
 const STARTING: Duration = Duration::from_secs(60);
 /// Bottlerocket's client gives a server up that says nothing for 10 s.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A client that says nothing for so long, not even that it hears the heartbeat, is gone.
+/// A client that says nothing for so long, not even that it hears the heartbeat, is gone. Ours says something every 5 s, also while
+/// nobody reads what it writes.
 const SILENCE: Duration = Duration::from_secs(60);
 /// For a client to close its side.
 const CLOSING: Duration = Duration::from_secs(5);
+/// Of a terminal whose client does not tell it.
+const USUAL_SIZE: Size = Size { rows: 24, cols: 80 };
 /// Bytes of the agent's answer to a request.
 const LARGEST_ANSWER: u64 = 64 << 10;
 
@@ -87,6 +92,7 @@ pub(crate) fn begin(
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::task::spawn_local(async move {
         let _counted = counted;
+        // The answer has to be written first.
         let Ok(Ok(upgraded)) = timeout(BEGINNING, upgrade).await else { return };
         let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits())).await;
         serve(socket, agent, client).await;
@@ -134,12 +140,23 @@ impl Close {
 }
 
 async fn serve(mut socket: Socket, agent: PathBuf, client: Client) {
-    let Close(code, text) = match converse(&mut socket, &agent, client).await {
-        Ok(exit_code) => Close(CloseCode::Normal, exit_code.to_string()),
-        Err(close) => close,
+    let initialize = timeout(BEGINNING, initialize(&mut socket)).await.unwrap_or_else(|_| {
+        Err(Close(CloseCode::Policy, format!("no Initialize within {} s", BEGINNING.as_secs())))
+    });
+    let is_extended = initialize.as_ref().is_ok_and(|initialize| initialize.extended);
+    let ended = match initialize {
+        Ok(initialize) => converse(&mut socket, &agent, initialize, client).await,
+        Err(close) => Err(close),
     };
-    let frame = CloseFrame { code, reason: reason(&text).into() };
+    let (Close(code, text), failed) = match ended {
+        Ok(exit_code) => (Close(CloseCode::Normal, exit_code.to_string()), false),
+        Err(close) => (close, true),
+    };
     let close = async {
+        if is_extended && failed {
+            let _ = socket.send(message(&FromServer::Failed(text.clone()))).await;
+        }
+        let frame = CloseFrame { code, reason: reason(&text).into() };
         let _ = socket.send(Message::Close(Some(frame))).await;
         // Until the client has said the same: what it sent meanwhile would make the kernel drop our last words.
         while let Some(Ok(_)) = socket.next().await {}
@@ -148,70 +165,91 @@ async fn serve(mut socket: Socket, agent: PathBuf, client: Client) {
 }
 
 /// Runs a process to its end; its exit code.
-async fn converse(socket: &mut Socket, agent: &Path, client: Client) -> Result<u8, Close> {
-    let initialize = timeout(BEGINNING, initialize(socket)).await.unwrap_or_else(|_| {
-        Err(Close(CloseCode::Policy, format!("no Initialize within {} s", BEGINNING.as_secs())))
+async fn converse(
+    socket: &mut Socket,
+    agent: &Path,
+    initialize: Initialize,
+    client: Client,
+) -> Result<u8, Close> {
+    let is_extended = initialize.extended;
+    let request = request(initialize, client)?;
+    let started = timeout(STARTING, start(agent, &request)).await;
+    let (from_agent, mut to_agent) = started.unwrap_or_else(|_| {
+        Err(Close::failed(format!("the host agent did not begin it within {} s", STARTING.as_secs())))
     })?;
-    let (from_agent, mut to_agent) =
-        timeout(STARTING, start(agent, initialize, client)).await.unwrap_or_else(|_| {
-            Err(Close::failed(format!("the host agent did not begin it within {} s", STARTING.as_secs())))
-        })?;
-    // A frame is read by a task of its own, as reading one cannot be broken off.
-    let (sender, mut frames) = mpsc::channel(1);
-    tokio::task::spawn_local(listen(from_agent, sender));
-    let mut course = Course::default();
-    tell(socket, course.capacity()).await?;
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
-    loop {
-        tokio::select! {
-            message = socket.next() => {
-                heard = Instant::now();
-                if let Some(frame) = course.received(message)? {
-                    frame.write(&mut to_agent).await.map_err(|error| Close::agent(&error))?;
-                }
+    let (sink, mut stream) = socket.split();
+    // Each direction waits for its own: a process that does not read must not keep what it writes.
+    let (sink, course) = (Mutex::new(sink), RefCell::new(Course::default()));
+    // None while the client is not listened to, as the process takes nothing.
+    let heard = Cell::new(Some(Instant::now()));
+    let send = async |message| sink.lock().await.send(message).await.map_err(|_| Close::gone());
+    let tell = async |capacity| send(message(&FromServer::Capacity(capacity))).await;
+    let begun = course.borrow().capacity();
+    tell(begun).await?;
+    let input = async {
+        loop {
+            let message = stream.next().await;
+            let frame = course.borrow_mut().received(message)?;
+            if let Some(frame) = frame {
+                heard.set(None);
+                frame.write(&mut to_agent).await.map_err(|error| Close::agent(&error))?;
             }
-            frame = frames.recv() => match frame {
-                Some(Ok(FromAgent::Output(data))) => {
-                    socket.send(Message::Binary(data.into())).await.map_err(|_| Close::gone())?;
-                }
-                Some(Ok(FromAgent::Taken)) => {
-                    if let Some(capacity) = course.taken() {
-                        tell(socket, capacity).await?;
+            heard.set(Some(Instant::now()));
+        }
+    };
+    let output = async {
+        let mut from_agent = from_agent;
+        loop {
+            match FromAgent::read(&mut from_agent).await.map_err(|error| Close::agent(&error))? {
+                Some(FromAgent::Output(data)) => send(output(Stream::Output, data, is_extended)).await?,
+                Some(FromAgent::Errors(data)) => send(output(Stream::Errors, data, is_extended)).await?,
+                Some(FromAgent::Taken) => {
+                    let capacity = course.borrow_mut().taken();
+                    if let Some(capacity) = capacity {
+                        tell(capacity).await?;
                     }
                 }
-                Some(Ok(FromAgent::Exited(code))) => return Ok(code),
-                Some(Err(error)) => return Err(Close::agent(&error)),
-                None => return Err(Close(CloseCode::Error, "the host agent ended it: was it started again?".to_owned())),
-            },
-            _ = heartbeat.tick() => {
-                if heard.elapsed() > SILENCE {
-                    return Err(Close::gone());
+                Some(FromAgent::Exited(code)) => return Ok(code),
+                None => {
+                    let text = "the host agent ended it: was it started again?".to_owned();
+                    return Err(Close(CloseCode::Error, text));
                 }
-                socket.send(Message::Ping(Bytes::new())).await.map_err(|_| Close::gone())?;
             }
         }
-    }
-}
-
-async fn listen(mut from: BufReader<OwnedReadHalf>, to: mpsc::Sender<std::io::Result<FromAgent>>) {
-    loop {
-        let frame = match FromAgent::read(&mut from).await {
-            Ok(None) => return,
-            Ok(Some(frame)) => Ok(frame),
-            Err(error) => Err(error),
-        };
-        let is_last = !matches!(frame, Ok(FromAgent::Output(_) | FromAgent::Taken));
-        if to.send(frame).await.is_err() || is_last {
-            return;
+    };
+    let heartbeat = async {
+        loop {
+            sleep(HEARTBEAT).await;
+            send(Message::Ping(Bytes::new())).await?;
         }
+    };
+    let silence = async {
+        loop {
+            sleep(HEARTBEAT).await;
+            if heard.get().is_some_and(|heard| heard.elapsed() > SILENCE) {
+                return Err(Close::gone());
+            }
+        }
+    };
+    tokio::select! {
+        // What the process wrote before its end is told before a mistake of the client's.
+        biased;
+        ended = output => ended,
+        ended = input => ended,
+        ended = heartbeat => ended,
+        ended = silence => ended,
     }
 }
 
-async fn tell(socket: &mut Socket, capacity: Capacity) -> Result<(), Close> {
-    let text = serde_json::to_string(&FromServer::Capacity(capacity)).unwrap_or_default();
-    socket.send(Message::text(text)).await.map_err(|_| Close::gone())
+fn output(stream: Stream, data: Vec<u8>, is_extended: bool) -> Message {
+    if !is_extended {
+        return Message::Binary(data.into());
+    }
+    Message::Binary([&[stream as u8], data.as_slice()].concat().into())
+}
+
+fn message(told: &FromServer) -> Message {
+    Message::text(serde_json::to_string(told).unwrap_or_default())
 }
 
 /// The first message, which says what to run.
@@ -227,36 +265,62 @@ async fn initialize(socket: &mut Socket) -> Result<Initialize, Close> {
     }
 }
 
+/// What the agent is asked for. What cannot be is refused here.
+fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close> {
+    let Initialize { command, target, tty, extended } = initialize;
+    if !is_name(&target) {
+        let text = "it is not the name of a container, such as web or host-containers.admin";
+        return Err(Close::failed(format!("{:?}: {text}", target.chars().take(80).collect::<String>())));
+    }
+    let command: Result<Vec<String>, OsString> = command.into_iter().map(OsString::into_string).collect();
+    let command = command
+        .map_err(|word| Close::failed(format!("{word:?} is not UTF-8, as the OCI runtime wants it")))?;
+    if command.first().is_none_or(String::is_empty) {
+        return Err(Close::failed("no command is named"));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(Close::failed("a word of the command holds a zero byte"));
+    }
+    let terminal = tty.map(|tty| tty.size.unwrap_or(USUAL_SIZE));
+    Ok(agent::Exec {
+        name: target,
+        command,
+        apart: extended && terminal.is_none(),
+        terminal,
+        asker: client.peer.uid,
+    })
+}
+
+/// Of `settings.containers`, or with its group before it.
+fn is_name(text: &str) -> bool {
+    match text.split_once('.') {
+        None => text.parse::<settings::Identifier>().is_ok(),
+        Some(("host-containers" | "bootstrap-containers", name)) => name.parse::<settings::Identifier>().is_ok(),
+        Some(_) => false,
+    }
+}
+
 /// Has the agent run it.
 async fn start(
     agent: &Path,
-    initialize: Initialize,
-    client: Client,
+    request: &agent::Exec,
 ) -> Result<(BufReader<OwnedReadHalf>, OwnedWriteHalf), Close> {
-    let Initialize { command, target, tty } = initialize;
-    let command: Result<Vec<String>, OsString> = command.into_iter().map(OsString::into_string).collect();
-    let command = command.map_err(|word| Close::failed(format!("{word:?} is not UTF-8, as the OCI runtime wants it")))?;
-    let request = agent::Request::Exec {
-        name: target,
-        command,
-        terminal: tty.is_some(),
-        size: tty.and_then(|tty| tty.size),
-        asker: client.peer.uid,
-    };
     let exchange = async {
         let (from, mut to) = connect_unix(agent).await?.into_split();
-        let mut line = serde_json::to_vec(&request)?;
+        let mut line = serde_json::to_vec(&agent::Request::Exec(request.clone()))?;
         line.push(b'\n');
         to.write_all(&line).await?;
         let (mut from, mut answer) = (BufReader::new(from), Vec::new());
         (&mut from).take(LARGEST_ANSWER).read_until(b'\n', &mut answer).await?;
         Ok::<_, std::io::Error>((from, to, answer))
     };
-    let (from, to, answer) =
-        exchange.await.map_err(|error| Close::failed(format!("the host agent does not answer: {error}")))?;
+    let (from, to, answer) = exchange
+        .await
+        .map_err(|error| Close::failed(format!("the host agent does not answer ({error}); is it starting?")))?;
     match serde_json::from_slice(&answer) {
         Ok(agent::Response::Done) => Ok((from, to)),
         Ok(agent::Response::Error { message, .. }) => Err(Close::failed(message)),
+        _ if answer.is_empty() => Err(Close::failed("the host agent gave no answer")),
         _ => Err(Close::failed("the host agent's answer cannot be used")),
     }
 }
