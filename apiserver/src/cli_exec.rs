@@ -81,20 +81,16 @@ async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
         404 => "the node knows no exec: it runs an older version".to_owned(),
         _ => answer.text(),
     })?;
-    let socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(limits())).await;
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(limits())).await;
     let (sink, mut stream) = socket.split();
-    let mut resized = signal(SignalKind::window_change()).map_err(|error| format!("cannot take signals: {error}"))?;
-    let mut signals = [
-        SignalKind::hangup(),
-        SignalKind::interrupt(),
-        SignalKind::quit(),
-        SignalKind::terminate(),
-    ]
-    .into_iter()
-    .map(|kind| Ok((u8::try_from(kind.as_raw_value()).unwrap_or(0), signal(kind)?)))
-    .collect::<io::Result<Vec<_>>>()
-    .map_err(|error| format!("cannot take signals: {error}"))?;
+    let mut resized =
+        signal(SignalKind::window_change()).map_err(|error| format!("cannot take signals: {error}"))?;
+    let mut signals =
+        [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
+            .into_iter()
+            .map(|kind| Ok((u8::try_from(kind.as_raw_value()).unwrap_or(0), signal(kind)?)))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| format!("cannot take signals: {error}"))?;
     let node = Node { sink: Mutex::new(sink) };
     let tty = has_terminal.then(|| Tty { size: cli_terminal::size() });
     let (command, target) = (exec.command.clone(), exec.name.clone());
@@ -108,7 +104,8 @@ async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
         let mut failed = None;
         let ended = loop {
             let message = timeout(SILENCE, stream.next()).await;
-            let message = message.map_err(|_| format!("the node has said nothing for {} s", SILENCE.as_secs()))?;
+            let message =
+                message.map_err(|_| format!("the node has said nothing for {} s", SILENCE.as_secs()))?;
             match received(endpoint, message)? {
                 Received::Nothing => {}
                 Received::Failed(reason) => failed = Some(reason),
@@ -223,7 +220,8 @@ fn received(endpoint: &Endpoint, message: Option<Result<Message, Error>>) -> Res
     match message {
         Some(Ok(Message::Binary(data))) => {
             let stream = data.first().copied().and_then(Stream::of);
-            let stream = stream.ok_or("the node tells what was written in another way than this client knows")?;
+            let stream =
+                stream.ok_or("the node tells what was written in another way than this client knows")?;
             Ok(Received::Output(stream, data.slice(1..)))
         }
         Some(Ok(Message::Text(text))) => Ok(match serde_json::from_str(&text) {

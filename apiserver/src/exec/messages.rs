@@ -95,10 +95,16 @@ mod tests {
     #[test]
     fn messages_are_bottlerockets() {
         let initialize = |tty| {
-            FromClient::Initialize(Initialize { command: vec!["sh".into()], target: "admin".into(), tty, extended: false })
+            FromClient::Initialize(Initialize {
+                command: vec!["sh".into()],
+                target: "admin".into(),
+                tty,
+                extended: false,
+            })
         };
         let size = Size { rows: 24, cols: 80 };
-        let told = |tty| json!({"Initialize": {"command": [{"Unix": [115, 104]}], "target": "admin", "tty": tty}});
+        let told =
+            |tty| json!({"Initialize": {"command": [{"Unix": [115, 104]}], "target": "admin", "tty": tty}});
         for (message, expected) in [
             (initialize(None), told(json!(null))),
             (initialize(Some(Tty { size: None })), told(json!({"size": null}))),

@@ -5,7 +5,8 @@ use futures_util::{SinkExt, StreamExt};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
 use hyper::upgrade::Upgraded;
 use hyper::{Request, Response, StatusCode};
@@ -50,6 +51,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_secs(5);
 /// Of a terminal whose client does not tell it.
 const USUAL_SIZE: Size = Size { rows: 24, cols: 80 };
+/// Bytes of a command and its arguments.
+const LONGEST_COMMAND: usize = 16 << 10;
 /// Bytes of the agent's answer to a request.
 const LARGEST_ANSWER: u64 = 64 << 10;
 
@@ -65,7 +68,8 @@ impl Sessions {
     fn enter(&self) -> Result<Counted, Refusal> {
         let others = self.0.get();
         if others >= MOST {
-            let reason = format!("{others} processes run by exec already: end one of them, or try again later");
+            let reason =
+                format!("{others} processes run by exec already: end one of them, or try again later");
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
         }
         self.0.set(others + 1);
@@ -94,7 +98,8 @@ pub(crate) fn begin(
         let _counted = counted;
         // The answer has to be written first.
         let Ok(Ok(upgraded)) = timeout(BEGINNING, upgrade).await else { return };
-        let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits())).await;
+        let socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(limits())).await;
         serve(socket, agent, client).await;
     });
     let mut response = Response::new(AnyBody::Whole(Full::default()));
@@ -114,12 +119,16 @@ fn key(request: &Request<Incoming>) -> Result<String, Refusal> {
         let words = header(name).unwrap_or_default().split(',');
         words.map(str::trim).any(|word| word.eq_ignore_ascii_case(wanted))
     };
-    if !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") || header(SEC_WEBSOCKET_VERSION) != Some("13") {
+    if !has(CONNECTION, "upgrade")
+        || !has(UPGRADE, "websocket")
+        || header(SEC_WEBSOCKET_VERSION) != Some("13")
+    {
         let reason = "exec speaks by a websocket of version 13: use `apiclient exec NAME COMMAND`";
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, reason));
     }
     let key = header(SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
-    key.map(str::to_owned).ok_or_else(|| Refusal::bad_request("sec-websocket-key has to be 16 bytes in base64"))
+    key.map(str::to_owned)
+        .ok_or_else(|| Refusal::bad_request("sec-websocket-key has to be 16 bytes in base64"))
 }
 
 /// Why the server closes a websocket.
@@ -278,6 +287,9 @@ fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close>
     if command.first().is_none_or(String::is_empty) {
         return Err(Close::failed("no command is named"));
     }
+    if command.iter().map(String::len).sum::<usize>() > LONGEST_COMMAND {
+        return Err(Close::failed(format!("a command has at most {} KiB", LONGEST_COMMAND >> 10)));
+    }
     if command.iter().any(|word| word.contains('\0')) {
         return Err(Close::failed("a word of the command holds a zero byte"));
     }
@@ -295,7 +307,9 @@ fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close>
 fn is_name(text: &str) -> bool {
     match text.split_once('.') {
         None => text.parse::<settings::Identifier>().is_ok(),
-        Some(("host-containers" | "bootstrap-containers", name)) => name.parse::<settings::Identifier>().is_ok(),
+        Some(("host-containers" | "bootstrap-containers", name)) => {
+            name.parse::<settings::Identifier>().is_ok()
+        }
         Some(_) => false,
     }
 }
@@ -314,9 +328,9 @@ async fn start(
         (&mut from).take(LARGEST_ANSWER).read_until(b'\n', &mut answer).await?;
         Ok::<_, std::io::Error>((from, to, answer))
     };
-    let (from, to, answer) = exchange
-        .await
-        .map_err(|error| Close::failed(format!("the host agent does not answer ({error}); is it starting?")))?;
+    let (from, to, answer) = exchange.await.map_err(|error| {
+        Close::failed(format!("the host agent does not answer ({error}); is it starting?"))
+    })?;
     match serde_json::from_slice(&answer) {
         Ok(agent::Response::Done) => Ok((from, to)),
         Ok(agent::Response::Error { message, .. }) => Err(Close::failed(message)),
@@ -413,7 +427,10 @@ mod tests {
             assert!(matches!(course.received(data()), Ok(Some(ToAgent::Input(_)))));
         }
         let refused = course.received(data()).err().unwrap();
-        assert_eq!((refused.0, refused.1.as_str()), (CloseCode::Size, "write buffer full; obey capacity updates"));
+        assert_eq!(
+            (refused.0, refused.1.as_str()),
+            (CloseCode::Size, "write buffer full; obey capacity updates")
+        );
         // It is told before it would have to wait for ever.
         let told: Vec<Capacity> = (0..MOST_OUTSTANDING).filter_map(|_| course.taken()).collect();
         assert_eq!(told.iter().map(|capacity| capacity.messages_written).collect::<Vec<_>>(), [8, 16]);

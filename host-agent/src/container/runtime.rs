@@ -11,17 +11,22 @@ use crate::container::record::Places;
 use crate::signals;
 
 pub const YOUKI: &str = "/usr/bin/youki";
-const ROOT: &str = "/run/youki";
+pub const ROOT: &str = "/run/youki";
 /// For the kernel to end what it was told to kill.
 const DYING: Duration = Duration::from_secs(5);
 
 /// The runtime with its options; a command has to follow.
 pub fn youki(places: &Places) -> Command {
+    youki_with_log(&log(places))
+}
+
+/// As [`youki`], with another file for what it finds wrong.
+pub fn youki_with_log(log: &Path) -> Command {
     let mut command = Command::new(YOUKI);
     // The runtime takes LISTEN_FDS for descriptors that the container is to have, whoever they were meant for.
     command.env_clear().env("PATH", "/usr/bin");
     signals::none_blocked(&mut command);
-    command.arg("--root").arg(ROOT).arg("--log").arg(log(places));
+    command.arg("--root").arg(ROOT).arg("--log").arg(log);
     command
 }
 
@@ -62,6 +67,9 @@ pub fn erase(name: &str, places: &Places) {
     for folder in [&places.data, &places.run] {
         let _ = fs::remove_dir_all(folder);
     }
+    // Of processes that ran in it by hand.
+    let _ = fs::write(places.group.join("cgroup.kill"), "1");
+    wait_until_empty(&places.group);
     let _ = fs::remove_dir(places.group.join("shim"));
     let _ = fs::remove_dir(&places.group);
 }

@@ -1,13 +1,17 @@
 //! The shim of a container, from the agent's side. It may be a child of this agent or of one before it.
 
+use apiserver::agent::Exec;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use crate::container::record::Places;
@@ -24,6 +28,27 @@ pub fn start(name: &str, image: &str) -> io::Result<Child> {
     // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
     let mut command = Command::new(SHIM);
     command.args([name, image]).env_clear().env("PATH", "/usr/bin").stdin(Stdio::null()).spawn()
+}
+
+/// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself. Within a
+/// `LocalSet`.
+pub fn exec(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
+    let started = || {
+        let request = serde_json::to_string(exec)?;
+        let connection = OwnedFd::from(connection.into_std()?);
+        let mut command = Command::new(SHIM);
+        command.arg("--exec").arg(request).env_clear().env("PATH", "/usr/bin");
+        command.stdin(connection).stdout(Stdio::null()).spawn()
+    };
+    match started() {
+        Ok(mut child) => {
+            tokio::task::spawn_local(async move {
+                let _ = child.wait().await;
+                drop(permit);
+            });
+        }
+        Err(error) => eprintln!("<3>container {}: cannot start {SHIM}: {error}", exec.name),
+    }
 }
 
 /// A shim holds a lock for as long as it lives, whoever started it.
