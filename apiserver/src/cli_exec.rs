@@ -21,7 +21,9 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::cli::Api;
 use crate::cli_terminal::{self, Raw};
 use crate::client::{Endpoint, open_websocket, runtime};
-use crate::exec::messages::{Capacity, FromClient, FromServer, Initialize, Stream, Tty, limits};
+use crate::exec::messages::{
+    Capacity, FromClient, FromServer, Initialize, LONGEST_COMMAND, Stream, Tty, length, limits, too_long,
+};
 
 /// What `apiclient` ends with when the process did not run, or nobody knows how it ended; as ssh does.
 const FAILED: u8 = 255;
@@ -76,6 +78,10 @@ type Sink = SplitSink<WebSocketStream<TokioIo<Upgraded>>, Message>;
 
 async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
     let endpoint = &api.endpoint;
+    let length = length(&exec.command);
+    if length > LONGEST_COMMAND {
+        return Err(too_long(length));
+    }
     let upgraded = open_websocket(endpoint, "/exec", api.timeout).await.map_err(|error| error.to_string())?;
     let upgraded = upgraded.map_err(|answer| match answer.status {
         404 => "the node knows no exec: it runs an older version".to_owned(),

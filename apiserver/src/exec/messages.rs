@@ -8,6 +8,8 @@ use super::frames::{LARGEST, Size};
 
 /// Messages of input that may be on their way from a client to a process; each is at most [`LARGEST`] bytes long.
 pub(crate) const MOST_OUTSTANDING: u64 = 16;
+/// Bytes of a command with its arguments: JSON makes up to four of one, and all of it is in one message.
+pub(crate) const LONGEST_COMMAND: usize = 12 << 10;
 /// The reason of a closing frame has two bytes less than a control frame has (RFC 6455, section 5.5).
 const LONGEST_REASON: usize = 123;
 
@@ -76,6 +78,17 @@ pub(crate) fn limits() -> WebSocketConfig {
         // The number of its stream may be before it.
         .max_message_size(Some(LARGEST + 1))
         .max_frame_size(Some(LARGEST + 1))
+}
+
+/// Bytes of a command with its arguments.
+pub(crate) fn length(command: &[OsString]) -> usize {
+    command.iter().map(|word| word.len()).sum()
+}
+
+pub(crate) fn too_long(length: usize) -> String {
+    format!(
+        "the command has {length} bytes with its arguments: {LONGEST_COMMAND} are allowed; pass the rest on its standard input"
+    )
 }
 
 /// As much of a text as fits into a closing frame.

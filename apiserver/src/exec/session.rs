@@ -28,7 +28,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::frames::{FromAgent, Size, ToAgent};
 use super::messages::{
-    Capacity, FromClient, FromServer, Initialize, MOST_OUTSTANDING, Stream, limits, reason,
+    Capacity, FromClient, FromServer, Initialize, LONGEST_COMMAND, MOST_OUTSTANDING, Stream, length, limits,
+    reason, too_long,
 };
 use crate::access::Client;
 use crate::agent;
@@ -51,8 +52,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_secs(5);
 /// Of a terminal whose client does not tell it.
 const USUAL_SIZE: Size = Size { rows: 24, cols: 80 };
-/// Bytes of a command and its arguments.
-const LONGEST_COMMAND: usize = 16 << 10;
 /// Bytes of the agent's answer to a request.
 const LARGEST_ANSWER: u64 = 64 << 10;
 
@@ -281,14 +280,15 @@ fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close>
         let text = "it is not the name of a container, such as web or host-containers.admin";
         return Err(Close::failed(format!("{:?}: {text}", target.chars().take(80).collect::<String>())));
     }
+    let length = length(&command);
+    if length > LONGEST_COMMAND {
+        return Err(Close::failed(too_long(length)));
+    }
     let command: Result<Vec<String>, OsString> = command.into_iter().map(OsString::into_string).collect();
     let command = command
         .map_err(|word| Close::failed(format!("{word:?} is not UTF-8, as the OCI runtime wants it")))?;
     if command.first().is_none_or(String::is_empty) {
         return Err(Close::failed("no command is named"));
-    }
-    if command.iter().map(String::len).sum::<usize>() > LONGEST_COMMAND {
-        return Err(Close::failed(format!("a command has at most {} KiB", LONGEST_COMMAND >> 10)));
     }
     if command.iter().any(|word| word.contains('\0')) {
         return Err(Close::failed("a word of the command holds a zero byte"));
