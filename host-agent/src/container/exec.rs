@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::container::record::Places;
-use crate::container::runtime::youki;
+use crate::container::runtime::{forget, youki};
 
 /// Bytes of its output that are kept.
 const LARGEST_OUTPUT: u64 = 4 << 10;
@@ -56,7 +56,9 @@ pub(super) async fn output(
         let (out, err, status) = tokio::join!(beginning(stdout), beginning(stderr), child.wait());
         status.map(|status| Ended { code: status.code(), output: out + &err })
     };
-    match timeout(patience, run).await {
+    let ended = timeout(patience, run).await;
+    forget(name);
+    match ended {
         Ok(ended) => ended.map_err(|error| format!("cannot wait for the runtime: {error}")),
         Err(_) => {
             end(name, &pid_file);

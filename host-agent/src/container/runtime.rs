@@ -11,7 +11,9 @@ use crate::container::record::Places;
 use crate::signals;
 
 pub const YOUKI: &str = "/usr/bin/youki";
-pub const ROOT: &str = "/run/youki";
+const ROOT: &str = "/run/youki";
+/// For the runtime to begin a further process.
+const LONGEST_EXEC: Duration = Duration::from_secs(60);
 /// For the kernel to end what it was told to kill.
 const DYING: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,22 @@ pub fn clear(name: &str, places: &Places) {
     while umount2(&rootfs, MntFlags::empty()).is_ok() || umount2(&rootfs, MntFlags::MNT_DETACH).is_ok() {}
 }
 
+/// Takes away what further processes of a container have left in the runtime's folder of it: a socket each, and a link for a terminal.
+/// What is younger than a runtime may take is not touched.
+pub fn forget(name: &str) {
+    forget_in(&Path::new(ROOT).join(name), LONGEST_EXEC);
+}
+
+fn forget_in(folder: &Path, age: Duration) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_left = entry.file_name().to_string_lossy().starts_with("tenant-");
+        let made = entry.metadata().and_then(|metadata| metadata.modified());
+        if is_left && made.is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed >= age)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Takes away everything of a container that no setting names any more. Blocking.
 pub fn erase(name: &str, places: &Places) {
     clear(name, places);
@@ -82,5 +100,24 @@ fn wait_until_empty(group: &Path) {
             return;
         }
         sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_processes_left_long_ago_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["state.json", "notify.sock", "tenant-notify-1.sock"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/nonexistent", dir.path().join("tenant-tty-1.sock")).unwrap();
+        let count = || fs::read_dir(dir.path()).unwrap().count();
+        forget_in(dir.path(), LONGEST_EXEC);
+        assert_eq!(count(), 4);
+        forget_in(dir.path(), Duration::ZERO);
+        assert_eq!(count(), 2);
     }
 }

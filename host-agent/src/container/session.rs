@@ -40,10 +40,11 @@ use crate::container::inside;
 use crate::container::process::process;
 use crate::container::profile;
 use crate::container::record::Places;
-use crate::container::runtime::{ROOT, YOUKI, youki_with_log};
+use crate::container::runtime::{YOUKI, forget, youki_with_log};
 use crate::files;
 
-/// For the runtime to begin a process, and for the process to become its command.
+/// For the runtime to begin a process, and for the process to become its command: less than the API server waits, and than the
+/// runtime's leftovers are kept for.
 const STARTING: Duration = Duration::from_secs(50);
 /// Bytes of output in one frame.
 const PIECE: usize = 16 << 10;
@@ -154,6 +155,8 @@ impl Drop for Folder {
 /// The process, which has become its command.
 struct Running {
     pid: Pid,
+    /// Of the container's processes.
+    group: PathBuf,
     streams: Streams,
 }
 
@@ -161,6 +164,17 @@ struct Running {
 enum Streams {
     Pipes { input: Sender, outputs: Vec<(Receiver, Wrap)> },
     Terminal { input: Sender, output: Receiver, master: OwnedFd },
+}
+
+impl Streams {
+    /// The command has not begun: whatever is there are the runtime's own words.
+    fn drop_what_the_runtime_said(&self) {
+        let Self::Pipes { outputs, .. } = self else { return };
+        let mut buffer = [0; 4 << 10];
+        for (output, _) in outputs {
+            while matches!(nix::unistd::read(output, &mut buffer), Ok(1..)) {}
+        }
+    }
 }
 
 type Wrap = fn(Vec<u8>) -> FromAgent;
@@ -211,23 +225,27 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
     drop((program, inside));
     let pid = fs::read_to_string(folder.at("pid")).ok().and_then(|text| text.trim().parse().ok());
     let pid = Pid::from_raw(pid.ok_or("the runtime did not tell the process")?);
+    let group = places.group.join("payload");
     let streams = match (console, ours) {
         (Some(console), _) => {
-            forget_console(name, &folder.at("console"));
             terminal(&console, request.terminal).map_err(|error| format!("there is no terminal: {error}"))
         }
-        (None, Some(streams)) => Ok(streams),
+        (None, Some(streams)) => {
+            streams.drop_what_the_runtime_said();
+            Ok(streams)
+        }
         (None, None) => Err("there is nothing to speak to it by".to_owned()),
     };
+    forget(name);
     // From here on there is a process to be ended.
     let streams = match streams {
         Ok(streams) => streams,
         Err(error) => {
-            end(pid).await;
+            end(pid, &group).await;
             return Err(error);
         }
     };
-    let running = Running { pid, streams };
+    let running = Running { pid, group, streams };
     match release(control, &programs).await {
         Ok(None) => Ok(running),
         Ok(Some(reason)) => {
@@ -296,15 +314,6 @@ async fn run_runtime(name: &str, folder: &Folder, theirs: Theirs, has_terminal: 
     }
 }
 
-/// The runtime leaves a link to the socket in its own folder of the container.
-fn forget_console(name: &str, console: &Path) {
-    for entry in fs::read_dir(Path::new(ROOT).join(name)).into_iter().flatten().flatten() {
-        if fs::read_link(entry.path()).is_ok_and(|target| target == console) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
 /// The terminal that the runtime has made in the container and sent.
 fn terminal(console: &UnixListener, size: Option<Size>) -> io::Result<Streams> {
     console.set_nonblocking(true)?;
@@ -349,7 +358,7 @@ async fn release(control: OwnedFd, programs: &[BpfProgram]) -> io::Result<Option
 impl Running {
     /// Carries its input and output until it ends, or until nobody is there for it.
     async fn converse(self, from: OwnedReadHalf, to: OwnedWriteHalf) -> io::Result<()> {
-        let Self { pid, streams } = self;
+        let Self { pid, group, streams } = self;
         let mut stop = signal(SignalKind::terminate())?;
         let connection = to.as_ref().as_fd().try_clone_to_owned()?;
         let (frames, to_write) = mpsc::channel(2);
@@ -376,7 +385,7 @@ impl Running {
             relays.iter().for_each(tokio::task::JoinHandle::abort);
             writer.abort();
             drop((relays, writer));
-            end(pid).await;
+            end(pid, &group).await;
             return Ok(());
         };
         ended.send_replace(true);
@@ -398,9 +407,9 @@ impl Running {
 
     /// Ends it before anybody has heard of it.
     async fn end(self) -> io::Result<()> {
-        let Self { pid, streams } = self;
+        let Self { pid, group, streams } = self;
         drop(streams);
-        end(pid).await;
+        end(pid, &group).await;
         Ok(())
     }
 }
@@ -509,16 +518,43 @@ async fn wait(pid: Pid) -> io::Result<Option<u8>> {
     }
 }
 
-/// Ends it with all that is in its process group, as a terminal does whose user has gone, and waits for that.
-async fn end(pid: Pid) {
-    // The runtime makes it the leader of a session.
-    let group = Pid::from_raw(-pid.as_raw());
-    for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGCONT] {
-        let _ = kill(group, signal);
+/// Ends it with all of its session and waits for that. The runtime makes it the leader of one; what has a session of its own, as
+/// daemons do, stays.
+async fn end(pid: Pid, group: &Path) {
+    for sent in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGCONT] {
+        signal_session(pid, group, sent);
     }
     let _ = timeout(GRACE, wait(pid)).await;
-    let _ = kill(group, Signal::SIGKILL);
+    // Again, as some may have been made meanwhile.
+    for _ in 0..10 {
+        if !signal_session(pid, group, Signal::SIGKILL) {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
     let _ = timeout(GRACE, wait(pid)).await;
+}
+
+/// Whether there was anybody.
+fn signal_session(leader: Pid, group: &Path, sent: Signal) -> bool {
+    let of_group = kill(Pid::from_raw(-leader.as_raw()), sent).is_ok();
+    let all = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let pids = all.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw);
+    // A shell with a terminal gives each job a process group.
+    let jobs = pids.filter(|pid| session_of(*pid) == Some(leader)).filter(|pid| kill(*pid, sent).is_ok());
+    jobs.count() > 0 || of_group
+}
+
+fn session_of(pid: Pid) -> Option<Pid> {
+    session_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Of a process that lives, in its `/proc/PID/stat` (proc_pid_stat(5)): the name, which is in parentheses, may hold anything.
+fn session_in(stat: &str) -> Option<Pid> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let lives = !matches!(fields.first(), Some(&"Z" | &"X"));
+    fields.get(3).filter(|_| lives)?.parse().ok().map(Pid::from_raw)
 }
 
 #[cfg(test)]
@@ -541,7 +577,7 @@ mod tests {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         let (from, to) = ours.into_split();
-        let running = Running { pid, streams };
+        let running = Running { pid, group: PathBuf::from("/nonexistent"), streams };
         let task = tokio::spawn(running.converse(from, to));
         let (from, to) = theirs.into_split();
         (Far { from, to }, task, pid)
@@ -559,6 +595,19 @@ mod tests {
                 None => return (output, errors, taken, None),
             }
         }
+    }
+
+    #[test]
+    fn a_session_is_found_whatever_the_name_of_the_process() {
+        for (stat, session) in [
+            ("7 (sh) S 1 7 5 34816 7 4194304", Some(5)),
+            ("7 (a) S 1 2 3 4) S 1 7 6 0", Some(6)),
+            ("7 (sh) Z 1 7 5 0", None),
+            ("7 (sh", None),
+        ] {
+            assert_eq!(session_in(stat), session.map(Pid::from_raw), "{stat}");
+        }
+        assert_eq!(session_of(Pid::this()), Some(nix::unistd::getsid(None).unwrap()));
     }
 
     #[tokio::test]
