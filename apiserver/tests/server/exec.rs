@@ -343,3 +343,43 @@ fn only_so_many_run_at_once_and_none_by_the_socket_that_only_reads() {
     let plain = server.send(hyper::Method::GET, "/exec", "");
     assert!(plain.status == 426 && plain.text().contains("apiclient exec"), "{}", plain.text());
 }
+
+/// What a person sees who runs these commands in a terminal. Of util-linux, which every Debian has.
+fn in_terminal(commands: &str) -> String {
+    let mut script = std::process::Command::new("script");
+    let script = script.args(["-qec", commands, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    String::from_utf8(script.stdout).unwrap()
+}
+
+#[test]
+fn a_terminal_is_handed_over_with_its_size_and_is_afterwards_as_it_was() {
+    let server = Server::start();
+    let asked = agent(&server, |session| {
+        session.send(&FromAgent::Output(b"begun\r\n".to_vec()));
+        if session.exec.command == ["resize"] {
+            while let Some(frame) = session.receive() {
+                if let ToAgent::Resized(Size { rows, cols }) = frame {
+                    session.send(&FromAgent::Output(format!("resized to {rows}x{cols}\r\n").into()));
+                    break;
+                }
+            }
+            return session.send(&FromAgent::Exited(4));
+        }
+        while session.receive().is_some() {}
+    });
+    let client = format!("{} --socket {}", env!("CARGO_BIN_EXE_apiclient"), server.socket().display());
+    let state = "stty -a </dev/tty | grep -o -e '.\\?icanon' -e '.\\?isig' | tr '\\n' ,";
+    let said = in_terminal(&format!(
+        "stty rows 31 cols 101; (sleep 1; {state}; stty rows 41 </dev/tty) & {client} exec web resize; echo code $?; {state}"
+    ));
+    assert_eq!(asked.recv().unwrap().terminal, Some(Size { rows: 31, cols: 101 }));
+    assert!(said.contains("resized to 41x101") && said.contains("code 4"), "{said}");
+    assert!(said.contains("-isig,-icanon,"), "it was not raw: {said}");
+    assert!(said.trim_end().ends_with("isig, icanon,"), "it is still raw: {said}");
+    // Also when it is asked to end.
+    let said = in_terminal(&format!(
+        "{client} exec -t web sh </dev/tty & sleep 1; {state}; kill $!; wait $!; echo code $?; {state}"
+    ));
+    assert!(said.contains("-isig,-icanon,"), "it was not raw: {said}");
+    assert!(said.contains("code 143") && said.trim_end().ends_with("isig, icanon,"), "{said}");
+}
