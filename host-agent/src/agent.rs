@@ -100,12 +100,10 @@ impl Agent {
             return;
         }
         let response = match serde_json::from_slice(&line) {
-            // What runs it answers, and more: the connection is its own from there on.
-            Ok(Request::Exec(exec)) => match self.exec(exec, &stream) {
-                Ok((exec, permit)) => {
-                    return shim::exec(&exec, stream, permit);
-                }
-                Err(refusal) => refusal,
+            Ok(Request::Exec(exec)) => match self.may_run(exec, &stream) {
+                // What runs it answers, and more: the connection is its own from there on.
+                Ok((exec, permit)) => return shim::exec(&exec, stream, permit),
+                Err((kind, message)) => Response::Error { kind, message },
             },
             Ok(request) => self.answer(request, &stream).await,
             Err(error) => failed(format!("this is not a request: {error}")),
@@ -116,15 +114,17 @@ impl Agent {
     }
 
     /// Whether it can be run, and in which container.
-    fn exec(&self, mut exec: Exec, asker: &UnixStream) -> Result<(Exec, OwnedSemaphorePermit), Response> {
+    fn may_run(
+        &self,
+        mut exec: Exec,
+        asker: &UnixStream,
+    ) -> Result<(Exec, OwnedSemaphorePermit), (ErrorKind, String)> {
         if has_gone(asker) {
-            return Err(failed(GONE.to_owned()));
+            return Err((ErrorKind::Failed, GONE.to_owned()));
         }
         exec.name = self.node.borrow().containers.running(&exec.name).map_err(refused)?;
-        let permit = self.sessions.clone().try_acquire_owned().map_err(|_| Response::Error {
-            kind: ErrorKind::Busy,
-            message: format!("{MOST_SESSIONS} processes run by exec already: end one of them first"),
-        })?;
+        let too_many = format!("{MOST_SESSIONS} processes run by exec already: end one of them first");
+        let permit = self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))?;
         let asker = exec.asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"));
         // Not its arguments, which may be secret.
         let program = exec.command.first().map(String::as_str).unwrap_or_default();
@@ -208,7 +208,10 @@ impl Agent {
             Request::ContainerAction { name, action } => {
                 match self.node.borrow_mut().containers.act(&name, action) {
                     Ok(()) => Response::Done,
-                    Err(error) => refused(error),
+                    Err(error) => {
+                        let (kind, message) = refused(error);
+                        Response::Error { kind, message }
+                    }
                 }
             }
             // Answered by what runs it.
@@ -249,12 +252,11 @@ fn has_gone(asker: &UnixStream) -> bool {
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
-fn refused(refused: manager::Refused) -> Response {
-    let (kind, message) = match refused {
+fn refused(refused: manager::Refused) -> (ErrorKind, String) {
+    match refused {
         manager::Refused::Unknown(message) => (ErrorKind::NotFound, message),
         manager::Refused::Conflict(message) => (ErrorKind::Conflict, message),
-    };
-    Response::Error { kind, message }
+    }
 }
 
 fn not_begun(refused: Refused) -> Response {
