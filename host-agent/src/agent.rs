@@ -102,7 +102,7 @@ impl Agent {
         let response = match serde_json::from_slice(&line) {
             Ok(Request::Exec(exec)) => match self.may_run(exec, &stream) {
                 // What runs it answers, and more: the connection is its own from there on.
-                Ok((exec, permit)) => return shim::exec(&exec, stream, permit),
+                Ok((exec, permit)) => return run(&exec, stream, permit),
                 Err((kind, message)) => Response::Error { kind, message },
             },
             Ok(request) => self.answer(request, &stream).await,
@@ -250,6 +250,19 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+/// Within a `LocalSet`.
+fn run(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
+    match shim::exec(exec, connection) {
+        Ok(mut child) => {
+            tokio::task::spawn_local(async move {
+                let _ = child.wait().await;
+                drop(permit);
+            });
+        }
+        Err(error) => eprintln!("<3>container {}: cannot start {}: {error}", exec.name, shim::SHIM),
+    }
 }
 
 fn refused(refused: manager::Refused) -> (ErrorKind, String) {

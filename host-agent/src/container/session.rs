@@ -568,6 +568,7 @@ mod tests {
     }
 
     /// A process of this host in place of a container's, and who speaks to it.
+    #[expect(clippy::zombie_processes, reason = "`wait` waits for it")]
     fn converse(script: &str, apart: bool) -> (Far, tokio::task::JoinHandle<io::Result<()>>, Pid) {
         let (streams, theirs) = pipes(apart).unwrap();
         let mut command = std::process::Command::new("sh");

@@ -11,7 +11,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use crate::container::record::Places;
@@ -30,25 +29,13 @@ pub fn start(name: &str, image: &str) -> io::Result<Child> {
     command.args([name, image]).env_clear().env("PATH", "/usr/bin").stdin(Stdio::null()).spawn()
 }
 
-/// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself. Within a
-/// `LocalSet`.
-pub fn exec(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
-    let started = || {
-        let request = serde_json::to_string(exec)?;
-        let connection = OwnedFd::from(connection.into_std()?);
-        let mut command = Command::new(SHIM);
-        command.arg("--exec").arg(request).env_clear().env("PATH", "/usr/bin");
-        command.stdin(connection).stdout(Stdio::null()).spawn()
-    };
-    match started() {
-        Ok(mut child) => {
-            tokio::task::spawn_local(async move {
-                let _ = child.wait().await;
-                drop(permit);
-            });
-        }
-        Err(error) => eprintln!("<3>container {}: cannot start {SHIM}: {error}", exec.name),
-    }
+/// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself.
+pub fn exec(exec: &Exec, connection: UnixStream) -> io::Result<Child> {
+    let request = serde_json::to_string(exec)?;
+    let connection = OwnedFd::from(connection.into_std()?);
+    let mut command = Command::new(SHIM);
+    command.arg("--exec").arg(request).env_clear().env("PATH", "/usr/bin");
+    command.stdin(connection).stdout(Stdio::null()).spawn()
 }
 
 /// A shim holds a lock for as long as it lives, whoever started it.
