@@ -40,7 +40,7 @@ use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, h
     apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n  \
     apiclient explain network.hostname\n  apiclient edit network\n  apiclient watch network.hostname\n\n\
     On the host `cargo caisson client completion bash|zsh|fish` prints completion for a shell, and `cargo caisson client man` the \
-    manual.\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    manual.\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage; of exec that of the command, or 255."
 )]
 struct Cli {
     /// The API's Unix socket

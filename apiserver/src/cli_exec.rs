@@ -40,7 +40,7 @@ const NOBODY_READS: u8 = 128 + 13;
 
 #[derive(Args)]
 pub(crate) struct Exec {
-    /// Give it a terminal; that is so anyway when input and output are one
+    /// Give it a terminal; it has one anyway when input and output here are terminals
     #[arg(short, long, overrides_with = "no_tty")]
     tty: bool,
     /// Give it none
@@ -49,7 +49,7 @@ pub(crate) struct Exec {
     /// Nothing changes: the input is always passed on
     #[arg(short, long)]
     interactive: bool,
-    /// As `apiclient container list` shows it; `admin` is also host-containers.admin, when there is no other
+    /// As container list shows it; a host container also without its group
     name: String,
     /// What to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
