@@ -40,6 +40,11 @@ impl Access {
                 let reason = format!("{method} is not for this socket, which only reads: {elsewhere}");
                 Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason))
             }
+            (Self::ReadOnly, ["exec"]) => {
+                let reason =
+                    format!("running a process is not for this socket, which only reads: {elsewhere}");
+                Err(Refusal::new(StatusCode::FORBIDDEN, reason))
+            }
             (Self::ReadOnly, ["containers", _, "logs"]) => {
                 let reason = format!(
                     "a container's log may hold secrets, which this socket does not show: {elsewhere}"

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::client::connect_unix;
+use crate::exec::frames::Size;
 use crate::updates::{UpdateOutcome, UpdateProgress, UpdateStatus};
 
 /// Where the host agent listens.
@@ -55,6 +56,8 @@ pub enum Request {
     Images {
         what: ImageRequest,
     },
+    /// Answered with `Done` when the process runs; after that, frames of [`frames`](crate::exec::frames) go both ways.
+    Exec(Exec),
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
@@ -89,6 +92,20 @@ pub enum ImageRequest {
     Prune {
         all: bool,
     },
+}
+
+/// A further process in a container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Exec {
+    pub name: String,
+    pub command: Vec<String>,
+    /// None without a terminal.
+    pub terminal: Option<Size>,
+    /// What it writes to stderr comes apart, and not in the order in which it was written. Never with a terminal.
+    pub apart: bool,
+    /// The user who asked for it, for the log; none from the host.
+    pub asker: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ use crate::cli_colour::Colour;
 use crate::cli_container;
 use crate::cli_diff;
 use crate::cli_edit;
+use crate::cli_exec::{self, Exec};
 use crate::cli_explain;
 use crate::cli_image::{self, Image};
 use crate::cli_progress::Progress;
@@ -35,12 +36,12 @@ use crate::tables::{PartialStatus, describe, describe_notes, describe_partial, h
     max_term_width = 100,
     after_help = "Examples:\n  apiclient get settings.motd\n  apiclient set motd=\"Hello\" network.hostname=node-1\n  \
     apiclient set containers.web.image=localhost/busybox 'containers.web.command=[\"sleep\", \"60\"]'\n  \
-    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  \
+    apiclient set -j '{\"motd\": \"Hello\"}'\n  apiclient apply settings.toml\n  apiclient delete containers.web\n  apiclient container logs web\n  apiclient exec web sh\n  \
     apiclient history\n  apiclient diff 3\n  apiclient restore 3\n  \
     apiclient set --dry-run motd=Hello\n  apiclient apply --try 5m network.toml && apiclient confirm\n  \
     apiclient explain network.hostname\n  apiclient edit network\n  apiclient watch network.hostname\n\n\
     On the host `cargo caisson client completion bash|zsh|fish` prints completion for a shell, and `cargo caisson client man` the \
-    manual.\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage."
+    manual.\n\nExit codes: 0 done, 1 the node refused or cannot be reached, 2 wrong usage; of exec that of the command, or 255."
 )]
 struct Cli {
     /// The API's Unix socket
@@ -91,6 +92,8 @@ enum Command {
     /// Images that containers have, or are to have
     #[command(subcommand, alias = "images")]
     Image(Image),
+    /// Run a command in a container that runs; its exit code is that of the command, or 255 when it could not run
+    Exec(Exec),
     /// New versions of the system
     #[command(subcommand)]
     Update(Update),
@@ -306,6 +309,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, default: &Endpoint) ->
         timeout: Duration::from_secs(cli.timeout.clamp(1, 3600)),
         verbose: cli.verbose,
     };
+    if let Command::Exec(exec) = &cli.command {
+        return cli_exec::exec(&api, exec);
+    }
     match execute(&api, &cli.command) {
         Ok(text) => {
             print(&text);
@@ -478,6 +484,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Container(Container::Restart { name }) => {
             cli_container::act(api, name, ContainerAction::Restart).map(|()| format!("restarting {name}"))
         }
+        Command::Exec(_) => unreachable!(),
         Command::Update(command) => cli_update::run(api, command),
         Command::Delete { keys, how } => {
             let keys: Vec<String> = keys.iter().map(|key| encode(key)).collect();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// The vsock port that the API listens on.
 pub const VSOCK_PORT: u32 = 1024;
@@ -75,7 +78,7 @@ pub async fn request(
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Answer, ClientError> {
-    within(endpoint, &Ask { method, uri, body, headers: &[] }, timeout).await
+    within(endpoint, &Ask { method, uri, body, headers: &[], upgrades: false }, timeout).await
 }
 
 /// What is asked for.
@@ -84,6 +87,8 @@ struct Ask<'a> {
     uri: &'a str,
     body: Vec<u8>,
     headers: &'a [(&'static str, &'a str)],
+    /// The connection is to speak another protocol afterwards.
+    upgrades: bool,
 }
 
 async fn within(endpoint: &Endpoint, ask: &Ask<'_>, timeout: Duration) -> Result<Answer, ClientError> {
@@ -112,11 +117,38 @@ pub(crate) fn request_with_json_errors(
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Answer, ClientError> {
-    let ask = Ask { method, uri, body, headers: &[("accept", "application/json")] };
+    let ask = Ask { method, uri, body, headers: &[("accept", "application/json")], upgrades: false };
     runtime(endpoint)?.block_on(within(endpoint, &ask, timeout))
 }
 
-fn runtime(endpoint: &Endpoint) -> Result<Runtime, ClientError> {
+/// A connection that goes on as a websocket (RFC 6455), or what the node refused that with; within `timeout`.
+pub(crate) async fn open_websocket(
+    endpoint: &Endpoint,
+    uri: &str,
+    timeout: Duration,
+) -> Result<Result<Upgraded, Answer>, ClientError> {
+    let key = generate_key();
+    let headers =
+        [("upgrade", "websocket"), ("sec-websocket-version", "13"), ("sec-websocket-key", key.as_str())];
+    let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &headers, upgrades: true };
+    let open = async {
+        let response = begin(endpoint, &ask).await?;
+        if response.status() != 101 {
+            return whole(endpoint, response).await.map(Err);
+        }
+        let accept = response.headers().get("sec-websocket-accept").and_then(|value| value.to_str().ok());
+        if accept != Some(derive_accept_key(key.as_bytes()).as_str()) {
+            return Err(broken(endpoint, "it does not speak as a websocket".to_owned()));
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded.map(Ok).map_err(|error| broken(endpoint, error.to_string()))
+    };
+    tokio::time::timeout(timeout, open).await.unwrap_or_else(|_| {
+        Err(ClientError::TimedOut { path: endpoint.path().to_owned(), seconds: timeout.as_secs() })
+    })
+}
+
+pub(crate) fn runtime(endpoint: &Endpoint) -> Result<Runtime, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| ClientError::Connect { path: endpoint.path().to_owned(), error })
 }
@@ -151,7 +183,7 @@ impl Stream {
         let runtime = runtime(endpoint)?;
         let headers: Vec<(&'static str, &str)> =
             last.into_iter().map(|last| ("last-event-id", last)).collect();
-        let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &headers };
+        let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &headers, upgrades: false };
         let head = async { tokio::time::timeout(Self::SILENCE, begin(endpoint, &ask)).await };
         let response = runtime.block_on(head).unwrap_or_else(|_| Err(silent(endpoint)))?;
         if response.status() != 200 {
@@ -180,7 +212,13 @@ pub(crate) fn follow(
     uri: &str,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Result<(), Answer>, ClientError> {
-    let ask = Ask { method: Method::GET, uri, body: Vec::new(), headers: &[("accept", "application/json")] };
+    let ask = Ask {
+        method: Method::GET,
+        uri,
+        body: Vec::new(),
+        headers: &[("accept", "application/json")],
+        upgrades: false,
+    };
     let following = async {
         let head = tokio::time::timeout(Stream::SILENCE, begin(endpoint, &ask)).await;
         let response = head.unwrap_or_else(|_| Err(silent(endpoint)))?;
@@ -250,7 +288,8 @@ async fn begin(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>,
         return Err(ClientError::BadUri(uri.to_owned()));
     }
     let mut builder = Request::builder().method(ask.method.clone()).uri(uri);
-    builder = builder.header("host", "localhost").header("connection", "close");
+    let connection = if ask.upgrades { "upgrade" } else { "close" };
+    builder = builder.header("host", "localhost").header("connection", connection);
     if !ask.body.is_empty() {
         builder = builder.header("content-type", "application/json");
     }
@@ -264,7 +303,7 @@ async fn begin(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>,
         .await
         .map_err(|error| broken(endpoint, error.to_string()))?;
     // It ends with the answer, or with the interest in it.
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     sender.send_request(request).await.map_err(|error| broken(endpoint, error.to_string()))
 }
 

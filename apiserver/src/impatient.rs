@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,14 +12,16 @@ use tokio::time::{Sleep, sleep};
 pub(crate) struct Impatient<S> {
     stream: S,
     patience: Duration,
+    /// Others look after it from now on.
+    is_patient: Arc<AtomicBool>,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncWrite + Unpin> Impatient<S> {
-    /// Writes fail when nothing was taken for `patience`.
-    pub(crate) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+    /// Writes fail when nothing was taken for `patience`, unless `is_patient` has been set meanwhile.
+    pub(crate) fn new(stream: S, patience: Duration, is_patient: Arc<AtomicBool>) -> Self {
+        Self { stream, patience, is_patient, waiting: None }
     }
 
     fn poll<T>(
@@ -28,6 +32,9 @@ impl<S: AsyncWrite + Unpin> Impatient<S> {
         if let Poll::Ready(done) = poll(Pin::new(&mut self.stream), context) {
             self.waiting = None;
             return Poll::Ready(done);
+        }
+        if self.is_patient.load(Ordering::Relaxed) {
+            return Poll::Pending;
         }
         let patience = self.patience;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
@@ -85,7 +92,7 @@ mod tests {
     async fn who_takes_nothing_is_left_and_who_is_slow_is_not() {
         let patience = Duration::from_millis(200);
         let (ours, mut theirs) = duplex(4);
-        let mut stream = Impatient::new(ours, patience);
+        let mut stream = Impatient::new(ours, patience, Arc::default());
         let slow = async {
             let mut taken = [0; 2];
             for _ in 0..6 {

@@ -24,6 +24,7 @@
 //! | `POST /actions/verify-update` | *204: reads both slots back; whether they are whole is the output of the status' command* |
 //! | `GET /updates/progress`, `GET /updates/history` | bytes of an installation, or null; what became of updates, and why |
 //! | `GET /events` | *what happens, as server-sent events: see `events`* |
+//! | `GET /exec` | a process in a container, by a websocket: see `exec` |
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
 //! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
@@ -61,6 +62,7 @@ use crate::apply::apply;
 use crate::body::read_json;
 use crate::commit;
 use crate::events::{self, AnyBody, log};
+use crate::exec;
 use crate::generations;
 use crate::metadata;
 use crate::metrics;
@@ -91,6 +93,10 @@ pub(crate) async fn handle(
     }
     if let Some(followed) = follow_log(state, client.access, &request).await {
         return counted(state, followed.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
+    }
+    if request.method() == Method::GET && request.uri().path() == "/exec" {
+        let begun = exec::begin(state, client, request);
+        return counted(state, begun.unwrap_or_else(|refusal| whole(refusal.reply(as_json))));
     }
     let reply = route(state, client, request).await;
     let held = reply.and_then(|reply| state.borrow().answers.hold(reply));
@@ -317,6 +323,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("updates/progress", "GET"),
     ("updates/history", "GET"),
     ("events", "GET"),
+    ("exec", "GET"),
     ("metrics", "GET"),
     ("containers", "GET"),
     ("containers/stats", "GET"),

@@ -11,6 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
@@ -123,7 +125,7 @@ impl Server {
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, client: Client) {
         // Too many even to be told so.
         if self.active.get() > MOST_CONNECTIONS + MOST_REFUSED {
             return;
@@ -143,12 +145,16 @@ impl Server {
         });
     }
 
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, client: Client) {
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, client: Client) {
         let (state, listener) = (&self.state, &RefCell::new(Weak::new()));
+        let goes_on = Arc::new(AtomicBool::new(false));
         let service = service_fn(async |request| {
             let response = routes::handle(state, client, request).await;
             if let AnyBody::Stream(_, listening) = response.body() {
                 listener.replace(listening.clone());
+            }
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                goes_on.store(true, Ordering::Relaxed);
             }
             Ok::<_, Infallible>(response)
         });
@@ -158,7 +164,9 @@ impl Server {
             .max_buf_size(LARGEST_HEAD)
             // Else answers are copied into one more buffer, which no budget counts.
             .writev(true)
-            .serve_connection(TokioIo::new(Impatient::new(stream, WRITE_TIMEOUT)), service);
+            .serve_connection(TokioIo::new(Impatient::new(stream, WRITE_TIMEOUT, goes_on.clone())), service)
+            // For `GET /exec`: the connection ends here, and goes on there, with time-outs of its own.
+            .with_upgrades();
         tokio::pin!(connection);
         let mut stopping = self.stopping.subscribe();
         // What a broken client did to its connection is nobody else's business.

@@ -17,6 +17,7 @@ use crate::agent::{self, ErrorKind, Request, Response};
 use crate::apply::Applies;
 use crate::budget::Budget;
 use crate::events::Events;
+use crate::exec::Sessions;
 use crate::metrics::Counts;
 use crate::reply::Refusal;
 use crate::store::{Content, Generation, Origin, Peer, Store, StoreError, Trial};
@@ -46,6 +47,7 @@ pub struct State {
     pub(crate) applies: Applies,
     pub(crate) trials: Trials,
     pub(crate) events: Events,
+    pub(crate) sessions: Sessions,
     pub(crate) counts: Counts,
     pub(crate) whole: WholeSettings,
     pub store: Store,
@@ -90,6 +92,7 @@ impl State {
             applies: Applies::default(),
             trials: Trials::default(),
             events: Events::default(),
+            sessions: Sessions::default(),
             counts: Counts::default(),
             whole: WholeSettings::default(),
             store,

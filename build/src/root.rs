@@ -61,8 +61,12 @@ pub struct Inputs<'a> {
 /// Builds `root.erofs` and `root.verity`.
 pub fn build(project: &Project, toolbox: &Toolbox, inputs: &Inputs<'_>) -> Result<(Entry, Verity)> {
     let release = os_release(project, inputs.variant);
-    let mut key =
-        Key::new("root 3").text(COMPRESSED).text(&toolbox.id).text(&release).entry(inputs.licences).entry(inputs.nft);
+    let mut key = Key::new("root 3")
+        .text(COMPRESSED)
+        .text(&toolbox.id)
+        .text(&release)
+        .entry(inputs.licences)
+        .entry(inputs.nft);
     key = key.file(inputs.loader)?;
     for (entry, names) in inputs.programs {
         key = key.entry(entry).text(&names.join(" "));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 
 use crate::examples;
 
@@ -26,7 +26,8 @@ thread_local! {
     static PLACE: (tempfile::TempDir, Runtime) = place();
 }
 
-fn place() -> (tempfile::TempDir, Runtime) {
+/// A folder for a server, and a runtime whose time is not waited for.
+pub(crate) fn place() -> (tempfile::TempDir, Runtime) {
     let folder = crate::folder();
     let files = [("defaults.toml", "motd = \"Welcome\"\n"), ("os-release", "VERSION_ID=0.1.0\n")];
     files.iter().for_each(|(name, text)| write(&folder.path().join(name), text));
@@ -54,8 +55,8 @@ pub(crate) fn check(input: &[u8]) {
     });
 }
 
-/// Sends it, ends, and reads until the server ends.
-async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
+/// A server, until the task is ended, and a connection to it. Within a `LocalSet`.
+pub(crate) async fn connect(folder: &Path, access: Access) -> (JoinHandle<()>, UnixStream) {
     let at = |name: &str| folder.join(name);
     let paths = Paths {
         settings: at("settings"),
@@ -69,8 +70,13 @@ async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
     let listener = UnixListener::bind(&socket).unwrap_or_else(|error| panic!("cannot listen: {error}"));
     let serving = tokio::task::spawn_local(Server::new(state).serve_unix(listener, access));
     let stream = UnixStream::connect(&socket).await;
-    let (mut reader, mut writer) =
-        stream.unwrap_or_else(|error| panic!("cannot connect: {error}")).into_split();
+    (serving, stream.unwrap_or_else(|error| panic!("cannot connect: {error}")))
+}
+
+/// Sends it, ends, and reads until the server ends.
+async fn exchange(folder: &Path, access: Access, sent: &[u8]) -> Vec<u8> {
+    let (serving, stream) = connect(folder, access).await;
+    let (mut reader, mut writer) = stream.into_split();
     let write = async {
         // It may have had enough of it before the end.
         let _ = writer.write_all(sent).await;

@@ -15,6 +15,7 @@ mod net_toml;
 mod settings_text;
 mod updates;
 mod user_data;
+mod websocket;
 
 use nix::time::{ClockId, clock_gettime};
 use peak_alloc::PeakAlloc;
@@ -158,6 +159,13 @@ pub const TARGETS: &[Target] = &[
         memory: 4 << 20,
     },
     Target { name: "http", check: http::check, seeds: http::seeds, largest: 16 << 10, memory: 16 << 20 },
+    Target {
+        name: "websocket",
+        check: websocket::check,
+        seeds: websocket::seeds,
+        largest: 80 << 10,
+        memory: 16 << 20,
+    },
 ];
 
 /// Does not hold for one input, which nobody finds who does not see how far into it the comparisons come. It shows that the fuzzer

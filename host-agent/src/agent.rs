@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
+use apiserver::agent::{ErrorKind, Exec, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::apply::Applier;
 use crate::container::images::{self, Images};
 use crate::container::record::Places;
-use crate::container::{log, manager};
+use crate::container::{log, manager, shim};
 use crate::figures;
 use crate::init;
 use crate::node::Node;
@@ -26,6 +26,8 @@ use crate::update::{Command, Refused, Updates};
 /// root, and the API server.
 const ADMITTED: [u32; 2] = [0, 274];
 const MOST_CONNECTIONS: u32 = 64;
+/// Processes that are run in containers by hand at once. The API server admits fewer: others may ask the agent itself.
+const MOST_SESSIONS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_secs(2);
 /// For the node's start, before an apply. The API server waits 120 s for its answer.
@@ -45,6 +47,7 @@ pub struct Agent {
     pub updates: Updates,
     pub images: Images,
     free: Arc<Semaphore>,
+    sessions: Arc<Semaphore>,
     started: watch::Sender<bool>,
 }
 
@@ -53,7 +56,8 @@ impl Default for Agent {
         let free = Arc::new(Semaphore::new(MOST_CONNECTIONS as usize));
         let (node, applier, updates) = (Rc::default(), Rc::default(), Updates::default());
         let images = Images::default();
-        Self { node, applier, updates, images, free, started: watch::Sender::new(false) }
+        let sessions = Arc::new(Semaphore::new(MOST_SESSIONS));
+        Self { node, applier, updates, images, free, sessions, started: watch::Sender::new(false) }
     }
 }
 
@@ -102,12 +106,36 @@ impl Agent {
             return;
         }
         let response = match serde_json::from_slice(&line) {
+            Ok(Request::Exec(exec)) => match self.may_run(exec, &stream) {
+                // What runs it answers, and more: the connection is its own from there on.
+                Ok((exec, permit)) => return run(&exec, stream, permit),
+                Err((kind, message)) => Response::Error { kind, message },
+            },
             Ok(request) => self.answer(request, &stream).await,
             Err(error) => failed(format!("this is not a request: {error}")),
         };
         let mut answer = serde_json::to_vec(&response).unwrap_or_default();
         answer.push(b'\n');
         let _ = timeout(PATIENCE, stream.write_all(&answer)).await;
+    }
+
+    /// Whether it can be run, and in which container.
+    fn may_run(
+        &self,
+        mut exec: Exec,
+        asker: &UnixStream,
+    ) -> Result<(Exec, OwnedSemaphorePermit), (ErrorKind, String)> {
+        if has_gone(asker) {
+            return Err((ErrorKind::Failed, GONE.to_owned()));
+        }
+        exec.name = self.node.borrow().containers.running(&exec.name).map_err(refused)?;
+        let too_many = format!("{MOST_SESSIONS} processes run by exec already: end one of them first");
+        let permit = self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))?;
+        let asker = exec.asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"));
+        // Not its arguments, which may be secret.
+        let program = exec.command.first().map(String::as_str).unwrap_or_default();
+        eprintln!("<5>container {}: {asker} runs {program:?} in it", exec.name);
+        Ok((exec, permit))
     }
 
     async fn apply(
@@ -243,16 +271,16 @@ impl Agent {
             Request::ContainerAction { name, action } => {
                 match self.node.borrow_mut().containers.act(&name, action) {
                     Ok(()) => Response::Done,
-                    Err(manager::Refused::Unknown(message)) => {
-                        Response::Error { kind: ErrorKind::NotFound, message }
-                    }
-                    Err(manager::Refused::Bootstrap(message)) => {
-                        Response::Error { kind: ErrorKind::Conflict, message }
+                    Err(error) => {
+                        let (kind, message) = refused(error);
+                        Response::Error { kind, message }
                     }
                 }
             }
             Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
             Request::Images { what } => self.of_images(what).await,
+            // Answered by what runs it.
+            Request::Exec(_) => failed("a process is run on a connection of its own".to_owned()),
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {
@@ -287,6 +315,26 @@ fn has_gone(asker: &UnixStream) -> bool {
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut asked, PollTimeout::ZERO).is_ok()
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+/// Within a `LocalSet`.
+fn run(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
+    match shim::exec(exec, connection) {
+        Ok(mut child) => {
+            tokio::task::spawn_local(async move {
+                let _ = child.wait().await;
+                drop(permit);
+            });
+        }
+        Err(error) => eprintln!("<3>container {}: cannot start {}: {error}", exec.name, shim::SHIM),
+    }
+}
+
+fn refused(refused: manager::Refused) -> (ErrorKind, String) {
+    match refused {
+        manager::Refused::Unknown(message) => (ErrorKind::NotFound, message),
+        manager::Refused::Conflict(message) => (ErrorKind::Conflict, message),
+    }
 }
 
 fn not_begun(refused: Refused) -> Response {

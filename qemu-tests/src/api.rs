@@ -18,11 +18,17 @@ impl Node {
     /// Runs the image's own `apiclient` on this side of the socket: its exit code, and what it said.
     #[track_caller]
     pub fn client(&self, arguments: &[&str]) -> (i32, String) {
-        let socket = self.path("api.sock");
-        let output = Command::new(apiclient()).arg("--socket").arg(socket).args(arguments).output();
+        let output = self.client_command(arguments).output();
         let output = output.unwrap_or_else(|error| panic!("apiclient: {error}"));
         let said = [output.stdout, output.stderr].concat();
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// As [`Self::client`], not yet run.
+    pub fn client_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(apiclient());
+        command.arg("--socket").arg(self.path("api.sock")).args(arguments);
+        command
     }
 
     pub fn request_within(

@@ -8,6 +8,7 @@ mod conformance;
 mod containers;
 mod edit;
 mod events;
+mod exec;
 mod explain;
 mod generations;
 mod harness;

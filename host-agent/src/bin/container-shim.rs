@@ -1,5 +1,8 @@
 //! `container-shim NAME IMAGE`: runs one container once and writes how it ended.
 //!
+//! `container-shim --exec REQUEST` runs a further process in one: `container/session.rs`. `container-shim --inside COMMAND` becomes that
+//! process: `container/inside.rs`.
+//!
 //! One process for each container, the parent of all that runs in it: it makes the container's root, drives youki through its
 //! command line, keeps the container's output in a bounded log, and outlives a restart of the host agent. One thread.
 
@@ -25,7 +28,7 @@ use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
-use host_agent::container::{netavark, shim, spec};
+use host_agent::container::{inside, netavark, session, shim, spec};
 use host_agent::files;
 
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
@@ -34,11 +37,19 @@ const EARLY: u64 = 5_000;
 const RUNTIME_TIMEOUT: u64 = 60_000;
 
 fn main() -> ExitCode {
+    // What a container is to run need not be text.
+    let mut command = std::env::args_os().skip(1);
+    if command.next().is_some_and(|word| word == inside::WORD) {
+        return inside::run(command);
+    }
     let mut arguments = std::env::args().skip(1);
     let (Some(name), Some(image)) = (arguments.next(), arguments.next()) else {
         eprintln!("<3>container-shim NAME IMAGE: started by the host agent, by nobody else");
         return ExitCode::FAILURE;
     };
+    if name == "--exec" {
+        return session::run(&image);
+    }
     let places = Places::of(&name);
     // First out of the agent's control group, which is killed when the agent is restarted.
     if let Err(error) = join_group(&places) {

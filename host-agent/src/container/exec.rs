@@ -1,28 +1,27 @@
-//! A further process in a container that runs, by the OCI runtime.
+//! A further process in a container that runs, for the agent itself.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::fs;
-use std::path::Path;
-use std::process::Stdio;
+use apiserver::agent::{Exec, Response};
+use apiserver::exec::frames::{FromAgent, ToAgent};
+use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::container::record::Places;
-use crate::container::runtime::youki;
+use crate::container::shim;
 
 /// Bytes of its output that are kept.
-const LARGEST_OUTPUT: u64 = 4 << 10;
+const LARGEST_OUTPUT: usize = 4 << 10;
 /// Characters of a line that is told.
 const LONGEST_LINE: usize = 200;
+/// Bytes of what the shim says first.
+const LARGEST_ANSWER: u64 = 64 << 10;
 
 /// How a process ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Ended {
-    /// None when a signal ended it.
-    pub(super) code: Option<i32>,
+    /// 128 + n for signal n.
+    pub(super) code: u8,
     /// The first part of what it wrote on both outputs.
     pub(super) output: String,
 }
@@ -35,53 +34,49 @@ impl Ended {
     }
 }
 
-/// Runs what `process` describes (an OCI `process` as JSON), at most `patience` long.
-pub(super) async fn output(
-    name: &str,
-    places: &Places,
-    process: &Path,
-    patience: Duration,
-) -> Result<Ended, String> {
-    let pid_file = places.run.join("exec.pid");
-    let _ = fs::remove_file(&pid_file);
-    let mut command = youki(places);
-    command.arg("exec").arg("--process").arg(process).arg("--pid-file").arg(&pid_file).arg(name);
-    // Pipes: the runtime would open /dev/null for reading only.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut command = Command::from(command);
-    let mut child =
-        command.kill_on_drop(true).spawn().map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let run = async {
-        let (out, err, status) = tokio::join!(beginning(stdout), beginning(stderr), child.wait());
-        status.map(|status| Ended { code: status.code(), output: out + &err })
+/// Runs a command without input in a container, confined as that is, at most `patience` long.
+pub(super) async fn output(name: &str, command: &[&str], patience: Duration) -> Result<Ended, String> {
+    let cannot = |error: io::Error| format!("cannot start {}: {error}", shim::SHIM);
+    let exec = Exec {
+        name: name.to_owned(),
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        terminal: None,
+        apart: false,
+        asker: None,
     };
-    match timeout(patience, run).await {
-        Ok(ended) => ended.map_err(|error| format!("cannot wait for the runtime: {error}")),
-        Err(_) => {
-            end(name, &pid_file);
-            Err(format!("it did not end within {} s", patience.as_secs()))
-        }
+    let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
+    let mut shim = shim::exec(&exec, theirs).map_err(cannot)?;
+    // With our end of the connection the process ends too.
+    let ended = timeout(patience, ended(ours)).await;
+    tokio::task::spawn_local(async move { shim.wait().await });
+    ended.unwrap_or_else(|_| Err(format!("it did not end within {} s", patience.as_secs())))
+}
+
+/// Hears the shim out.
+async fn ended(mut connection: UnixStream) -> Result<Ended, String> {
+    let lost = |error: io::Error| format!("its shim was lost: {error}");
+    let (from, mut to) = connection.split();
+    let (mut from, mut line) = (BufReader::new(from), Vec::new());
+    (&mut from).take(LARGEST_ANSWER).read_until(b'\n', &mut line).await.map_err(lost)?;
+    match serde_json::from_slice(&line) {
+        Ok(Response::Done) => {}
+        Ok(Response::Error { message, .. }) => return Err(message),
+        _ => return Err("its shim did not begin it".to_owned()),
     }
-}
-
-/// The first bytes; the rest is read, so that the writer can go on, and dropped.
-async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut stream) = stream else { return String::new() };
-    let mut data = Vec::new();
-    let _ = (&mut stream).take(LARGEST_OUTPUT).read_to_end(&mut data).await;
-    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
-    String::from_utf8_lossy(&data).into_owned()
-}
-
-/// Ends a process that takes too long, if it is one of the container.
-fn end(name: &str, pid_file: &Path) {
-    let Some(pid) = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok()) else {
-        return;
-    };
-    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    if group.contains(&format!("/containers/{name}/payload")) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    ToAgent::EndOfInput.write(&mut to).await.map_err(lost)?;
+    let mut output = Vec::new();
+    loop {
+        match FromAgent::read(&mut from).await.map_err(lost)? {
+            // The rest is read, so that the writer can go on, and dropped.
+            Some(FromAgent::Output(data) | FromAgent::Errors(data)) => {
+                output.extend_from_slice(&data[..data.len().min(LARGEST_OUTPUT - output.len())]);
+            }
+            Some(FromAgent::Taken) => {}
+            Some(FromAgent::Exited(code)) => {
+                return Ok(Ended { code, output: String::from_utf8_lossy(&output).into_owned() });
+            }
+            None => return Err("its shim ended before it".to_owned()),
+        }
     }
 }
 
@@ -89,9 +84,33 @@ fn end(name: &str, pid_file: &Path) {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_a_shim_says_is_heard_to_the_end_and_kept_to_a_bound() {
+        use tokio::io::AsyncWriteExt;
+        let hear = async |answer: &str, frames: &[FromAgent]| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let say = async {
+                theirs.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+                for frame in frames {
+                    let _ = frame.write(&mut theirs).await;
+                }
+                drop(theirs);
+            };
+            tokio::join!(ended(ours), say).0
+        };
+        let done = r#"{"result": "done"}"#;
+        let large = FromAgent::Output(vec![b'x'; 60 << 10]);
+        let all =
+            hear(done, &[large.clone(), FromAgent::Taken, large, FromAgent::Exited(137)]).await.unwrap();
+        assert_eq!((all.code, all.output.len()), (137, LARGEST_OUTPUT));
+        assert_eq!(hear(done, &[]).await, Err("its shim ended before it".to_owned()));
+        let refused = r#"{"result": "error", "kind": "failed", "message": "cannot run \"x\""}"#;
+        assert_eq!(hear(refused, &[]).await, Err("cannot run \"x\"".to_owned()));
+    }
+
     #[test]
     fn the_last_line_is_one_line() {
-        let ended = |output: &str| Ended { code: Some(1), output: output.to_owned() }.last_line();
+        let ended = |output: &str| Ended { code: 1, output: output.to_owned() }.last_line();
         assert_eq!(ended("a\nb\u{1b}[31m c\n\n"), "b[31m c");
         assert_eq!(ended(""), "");
         assert_eq!(ended(&"x".repeat(1000)).len(), LONGEST_LINE);

@@ -5,10 +5,7 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
 use settings::{HealthCheck, HealthUrl, Restart};
-use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -101,20 +98,19 @@ pub fn said(health: &ContainerHealth) -> String {
 }
 
 /// Asks once more, after the pause that is due.
-pub async fn ask(course: &mut Course, check: &HealthCheck, name: &str, places: &Places, is_first: bool) {
+pub async fn ask(course: &mut Course, check: &HealthCheck, name: &str, is_first: bool) {
     if !is_first {
         sleep(course.pause()).await;
     }
     let patience = course.timeout;
+    let own = || netavark::addresses(&Places::of(name));
     let answer = match (&check.command, &check.http, check.tcp) {
         (Some(command), _, _) => {
             let command: Vec<&str> = command.iter().map(|argument| argument.as_str()).collect();
-            command_succeeds(&command, name, places, patience).await
+            command_succeeds(&command, name, patience).await
         }
-        (_, Some(url), _) => within(patience, answers(&netavark::addresses(places), url)).await,
-        (_, _, Some(port)) => {
-            within(patience, takes_connections(&netavark::addresses(places), port.get())).await
-        }
+        (_, Some(url), _) => within(patience, answers(&own(), url)).await,
+        (_, _, Some(port)) => within(patience, takes_connections(&own(), port.get())).await,
         // Refused at a commit.
         (None, None, None) => Ok(()),
     };
@@ -129,35 +125,17 @@ async fn within(
     timeout(patience, question).await.unwrap_or_else(|_| Err(too_late()))
 }
 
-async fn command_succeeds(
-    command: &[&str],
-    name: &str,
-    places: &Places,
-    patience: Duration,
-) -> Result<(), String> {
+async fn command_succeeds(command: &[&str], name: &str, patience: Duration) -> Result<(), String> {
     let shown = command.first().copied().unwrap_or_default();
-    let process = process(places, command).map_err(|error| format!("cannot run {shown:?}: {error}"))?;
-    let path = places.run.join("health-check.json");
-    let written = crate::files::replace(&path, process.to_string().as_bytes());
-    written.map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    match exec::output(name, places, &path, patience).await {
-        Ok(ended) if ended.code == Some(0) => Ok(()),
+    match exec::output(name, command, patience).await {
+        Ok(ended) if ended.code == 0 => Ok(()),
         Ok(ended) => {
-            let code = ended.code.map_or("a signal".to_owned(), |code| format!("exit status {code}"));
             let line = ended.last_line();
             let colon = if line.is_empty() { "" } else { ": " };
-            Err(format!("{shown:?} ended with {code}{colon}{line}"))
+            Err(format!("{shown:?} ended with exit status {}{colon}{line}", ended.code))
         }
         Err(error) => Err(format!("{shown:?}: {error}")),
     }
-}
-
-/// What the container runs, with another command.
-fn process(places: &Places, command: &[&str]) -> io::Result<Value> {
-    let config: Value = serde_json::from_slice(&fs::read(places.bundle().join("config.json"))?)?;
-    let mut process = config["process"].clone();
-    process["args"] = json!(command);
-    Ok(process)
 }
 
 async fn connect(own: &[IpAddr], port: u16) -> Result<TcpStream, String> {
@@ -216,6 +194,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     fn check(value: Value) -> HealthCheck {

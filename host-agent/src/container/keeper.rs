@@ -617,7 +617,7 @@ impl Keeper {
             let question = async {
                 match (&mut course, &check) {
                     (Some(course), Some(check)) => {
-                        health::ask(course, check, &self.name, &self.places, !was_asked).await;
+                        health::ask(course, check, &self.name, !was_asked).await;
                     }
                     _ => std::future::pending().await,
                 }

@@ -44,11 +44,11 @@ pub struct Manager {
     starts: Starts,
 }
 
-/// Why a container is not stopped or started by hand.
+/// Why something is not done with a container by hand.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
     Unknown(String),
-    Bootstrap(String),
+    Conflict(String),
 }
 
 /// Whether one that is to be started runs, or is about to.
@@ -160,7 +160,7 @@ impl Manager {
             return Err(Refused::Unknown(self.unknown(name)));
         };
         if task.spec.kind == ContainerKind::BootstrapContainer {
-            return Err(Refused::Bootstrap(format!(
+            return Err(Refused::Conflict(format!(
                 "cannot {} {name}: bootstrap containers run at a boot only; apiclient set {name}.mode=off goes on without one that does not end",
                 action.word()
             )));
@@ -175,6 +175,29 @@ impl Manager {
         };
         task.order.send_if_modified(|old| std::mem::replace(old, order) != order);
         Ok(())
+    }
+
+    /// The whole name of a container that runs. As with Bottlerocket, a host container is also known without its group.
+    pub fn running(&self, name: &str) -> Result<String, Refused> {
+        let of_host = format!("host-containers.{name}");
+        let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
+        let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
+        let name = status.name;
+        if status.state == ContainerState::Running {
+            return Ok(name);
+        }
+        let how = match status.state {
+            ContainerState::Stopping => "it is being stopped",
+            ContainerState::Pulling | ContainerState::Starting => "it is still being started: try again soon",
+            ContainerState::BackOff => {
+                "it has ended, and waits for its next start: apiclient container logs shows why"
+            }
+            ContainerState::Running
+            | ContainerState::Exited
+            | ContainerState::Failed
+            | ContainerState::Stopped => "apiclient container start starts it",
+        };
+        Err(Refused::Conflict(format!("{name} does not run: {how}")))
     }
 
     /// That there is no such container, and which there are.
@@ -251,6 +274,7 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn what_settings_name_is_wanted_and_uses_its_image_before_it_begins() {
@@ -291,6 +315,29 @@ mod tests {
         ] {
             assert_eq!(is_on_its_way(order, Some(state)), expected, "{order:?} {state:?}");
         }
+    }
+
+    #[test]
+    fn a_process_is_run_only_in_a_container_that_runs() {
+        let manager = Manager::default();
+        for (name, state) in [
+            ("web", ContainerState::Running),
+            ("host-containers.admin", ContainerState::Running),
+            ("db", ContainerState::BackOff),
+        ] {
+            let status = json!({
+                "name": name, "image": "i", "state": state, "pid": null, "exit-code": null, "restarts": 0, "delay-ms": null,
+                "delays-ms": [], "error": null, "essential": false, "started-at-ms": null,
+            });
+            let status = serde_json::from_value(status).unwrap();
+            manager.statuses.borrow_mut().insert(name.to_owned(), (0, status));
+        }
+        assert_eq!(manager.running("web"), Ok("web".to_owned()));
+        assert_eq!(manager.running("admin"), Ok("host-containers.admin".to_owned()));
+        let Err(Refused::Conflict(waits)) = manager.running("db") else { panic!() };
+        assert!(waits.starts_with("db does not run: it has ended, and waits"), "{waits}");
+        let Err(Refused::Unknown(unknown)) = manager.running("wbe") else { panic!() };
+        assert!(unknown.ends_with("there are db, host-containers.admin, web"), "{unknown}");
     }
 
     #[test]

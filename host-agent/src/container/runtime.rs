@@ -13,16 +13,23 @@ use crate::signals;
 
 pub const YOUKI: &str = "/usr/bin/youki";
 const ROOT: &str = "/run/youki";
+/// For the runtime to begin a further process.
+const LONGEST_EXEC: Duration = Duration::from_secs(60);
 /// For the kernel to end what it was told to kill.
 const DYING: Duration = Duration::from_secs(5);
 
 /// The runtime with its options; a command has to follow.
 pub fn youki(places: &Places) -> Command {
+    youki_with_log(&log(places))
+}
+
+/// As [`youki`], with another file for what it finds wrong.
+pub fn youki_with_log(log: &Path) -> Command {
     let mut command = Command::new(YOUKI);
     // The runtime takes LISTEN_FDS for descriptors that the container is to have, whoever they were meant for.
     command.env_clear().env("PATH", "/usr/bin");
     signals::none_blocked(&mut command);
-    command.arg("--root").arg(ROOT).arg("--log").arg(log(places));
+    command.arg("--root").arg(ROOT).arg("--log").arg(log);
     command
 }
 
@@ -54,6 +61,22 @@ pub fn clear(name: &str, places: &Places) {
     while umount2(&rootfs, MntFlags::empty()).is_ok() || umount2(&rootfs, MntFlags::MNT_DETACH).is_ok() {}
 }
 
+/// Takes away what further processes of a container have left in the runtime's folder of it: a socket each, and a link for a terminal.
+/// What is younger than a runtime may take is not touched.
+pub fn forget(name: &str) {
+    forget_in(&Path::new(ROOT).join(name), LONGEST_EXEC);
+}
+
+fn forget_in(folder: &Path, age: Duration) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_left = entry.file_name().to_string_lossy().starts_with("tenant-");
+        let made = entry.metadata().and_then(|metadata| metadata.modified());
+        if is_left && made.is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed >= age)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Takes away everything of a container that no setting names any more. Blocking.
 pub fn erase(name: &str, places: &Places) {
     clear(name, places);
@@ -64,6 +87,9 @@ pub fn erase(name: &str, places: &Places) {
     for folder in [&places.data, &places.run] {
         let _ = fs::remove_dir_all(folder);
     }
+    // Of processes that ran in it by hand.
+    let _ = fs::write(places.group.join("cgroup.kill"), "1");
+    wait_until_empty(&places.group);
     let _ = fs::remove_dir(places.group.join("shim"));
     let _ = fs::remove_dir(&places.group);
 }
@@ -76,5 +102,24 @@ fn wait_until_empty(group: &Path) {
             return;
         }
         sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_processes_left_long_ago_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["state.json", "notify.sock", "tenant-notify-1.sock"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/nonexistent", dir.path().join("tenant-tty-1.sock")).unwrap();
+        let count = || fs::read_dir(dir.path()).unwrap().count();
+        forget_in(dir.path(), LONGEST_EXEC);
+        assert_eq!(count(), 4);
+        forget_in(dir.path(), Duration::ZERO);
+        assert_eq!(count(), 2);
     }
 }

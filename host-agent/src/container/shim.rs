@@ -1,12 +1,15 @@
 //! The shim of a container, from the agent's side. It may be a child of this agent or of one before it.
 
+use apiserver::agent::Exec;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -24,6 +27,15 @@ pub fn start(name: &str, image: &str) -> io::Result<Child> {
     // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
     let mut command = Command::new(SHIM);
     command.args([name, image]).env_clear().env("PATH", "/usr/bin").stdin(Stdio::null()).spawn()
+}
+
+/// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself.
+pub fn exec(exec: &Exec, connection: UnixStream) -> io::Result<Child> {
+    let request = serde_json::to_string(exec)?;
+    let connection = OwnedFd::from(connection.into_std()?);
+    let mut command = Command::new(SHIM);
+    command.arg("--exec").arg(request).env_clear().env("PATH", "/usr/bin");
+    command.stdin(connection).stdout(Stdio::null()).spawn()
 }
 
 /// A shim holds a lock for as long as it lives, whoever started it.
