@@ -172,6 +172,7 @@ mod tests {
         assert_eq!(
             completed(&["apiclient", "delete", "contai"]),
             [
+                "container-networks",
                 "container-registry",
                 "container-registry.credentials",
                 "container-registry.mirrors",
