@@ -200,7 +200,10 @@ async fn converse(
             let frame = course.borrow_mut().received(message)?;
             if let Some(frame) = frame {
                 heard.set(None);
-                frame.write(&mut to_agent).await.map_err(|error| Close::agent(&error))?;
+                if frame.write(&mut to_agent).await.is_err() {
+                    // It has ended, and has said how: that is still to be read.
+                    return std::future::pending().await;
+                }
             }
             heard.set(Some(Instant::now()));
         }

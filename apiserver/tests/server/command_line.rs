@@ -116,7 +116,9 @@ fn mistakes_made_by_hand_are_told_with_the_key_and_a_way_out() {
 
 /// An agent with nothing to complain of.
 fn content(request: Request) -> String {
-    answer(&match request {
+    // A frame: it has ended, with 0.
+    let more = if matches!(request, Request::Exec(_)) { "x\0\0\0\u{1}\0" } else { "" };
+    let line = answer(&match request {
         Request::Apply { generation, .. } => {
             Response::Apply(ApplyOutcome { generation, ..Default::default() })
         }
@@ -149,7 +151,8 @@ fn content(request: Request) -> String {
         }
         Request::ContainerLogs { .. } => Response::Logs { text: "hello\n".to_owned() },
         _ => Response::Done,
-    })
+    });
+    line + more
 }
 
 /// Runs lines as a shell does, one after the other, on one node.

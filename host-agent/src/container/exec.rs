@@ -63,7 +63,8 @@ async fn ended(mut connection: UnixStream) -> Result<Ended, String> {
         Ok(Response::Error { message, .. }) => return Err(message),
         _ => return Err("its shim did not begin it".to_owned()),
     }
-    ToAgent::EndOfInput.write(&mut to).await.map_err(lost)?;
+    // It may have ended already, and has said how.
+    let _ = ToAgent::EndOfInput.write(&mut to).await;
     let mut output = Vec::new();
     loop {
         match FromAgent::read(&mut from).await.map_err(lost)? {
