@@ -3,6 +3,7 @@
 use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
+use host_agent::container::netavark;
 use host_agent::node::Node;
 use host_agent::{bootstrap, init, integrity, network, space, time, update, user_data};
 use hyper::Method;
@@ -56,6 +57,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
         tokio::task::spawn_local(network::run(agent.node.clone()));
         tokio::task::spawn_local(time::run(agent.node.clone()));
         tokio::task::spawn_local(watch_space(agent.node.clone()));
+        tokio::task::spawn_local(netavark::keep_names());
         tokio::task::spawn_local(start_node(agent.clone()));
         let mut terminate =
             signal(SignalKind::terminate()).map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;

@@ -32,6 +32,8 @@ const GROUP: &str = "/sys/fs/cgroup/containers/.networks";
 const DNS_PORT: &str = "53";
 /// For netavark, which runs nft some times.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often aardvark-dns is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 /// Bytes of what it says that are read.
 const MOST_SAID: u64 = 64 << 10;
 
@@ -161,13 +163,25 @@ fn in_words(said: &str) -> Option<String> {
     error.or_else(|| said.lines().rfind(|line| !line.trim().is_empty()).map(ToOwned::to_owned))
 }
 
+/// Looks after aardvark-dns for ever.
+pub async fn keep_names() {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let _ = tokio::task::spawn_blocking(revive_names).await;
+    }
+}
+
 /// Starts aardvark-dns again if it ended while containers have names. netavark would do that for the next container only. Blocking.
-pub fn revive_names() {
+fn revive_names() {
     let pid_file = Path::new(NAMES).join("aardvark.pid");
     let pid = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    // Only a number that is nobody's: it may be in the middle of its start.
     if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+        return;
+    }
+    // A netavark that is at work may be about to start it.
+    let Ok(lock) = File::options().write(true).open(Path::new(RECORDS).join("lock")) else { return };
+    if lock.try_lock().is_err() {
         return;
     }
     let networks = fs::read_dir(NAMES).into_iter().flatten().flatten();
