@@ -15,8 +15,10 @@ use tokio::task::LocalSet;
 
 use crate::http::{connect, place};
 
-/// How long a session may last whose client has said all and does not even answer the heartbeat. The time passes at once whenever all wait for it.
+/// How long a session may last whose client has said all and reads what comes. The time passes at once whenever all wait for it.
 const LONGEST: Duration = Duration::from_secs(200);
+/// How long it says nothing before it goes.
+const SILENT: Duration = Duration::from_secs(3);
 const OPENING: &[u8] = b"GET /exec HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
@@ -59,7 +61,7 @@ fn converse(input: &[u8]) -> (Heard, Vec<u8>) {
     })
 }
 
-/// Sends it, and reads until the server ends.
+/// Sends it, ends, and reads until the server ends.
 async fn exchange(folder: &Path, sent: &[u8], heard: Rc<RefCell<Heard>>) -> Vec<u8> {
     let socket = folder.join("agent.sock");
     let _ = fs::remove_file(&socket);
@@ -71,10 +73,12 @@ async fn exchange(folder: &Path, sent: &[u8], heard: Rc<RefCell<Heard>>) -> Vec<
         let _ = writer.write_all(OPENING).await;
         // It may have had enough of it before the end.
         let _ = writer.write_all(sent).await;
+        // Silent, and still there: who goes is not told how it ends.
+        tokio::time::sleep(SILENT).await;
+        let _ = writer.shutdown().await;
     };
     let mut answer = Vec::new();
     let both = async { tokio::join!(write, reader.read_to_end(&mut answer)) };
-    // Silent, and still there: who goes is not told how it ends.
     let ended = tokio::time::timeout(LONGEST, both).await.is_ok();
     serving.abort();
     agent.abort();
