@@ -17,6 +17,8 @@ use crate::http::{connect, place};
 
 /// How long a session may last whose client has said all and reads what comes. The time passes at once whenever all wait for it.
 const LONGEST: Duration = Duration::from_secs(200);
+/// How long it says nothing before it goes.
+const SILENT: Duration = Duration::from_secs(3);
 const OPENING: &[u8] = b"GET /exec HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
@@ -71,6 +73,8 @@ async fn exchange(folder: &Path, sent: &[u8], heard: Rc<RefCell<Heard>>) -> Vec<
         let _ = writer.write_all(OPENING).await;
         // It may have had enough of it before the end.
         let _ = writer.write_all(sent).await;
+        // Silent, and still there: who goes is not told how it ends.
+        tokio::time::sleep(SILENT).await;
         let _ = writer.shutdown().await;
     };
     let mut answer = Vec::new();

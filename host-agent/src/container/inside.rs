@@ -68,13 +68,15 @@ fn decode(from: &mut impl Read) -> io::Result<Vec<BpfProgram>> {
 
 /// Becomes the command. Returns only when that cannot be.
 pub fn run(mut command: impl Iterator<Item = OsString>) -> ExitCode {
+    // Until it is the command, which is as others are again, nobody in the container gets at it: it is under no profile yet.
+    let hidden = prctl::set_dumpable(false);
     // SAFETY: the shim has these two passed to this process for this purpose, and nothing else is open.
     let (program, control) = unsafe { (OwnedFd::from_raw_fd(PROGRAM), OwnedFd::from_raw_fd(CONTROL)) };
     drop(program);
     let closes = fcntl(&control, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     let mut control = UnixStream::from(control);
     let program = command.next().unwrap_or_default();
-    let begun = closes.map_err(io::Error::from).and_then(|_| confine(&mut control));
+    let begun = hidden.and(closes).map_err(io::Error::from).and_then(|_| confine(&mut control));
     let error = match begun {
         // It finds the program by this process's PATH, and lets it die of a broken pipe again (SIGPIPE).
         Ok(()) => Command::new(&program).args(command).exec(),

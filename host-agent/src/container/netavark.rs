@@ -23,6 +23,7 @@ use crate::container::record::Places;
 use crate::{files, signals};
 
 const NETAVARK: &str = "/usr/bin/netavark";
+const NFT: &str = "/usr/bin/nft";
 const AARDVARK: &str = "/usr/bin/aardvark-dns";
 /// netavark's and aardvark's own records, in memory.
 const RECORDS: &str = "/run/netavark";
@@ -80,8 +81,25 @@ pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
         .map_err(|error| failed(&netns, &error))?;
     let is = places.network_that_is();
     files::replace(&is, &options).map_err(|error| failed(&is, &error))?;
-    netavark("setup", &options, &netns)
+    let is_internal = serde_json::from_slice(&options).is_ok_and(|options| networks::has_internal(&options));
+    let closed = if is_internal { close_internal() } else { Ok(()) };
+    closed
+        .and_then(|()| netavark("setup", &options, &netns))
         .map_err(|error| format!("cannot make the container's networks: {error}"))
+}
+
+/// Has the kernel hand on nothing from or to an internal network. netavark has no rules for those: another network's containers would
+/// reach them, with the node's address. The same rules again change nothing.
+fn close_internal() -> Result<(), String> {
+    let name = networks::INTERNAL;
+    let rules = format!(
+        "table inet caisson\ndelete table inet caisson\ntable inet caisson {{\n chain forward {{\n  \
+         type filter hook forward priority filter - 10\n  iifname \"{name}*\" drop\n  oifname \"{name}*\" drop\n }}\n}}\n"
+    );
+    let mut nft = Command::new(NFT);
+    nft.env_clear().args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    signals::none_blocked(&mut nft);
+    run(&mut nft, NFT, rules.as_bytes(), |_| ())
 }
 
 /// Takes away what [`set_up`] made, also in part, and also in vain. Blocking.
@@ -115,16 +133,24 @@ fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     signals::none_blocked(&mut netavark);
-    let mut child = netavark.spawn().map_err(in_vain)?;
-    // Before it is told what to do: whom it starts is to be in that group, too.
-    if let Err(error) = fs::create_dir_all(GROUP)
-        .and_then(|()| fs::write(Path::new(GROUP).join("cgroup.procs"), child.id().to_string()))
-    {
-        eprintln!("<4>{NETAVARK}: cannot move it to {GROUP}: {error}");
-    }
-    let mut input = child.stdin.take();
-    let told = input.as_mut().map_or(Ok(()), |input| input.write_all(options));
-    drop(input);
+    run(&mut netavark, NETAVARK, options, |child| {
+        // Before it is told what to do: whom it starts is to be in that group, too.
+        if let Err(error) = fs::create_dir_all(GROUP)
+            .and_then(|()| fs::write(Path::new(GROUP).join("cgroup.procs"), child.to_string()))
+        {
+            eprintln!("<4>{NETAVARK}: cannot move it to {GROUP}: {error}");
+        }
+    })
+}
+
+/// Runs a program with this input, and `first` with its number before it has the input.
+fn run(command: &mut Command, program: &str, input: &[u8], first: impl FnOnce(u32)) -> Result<(), String> {
+    let in_vain = |error: io::Error| format!("{program}: {error}");
+    let mut child = command.spawn().map_err(in_vain)?;
+    first(child.id());
+    let mut pipe = child.stdin.take();
+    let told = pipe.as_mut().map_or(Ok(()), |pipe| pipe.write_all(input));
+    drop(pipe);
     let begun = Instant::now();
     let status = loop {
         match child.try_wait().map_err(in_vain)? {
@@ -138,7 +164,7 @@ fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
         }
     };
     let Some(status) = status else {
-        return Err(format!("{NETAVARK} did not end within {} s", PATIENCE.as_secs()));
+        return Err(format!("{program} did not end within {} s", PATIENCE.as_secs()));
     };
     if status.success() {
         return told.map_err(in_vain);
@@ -150,8 +176,7 @@ fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
     if let Some(error) = child.stderr.take() {
         let _ = error.take(MOST_SAID).read_to_end(&mut said);
     }
-    Err(in_words(&String::from_utf8_lossy(&said))
-        .unwrap_or_else(|| format!("{NETAVARK} ended with {status}")))
+    Err(in_words(&String::from_utf8_lossy(&said)).unwrap_or_else(|| format!("{program} ended with {status}")))
 }
 
 /// What netavark says when it fails: `{"error": "..."}` on its standard output, or a panic's words.

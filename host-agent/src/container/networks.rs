@@ -14,6 +14,9 @@ const POOL4_PREFIX: u8 = 24;
 /// A part of what is nobody's beyond a site (RFC 4193).
 const POOL6: Ipv6Addr = Ipv6Addr::new(0xfdca, 0x1550, 0, 0, 0, 0, 0, 0);
 
+/// How the bridges of networks begin that nothing leaves, and nothing enters from outside.
+pub const INTERNAL: &str = "ci-";
+
 /// A network whose addresses are settled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -50,7 +53,8 @@ impl Network {
     /// it was netavark would say nothing, and use it. The kernel takes 15 bytes.
     fn identity(&self) -> String {
         let text = format!("{} {:?} {:?} {}", self.name, self.subnet4, self.subnet6, self.internal);
-        format!("cn-{}", &hex(&text)[..12])
+        let prefix = if self.internal { INTERNAL } else { "cn-" };
+        format!("{prefix}{}", &hex(&text)[..12])
     }
 }
 
@@ -200,6 +204,12 @@ pub fn plan(
     Ok(Plan { options, resolv_conf, hosts })
 }
 
+/// Whether one of the networks of a plan's options is internal.
+pub fn has_internal(options: &Value) -> bool {
+    let mut networks = options["networks"].as_array().into_iter().flatten();
+    networks.any(|network| network["name"].as_str().is_some_and(|name| name.starts_with(INTERNAL)))
+}
+
 /// The addresses that the options of a plan give, those of the first network first.
 pub fn addresses(options: &Value) -> Vec<IpAddr> {
     let networks = options["networks"].as_array().into_iter().flatten();
@@ -263,6 +273,7 @@ mod tests {
         assert_ne!(identity(json!({})), identity(json!({"subnet4": "10.0.0.0/24"})));
         assert_ne!(identity(json!({})), identity(json!({"internal": true})));
         assert_eq!(identity(json!({})).len(), 15);
+        assert!(identity(json!({"internal": true})).starts_with(INTERNAL));
     }
 
     #[test]

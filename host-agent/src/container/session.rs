@@ -3,7 +3,7 @@
 //! One process for each, the parent of what it runs: so it knows how that ended, which the runtime in the foreground does not tell
 //! (exit code 9 and SIGKILL are the same there), and ends it when nobody is there for it any more. It answers the request
 //! ([`apiserver::agent::Exec`]) on the connection itself, and then speaks [`frames`](apiserver::exec::frames): the agent hands the
-//! connection over and carries no byte. What it ends with the agent: an agent that comes after it would know nothing of it.
+//! connection over and carries no byte. It ends with the agent: one that comes after would know nothing of it.
 
 use apiserver::agent::{ErrorKind, Exec, Response};
 use apiserver::exec::frames::{FromAgent, Size, ToAgent};
