@@ -102,7 +102,8 @@ fn what_a_container_is_told_it_has() {
         "probe": settings,
         "reader": with(
             "while ! cat /common/file 2>/dev/null; do sleep 1; done; touch /common/mine 2>&1; exec sleep 3600",
-            json!({"volumes": {"common": {"path": "/common", "name": "common", "read-only": true}}}),
+            // Who is first decides whose the volume is.
+            json!({"after": ["probe"], "volumes": {"common": {"path": "/common", "name": "common", "read-only": true}}}),
         ),
     }}));
     let log = node.wait_for_logs("probe", "the end");
