@@ -99,7 +99,7 @@ const KERNEL: Change = Change::Without(&[
 ]);
 
 /// Steps that the change leaves alone and that take long.
-const SHARED: &[&str] = &["toolbox", "youki", "ntpd", "nft"];
+const SHARED: &[&str] = &["toolbox", "youki", "ntpd", "netavark", "aardvark-dns", "nft"];
 
 /// Builds what is missing of all pairs: at first that compiles the guest's programs three times and two kernels.
 pub(super) fn build(project: &Project) -> Result<Vec<Pair>> {
