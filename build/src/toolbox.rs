@@ -33,11 +33,11 @@ pub enum Set {
 }
 
 impl Set {
-    fn packages(self) -> &'static [&'static str] {
+    fn packages(self) -> Vec<&'static str> {
         match self {
-            Self::Build => BUILD_PACKAGES,
-            Self::Tests => TESTS_PACKAGES,
-            Self::Network => NETWORK_PACKAGES,
+            Self::Build => BUILD_PACKAGES.to_vec(),
+            Self::Tests => [SYSTEM, TESTS_PACKAGES].concat(),
+            Self::Network => [SYSTEM, NETWORK_PACKAGES].concat(),
         }
     }
 
@@ -51,16 +51,11 @@ impl Set {
     }
 }
 
+/// A system that commands can run in.
+const SYSTEM: &[&str] =
+    &["base-files", "libc-bin", "bash", "dash", "coreutils", "util-linux", "ca-certificates", "openssl"];
+
 const TESTS_PACKAGES: &[&str] = &[
-    // a system that commands can run in
-    "base-files",
-    "libc-bin",
-    "bash",
-    "dash",
-    "coreutils",
-    "util-linux",
-    "ca-certificates",
-    "openssl",
     // a static file server with ranges
     "nginx-light",
     // Secure Boot: signed programs, and firmware's lists of keys
@@ -74,15 +69,6 @@ const TESTS_PACKAGES: &[&str] = &[
 ];
 
 const NETWORK_PACKAGES: &[&str] = &[
-    // a system that commands can run in
-    "base-files",
-    "libc-bin",
-    "bash",
-    "dash",
-    "coreutils",
-    "util-linux",
-    "ca-certificates",
-    "openssl",
     // nft, and what names the folder of its libraries in it
     "nftables",
     "patchelf",

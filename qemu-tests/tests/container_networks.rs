@@ -34,7 +34,8 @@ wget -q -T 5 -O - http://web/hosts || echo no web
 nslookup service.lan.test
 wget -q -T 3 -O - http://db:5432/tables || echo no database by name
 wget -q -T 3 -O - http://DATABASE:5432/tables || echo no database by address
-echo done; exec sleep 3600
+echo done
+while :; do if nslookup web > /dev/null 2>&1; then echo knows; else echo asks; fi; sleep 1; done
 """]
 
 [settings.containers.alone]
@@ -119,6 +120,11 @@ fn containers_reach_those_whose_network_they_share() {
         (node.try_status()?.machine_id.len() == 32
             && node.get("/services")["host-agent"]["restarts"].as_u64() >= Some(1))
         .then_some(())
+    });
+    // Nothing else has begun that would have it started again.
+    node.wait_for("names are back", SOON, |node| {
+        let log = node.logs("client");
+        log.rsplit_once("asks\n").is_some_and(|(_, after)| after.contains("knows")).then_some(())
     });
     let again = "until nslookup web; do sleep 1; done; wget -q -T 5 -O - http://web/hosts; echo done; exec sleep 3600";
     let mut later = script(again);

@@ -48,21 +48,21 @@ impl NetworkName {
 }
 
 cidr!(
-    /// An IPv4 network with a prefix of 8 to 29 bits, such as `10.89.0.0/24`.
+    /// An IPv4 network with a prefix of 16 to 29 bits, such as `10.89.0.0/24`.
     Subnet4,
     Ipv4Addr,
     32,
-    "an IPv4 network of containers, such as 10.89.0.0/24: a prefix of 8 to 29 bits, and no bit set after it",
-    |address, prefix| (8..=29).contains(&prefix) && u32::from(address) << prefix == 0
+    "an IPv4 network of containers, such as 10.89.0.0/24: a prefix of 16 to 29 bits, and no bit set after it",
+    |address, prefix| (16..=29).contains(&prefix) && u32::from(address) << prefix == 0
 );
 
 cidr!(
-    /// An IPv6 network with a prefix of 48 to 120 bits, such as `fd00:89::/64`.
+    /// An IPv6 network with a prefix of 56 to 120 bits, such as `fd00:89::/64`.
     Subnet6,
     Ipv6Addr,
     128,
-    "an IPv6 network of containers, such as fd00:89::/64: a prefix of 48 to 120 bits, and no bit set after it",
-    |address, prefix| (48..=120).contains(&prefix) && u128::from(address) << prefix == 0
+    "an IPv6 network of containers, such as fd00:89::/64: a prefix of 56 to 120 bits, and no bit set after it",
+    |address, prefix| (56..=120).contains(&prefix) && u128::from(address) << prefix == 0
 );
 
 /// A port of the node that leads to one of a container: `8080:80`, `8080:80/udp`, `127.0.0.1:8080:80` or `[::1]:8080:80`. Without an
@@ -169,6 +169,8 @@ impl From<PublishedPort> for String {
 const MOST_NETWORKS: usize = 32;
 const MOST_OF_ONE: usize = 8;
 const MOST_PORTS: usize = 64;
+/// Where the node answers containers' questions for names, on the bridges of their networks.
+const DNS: u16 = 53;
 /// What a container names that is in no network, not even in the node's.
 const NONE: &str = "none";
 /// For the node's own, if it ever has a name.
@@ -242,7 +244,20 @@ pub(crate) fn mistakes(
                 format!("{} are more than the {MOST_PORTS} that a container can publish", ports.len());
             wrong(own("ports"), reason);
         }
+        let is_internal = |network: &NetworkName| {
+            networks.and_then(|networks| networks.get(network)).is_some_and(|of| of.internal == Some(true))
+        };
+        if !ports.is_empty() && !of.is_empty() && of.iter().all(is_internal) {
+            let reason = "all its networks are internal, and nothing of outside reaches those: it needs one that is not";
+            wrong(own("ports"), reason.to_owned());
+        }
         for port in ports {
+            if port.port == DNS && port.address.is_none_or(|address| address.is_unspecified()) {
+                let reason = format!(
+                    "{port} would take the questions that containers ask for names: put an address of the node before it"
+                );
+                wrong(own("ports"), reason);
+            }
             if let Some((other, as_what)) = taken.iter().find(|(_, other)| other.meets(port)) {
                 let whose = if *other == name { "it" } else { other.as_str() };
                 wrong(own("ports"), format!("{port} cannot be published, as {whose} publishes {as_what}"));
@@ -345,12 +360,21 @@ mod tests {
             (&front, on(&["[::1]:80:80"]), &on(&["80:81"]), "as other publishes 80:81"),
             (&front, on(&["80:80", "80:81"]), &none, "80:81 cannot be published, as it publishes 80:80"),
             (
-                &json!({"a": {"subnet4": "10.0.0.0/8"}, "b": {"subnet4": "10.1.0.0/24"}}),
+                &json!({"a": {"subnet4": "10.1.0.0/16"}, "b": {"subnet4": "10.1.7.0/24"}}),
                 none.clone(),
                 &none,
                 "container-networks.b.subnet4: it has addresses that the network \"a\" has too",
             ),
-            (&json!({"a": {"subnet4": "10.0.0.1/8"}}), none.clone(), &none, "such as 10.89.0.0/24"),
+            (&json!({"a": {"subnet4": "10.0.0.0/15"}}), none.clone(), &none, "such as 10.89.0.0/24"),
+            (
+                &front,
+                json!({"networks": ["back"], "ports": ["80:80"]}),
+                &none,
+                "web.ports: all its networks are internal",
+            ),
+            (&front, on(&["53:53/udp"]), &none, "web.ports: 53:53/udp would take the questions"),
+            (&front, on(&["0.0.0.0:53:53"]), &none, "web.ports: 0.0.0.0:53:53 would take the questions"),
+            (&json!({"a": {"subnet4": "10.0.0.1/16"}}), none.clone(), &none, "such as 10.89.0.0/24"),
             (&json!({"a": {"subnet6": "fd00::/121"}}), none.clone(), &none, "such as fd00:89::/64"),
             (&json!({"-front": {}}), none.clone(), &none, "at most 63 of"),
             (&json!({"none": {}}), none.clone(), &none, "`none` and `host` are not names"),

@@ -1,8 +1,8 @@
 //! Networks of containers, as netavark makes them: bridges, addresses, NAT and published ports; and aardvark-dns, which netavark
 //! starts and tells of names.
 //!
-//! A shim has them made between its container's creation and its start, and taken away after its end. Both are done by one at a time,
-//! and from a control group that is nobody's: aardvark-dns outlives the container that it was started for.
+//! A shim has them made between its container's creation and its start, and taken away after its end. Both are done by one at a time.
+//! What runs for it is in a control group that is no container's: aardvark-dns outlives the container that it was started for.
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,7 +10,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -28,13 +28,14 @@ const AARDVARK: &str = "/usr/bin/aardvark-dns";
 /// netavark's and aardvark's own records, in memory.
 const RECORDS: &str = "/run/netavark";
 const NAMES: &str = "/run/netavark/aardvark-dns";
-/// No container has a name with a dot in front.
-const GROUP: &str = "/sys/fs/cgroup/containers/.networks";
+/// Not among the containers: PID 1 waits for the end of those when it switches the node off.
+const GROUP: &str = "/sys/fs/cgroup/networks";
 const DNS_PORT: &str = "53";
-/// For netavark, which runs nft some times.
+/// For netavark, which runs nft some times, and for whatever else is run while others wait for the lock.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often aardvark-dns is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+const LOOK_LATER: Duration = Duration::from_secs(60);
 /// Bytes of what it says that are read.
 const MOST_SAID: u64 = 64 << 10;
 
@@ -70,10 +71,15 @@ pub fn write(places: &Places, plan: Option<&Plan>) -> io::Result<()> {
 
 /// Makes the networks of the container whose first process this is. Blocking.
 pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
-    let Ok(options) = fs::read(places.network()) else { return Ok(()) };
-    let netns = places.netns();
     let failed =
         |what: &Path, error: &dyn std::fmt::Display| format!("cannot make {}: {error}", what.display());
+    let options = match fs::read(places.network()) {
+        Ok(options) => options,
+        // It is in the node's.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("cannot read {}: {error}", places.network().display())),
+    };
+    let netns = places.netns();
     // Kept by a mount, so that it can be taken apart in order when the container has ended.
     File::create(&netns).map_err(|error| failed(&netns, &error))?;
     let own = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -82,10 +88,13 @@ pub fn set_up(places: &Places, pid: i32) -> Result<(), String> {
     let is = places.network_that_is();
     files::replace(&is, &options).map_err(|error| failed(&is, &error))?;
     let is_internal = serde_json::from_slice(&options).is_ok_and(|options| networks::has_internal(&options));
-    let closed = if is_internal { close_internal() } else { Ok(()) };
-    closed
-        .and_then(|()| netavark("setup", &options, &netns))
-        .map_err(|error| format!("cannot make the container's networks: {error}"))
+    let made = turn().and_then(|_turn| {
+        if is_internal {
+            close_internal()?;
+        }
+        netavark("setup", &options, &netns)
+    });
+    made.map_err(|error| format!("cannot make the container's networks: {error}"))
 }
 
 /// Has the kernel hand on nothing from or to an internal network. netavark has no rules for those: another network's containers would
@@ -99,29 +108,57 @@ fn close_internal() -> Result<(), String> {
     let mut nft = Command::new(NFT);
     nft.env_clear().args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     signals::none_blocked(&mut nft);
-    run(&mut nft, NFT, rules.as_bytes(), |_| ())
+    run(&mut nft, NFT, rules.as_bytes())
 }
 
-/// Takes away what [`set_up`] made, also in part, and also in vain. Blocking.
+/// Takes away what [`set_up`] made, also in part, and also in vain: then the next call tries again. Blocking.
 pub fn tear_down(name: &str, places: &Places) {
     let (netns, is) = (places.netns(), places.network_that_is());
     if let Ok(options) = fs::read(&is) {
-        if let Err(error) = netavark("teardown", &options, &netns) {
-            eprintln!("<4>container {name}: cannot take away its networks: {error}");
+        match turn().and_then(|_turn| netavark("teardown", &options, &netns)) {
+            Ok(()) => drop(fs::remove_file(&is)),
+            Err(error) => eprintln!("<4>container {name}: cannot take away its networks: {error}"),
         }
-        let _ = fs::remove_file(&is);
     }
     while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
     let _ = fs::remove_file(&netns);
 }
 
-fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
-    let in_vain = |error: io::Error| format!("{NETAVARK}: {error}");
-    fs::create_dir_all(RECORDS).map_err(in_vain)?;
+/// Until what is returned goes, nobody else makes networks or takes them away.
+fn turn() -> Result<File, String> {
+    let begun = Instant::now();
+    loop {
+        if let Some(turn) = turn_at_once().map_err(|error| format!("{RECORDS}: {error}"))? {
+            return Ok(turn);
+        }
+        if begun.elapsed() >= PATIENCE {
+            return Err(format!("others have been at theirs for {} s", PATIENCE.as_secs()));
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn turn_at_once() -> io::Result<Option<File>> {
+    fs::create_dir_all(RECORDS)?;
     let lock = Path::new(RECORDS).join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(lock).map_err(in_vain)?;
-    // Whoever has it gives up in time, and a lock ends with its process.
-    lock.lock().map_err(in_vain)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(lock)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Before a program is told what to do: whom it starts is to be in that group, too.
+fn join_group(child: u32) {
+    let joined = fs::create_dir_all(GROUP)
+        .and_then(|()| fs::write(Path::new(GROUP).join("cgroup.procs"), child.to_string()));
+    if let Err(error) = joined {
+        eprintln!("<4>cannot move {child} to {GROUP}: {error}");
+    }
+}
+
+fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
     let mut netavark = Command::new(NETAVARK);
     netavark
         .env_clear()
@@ -133,21 +170,14 @@ fn netavark(command: &str, options: &[u8], netns: &Path) -> Result<(), String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     signals::none_blocked(&mut netavark);
-    run(&mut netavark, NETAVARK, options, |child| {
-        // Before it is told what to do: whom it starts is to be in that group, too.
-        if let Err(error) = fs::create_dir_all(GROUP)
-            .and_then(|()| fs::write(Path::new(GROUP).join("cgroup.procs"), child.to_string()))
-        {
-            eprintln!("<4>{NETAVARK}: cannot move it to {GROUP}: {error}");
-        }
-    })
+    run(&mut netavark, NETAVARK, options)
 }
 
-/// Runs a program with this input, and `first` with its number before it has the input.
-fn run(command: &mut Command, program: &str, input: &[u8], first: impl FnOnce(u32)) -> Result<(), String> {
+/// Runs a program with this input to its end.
+fn run(command: &mut Command, program: &str, input: &[u8]) -> Result<(), String> {
     let in_vain = |error: io::Error| format!("{program}: {error}");
     let mut child = command.spawn().map_err(in_vain)?;
-    first(child.id());
+    join_group(child.id());
     let mut pipe = child.stdin.take();
     let told = pipe.as_mut().map_or(Ok(()), |pipe| pipe.write_all(input));
     drop(pipe);
@@ -192,40 +222,40 @@ fn in_words(said: &str) -> Option<String> {
 pub async fn keep_names() {
     loop {
         tokio::time::sleep(LOOK).await;
-        let _ = tokio::task::spawn_blocking(revive_names).await;
+        match tokio::task::spawn_blocking(revive_names).await {
+            Ok(Some(Ok(()))) => eprintln!("<4>{AARDVARK} had ended: started again"),
+            Ok(Some(Err(error))) => {
+                eprintln!("<3>{AARDVARK} had ended, and cannot be started again: {error}");
+                tokio::time::sleep(LOOK_LATER).await;
+            }
+            Ok(None) | Err(_) => {}
+        }
     }
 }
 
-/// Starts aardvark-dns again if it ended while containers have names. netavark would do that for the next container only. Blocking.
-fn revive_names() {
+/// Starts aardvark-dns again if it ended while containers have names; `None` if not. netavark would do that for the next container
+/// only. Blocking.
+fn revive_names() -> Option<Result<(), String>> {
     let pid_file = Path::new(NAMES).join("aardvark.pid");
-    let pid = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
-        return;
+    if !pid_file.exists() {
+        return None;
     }
     // A netavark that is at work may be about to start it.
-    let Ok(lock) = File::options().write(true).open(Path::new(RECORDS).join("lock")) else { return };
-    if lock.try_lock().is_err() {
-        return;
+    let _turn = turn_at_once().ok()??;
+    let pid = fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok().filter(|pid| *pid > 0)?;
+    if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+        return None;
     }
-    let networks = fs::read_dir(NAMES).into_iter().flatten().flatten();
-    if networks.filter(|entry| entry.file_name() != "aardvark.pid").count() == 0 {
+    let mut networks = fs::read_dir(NAMES).into_iter().flatten().flatten();
+    if !networks.any(|entry| entry.file_name() != "aardvark.pid") {
         let _ = fs::remove_file(&pid_file);
-        return;
+        return None;
     }
     let mut aardvark = Command::new(AARDVARK);
     aardvark.env_clear().env("PATH", "/usr/bin").args(["--config", NAMES, "-p", DNS_PORT, "run"]);
-    aardvark.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    aardvark.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     signals::none_blocked(&mut aardvark);
-    let ended = aardvark.status();
-    let now = fs::read_to_string(&pid_file).unwrap_or_default();
-    let _ = fs::write(Path::new(GROUP).join("cgroup.procs"), now.trim());
-    match ended {
-        Ok(status) if status.success() => eprintln!("<4>{AARDVARK} had ended: started again"),
-        Ok(status) => eprintln!("<3>{AARDVARK} had ended, and cannot be started again: {status}"),
-        Err(error) => eprintln!("<3>{AARDVARK} had ended, and cannot be started again: {error}"),
-    }
+    Some(run(&mut aardvark, AARDVARK, b""))
 }
 
 #[cfg(test)]

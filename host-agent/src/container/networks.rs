@@ -91,7 +91,7 @@ pub fn settle(settings: &Settings) -> BTreeMap<NetworkName, Network> {
                 (0..POOL4_SIZE).map(|step| (Ipv6Addr::from(u128::from(POOL6) + at(step)), 64));
             candidates.find(|candidate| !taken6.iter().any(|taken| overlap6(*taken, *candidate)))
         });
-        // Settings that took the whole pool have left nothing for this one.
+        // There always is one: 32 networks of the largest size that settings can give leave most of each pool.
         let (Some(subnet4), Some(subnet6)) = (subnet4, subnet6) else { continue };
         taken4.push(subnet4);
         taken6.push(subnet6);
