@@ -82,6 +82,12 @@ async fn exchange(folder: &Path, sent: &[u8], heard: Rc<RefCell<Heard>>) -> Vec<
     let ended = tokio::time::timeout(LONGEST, both).await.is_ok();
     serving.abort();
     agent.abort();
+    // What it was asked for may have been wrong.
+    if let Err(error) = agent.await
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
     assert!(ended, "the session lasts longer than {LONGEST:?}");
     answer
 }

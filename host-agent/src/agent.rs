@@ -28,6 +28,8 @@ const ADMITTED: [u32; 2] = [0, 274];
 const MOST_CONNECTIONS: u32 = 64;
 /// Processes that are run in containers by hand at once. The API server admits fewer: others may ask the agent itself.
 const MOST_SESSIONS: usize = 20;
+/// Characters of a program's name that are told in the log.
+const LONGEST_PROGRAM: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_secs(2);
 /// For the node's start, before an apply. The API server waits 120 s for its answer.
@@ -134,6 +136,7 @@ impl Agent {
         let asker = exec.asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"));
         // Not its arguments, which may be secret.
         let program = exec.command.first().map(String::as_str).unwrap_or_default();
+        let program: String = program.chars().take(LONGEST_PROGRAM).collect();
         eprintln!("<5>container {}: {asker} runs {program:?} in it", exec.name);
         Ok((exec, permit))
     }

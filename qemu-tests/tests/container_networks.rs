@@ -1,5 +1,6 @@
 //! Networks of containers, on a node in a network with a real DHCP and DNS server.
 
+use hyper::Method;
 use qemu_tests::{Config, ContainerState, Lan, Node, install_in_slot_b, script};
 use serde_json::json;
 use std::time::Duration;
@@ -123,7 +124,9 @@ fn containers_reach_those_whose_network_they_share() {
     });
     // Nothing else has begun that would have it started again.
     node.wait_for("names are back", SOON, |node| {
-        let log = node.logs("client");
+        // The agent may not know it yet.
+        let answer = node.request(Method::GET, "/containers/client/logs", "");
+        let log = (answer.status == 200).then(|| answer.text())?;
         log.rsplit_once("asks\n").is_some_and(|(_, after)| after.contains("knows")).then_some(())
     });
     let again = "until nslookup web; do sleep 1; done; wget -q -T 5 -O - http://web/hosts; echo done; exec sleep 3600";

@@ -36,14 +36,15 @@ fn shell(node: &Node, script: &str) -> (Option<i32>, String, String) {
 }
 
 /// Of the container's processes, those that run this.
-fn count(node: &Node, command: &str) -> usize {
-    let (_, processes, _) = said(node, &["web", "ps", "-o", "args"]);
-    processes.lines().filter(|line| line.trim() == command).count()
+/// How many there are of it; `None` when that could not be asked.
+fn count(node: &Node, command: &str) -> Option<usize> {
+    let (code, processes, _) = said(node, &["web", "ps", "-o", "args"]);
+    (code == Some(0)).then(|| processes.lines().filter(|line| line.trim() == command).count())
 }
 
 fn wait_until_gone(node: &Node, command: &str) {
     node.wait_for(format!("{command} is gone"), Duration::from_secs(30), |node| {
-        (count(node, command) == 0).then_some(())
+        (count(node, command) == Some(0)).then_some(())
     });
 }
 
@@ -185,7 +186,7 @@ fn it_ends_with_who_asked_for_it_and_the_container_does_not_notice() {
         client
     };
     let mut client = begin();
-    assert_eq!(count(&node, "sleep 4001"), 1);
+    assert_eq!(count(&node, "sleep 4001"), Some(1));
     client.kill().unwrap();
     client.wait().unwrap();
     ["sleep 4001", "sleep 4002", "sleep 4003"].iter().for_each(|command| wait_until_gone(&node, command));

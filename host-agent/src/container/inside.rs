@@ -68,7 +68,8 @@ fn decode(from: &mut impl Read) -> io::Result<Vec<BpfProgram>> {
 
 /// Becomes the command. Returns only when that cannot be.
 pub fn run(mut command: impl Iterator<Item = OsString>) -> ExitCode {
-    // Until it is the command, which is as others are again, nobody in the container gets at it: it is under no profile yet.
+    // Until it is the command, which is as others are again, nobody in the container gets at it, but who may trace all (CAP_SYS_PTRACE):
+    // it is under no profile yet.
     let hidden = prctl::set_dumpable(false);
     // SAFETY: the shim has these two passed to this process for this purpose, and nothing else is open.
     let (program, control) = unsafe { (OwnedFd::from_raw_fd(PROGRAM), OwnedFd::from_raw_fd(CONTROL)) };

@@ -105,7 +105,13 @@ pub fn read(path: &Path, start: LogStart, most: u64) -> String {
         let _ = file.seek(SeekFrom::Start(size.saturating_sub(most)));
         let mut data = Vec::new();
         let _ = file.take(most).read_to_end(&mut data);
-        text.push_str(&String::from_utf8_lossy(&data));
+        // What is left of a line that begins before that is none.
+        let from = if size > most {
+            data.iter().position(|byte| *byte == b'\n').map_or(data.len(), |at| at + 1)
+        } else {
+            0
+        };
+        text.push_str(&String::from_utf8_lossy(&data[from..]));
     }
     let lines: Vec<&str> = text.lines().collect();
     let all: Vec<&str> = lines[first(&lines, start)..].iter().map(|line| content(line)).collect();
@@ -134,7 +140,7 @@ fn content(line: &str) -> &str {
 fn first(lines: &[&str], LogStart { lines: last, since_ms }: LogStart) -> usize {
     let is_in_time = |line: &&str| {
         let time = line.split(' ').next().and_then(|time| time.parse::<Timestamp>().ok());
-        time.zip(since_ms).is_none_or(|(time, since)| time.as_millisecond() >= since)
+        time.zip(since_ms).is_some_and(|(time, since)| time.as_millisecond() >= since)
     };
     let since = match since_ms {
         Some(_) => lines.iter().position(is_in_time).unwrap_or(lines.len()),
@@ -196,7 +202,8 @@ pub fn after(path: &Path, position: LogPosition, most: u64) -> NewLogs {
         text.push_str("(lines before this one are lost: they came faster than they were read)\n");
     }
     let mut next = position;
-    for (mut file, place) in files.into_iter().skip(found.unwrap_or(0)) {
+    let mut files = files.into_iter().skip(found.unwrap_or(0)).peekable();
+    while let Some((mut file, place)) = files.next() {
         let offset = if is_it(&place) { position.offset } else { 0 };
         let mut data = Vec::new();
         if file.seek(SeekFrom::Start(offset)).is_ok() {
@@ -209,7 +216,7 @@ pub fn after(path: &Path, position: LogPosition, most: u64) -> NewLogs {
         let lines = String::from_utf8_lossy(&data);
         text.extend(lines.lines().map(|line| format!("{}\n", content(line))));
         if is_full || !data.is_empty() {
-            return NewLogs { text, next, has_more: true };
+            return NewLogs { text, next, has_more: is_full || files.peek().is_some() };
         }
     }
     NewLogs { text, next, has_more: false }
@@ -279,6 +286,19 @@ mod tests {
             // Who follows is told the same, and then what is new.
             assert_eq!(follow(&path, &mut position(&path, start), 1 << 20), expected, "{start:?}");
         }
+    }
+
+    #[test]
+    fn of_a_long_log_only_whole_lines_are_told_and_those_before_a_time_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.log");
+        let older = format!("1970-01-01T00:00:01Z stdout {}\n", "a".repeat(70)).repeat(20);
+        fs::write(path.with_extension("log.1"), older).unwrap();
+        fs::write(&path, "1970-01-01T00:00:03Z stdout c\n").unwrap();
+        let since = LogStart { lines: None, since_ms: Some(2000) };
+        assert_eq!(read(&path, since, 1000), "c\n");
+        let all = read(&path, ALL, 1000);
+        assert!(all.lines().all(|line| line == "c" || line == "a".repeat(70)), "{all}");
     }
 
     fn follow(path: &Path, place: &mut LogPosition, most: u64) -> String {

@@ -5,6 +5,7 @@
 
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// What an action of the profile does, by the names of seccompiler.
 fn action(name: &str, errno: Option<u64>) -> Result<Value, String> {
@@ -45,6 +46,13 @@ fn rules(entry: &Value) -> Result<Vec<Value>, String> {
 const UNKNOWN: [&str; 4] = ["getxattrat", "listxattrat", "removexattrat", "setxattrat"];
 
 fn compile(rules: &[Value], matched: &Value, otherwise: &Value) -> Result<BpfProgram, String> {
+    // A call that is named without conditions needs none of those that it has elsewhere; seccompiler would keep these.
+    let name = |rule: &Value| rule["syscall"].as_str().map(str::to_owned);
+    let always: BTreeSet<String> =
+        rules.iter().filter(|rule| rule.get("args").is_none()).filter_map(name).collect();
+    let is_needed =
+        |rule: &&Value| rule.get("args").is_none() || name(rule).is_none_or(|name| !always.contains(&name));
+    let rules: Vec<&Value> = rules.iter().filter(is_needed).collect();
     let filter = json!({"all": {"mismatch_action": otherwise, "match_action": matched, "filter": rules}});
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())?;
     let programs = compile_from_json(filter.to_string().as_bytes(), architecture);
@@ -150,6 +158,17 @@ mod tests {
             (100_000, 0, errno(1)),
         ] {
             assert_eq!(verdict(&programs, call, argument), expected, "{call} {argument:#x}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_allowed_once_without_conditions_is_allowed() {
+        let mut profile = default();
+        let more = json!({"action": "SCMP_ACT_ALLOW", "names": ["clone", "mount"]});
+        profile["syscalls"].as_array_mut().unwrap().push(more);
+        let programs = programs(&profile).unwrap();
+        for call in [nix::libc::SYS_clone, nix::libc::SYS_mount] {
+            assert_eq!(verdict(&programs, call, 0x1000_0000), 0x7fff_0000, "{call}");
         }
     }
 

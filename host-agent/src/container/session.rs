@@ -34,7 +34,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::container::inside;
 use crate::container::process::process;
@@ -43,13 +43,14 @@ use crate::container::record::Places;
 use crate::container::runtime::{YOUKI, forget, youki_with_log};
 use crate::files;
 
-/// For the runtime to begin a process, and for the process to become its command: less than the API server waits, and than the
-/// runtime's leftovers are kept for.
+/// For a process to become its command: less than the API server waits, and than the runtime's leftovers are kept for.
 const STARTING: Duration = Duration::from_secs(50);
 /// Bytes of output in one frame.
 const PIECE: usize = 16 << 10;
-/// How long the output of a process that has ended is waited for: others that it left may hold it open.
+/// How long the output of a process that has ended is waited for, in all, and how many bytes of it are taken, as a pipe holds: others
+/// that it left may hold it open, and go on writing.
 const REST: Duration = Duration::from_millis(500);
+const PIPE: usize = 64 << 10;
 /// Between looks whether somebody is still there.
 const LOOK: Duration = Duration::from_millis(500);
 /// What a process gets to end by itself, once nobody is there for it.
@@ -115,7 +116,16 @@ impl Passed {
 
 async fn serve(request: &str, passed: Passed, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
     let request: Exec = serde_json::from_str(request)?;
-    let begun = begin(&request, passed).await;
+    let mut stop = signal(SignalKind::terminate())?;
+    let connection = to.as_ref().as_fd().try_clone_to_owned()?;
+    // Given up, it ends: the runtime with its future, and a process that waits for its profile with the socket.
+    let begun = tokio::select! {
+        begun = timeout(STARTING, begin(&request, passed)) => {
+            begun.unwrap_or_else(|_| Err(format!("it did not begin within {} s", STARTING.as_secs())))
+        }
+        () = hung_up(&connection) => return Ok(()),
+        _ = stop.recv() => return Ok(()),
+    };
     let response = match &begun {
         Ok(_) => Response::Done,
         Err(message) => Response::Error { kind: ErrorKind::Failed, message: message.clone() },
@@ -125,7 +135,7 @@ async fn serve(request: &str, passed: Passed, from: OwnedReadHalf, mut to: Owned
     let told = to.write_all(&line).await;
     let Ok(running) = begun else { return told };
     match told {
-        Ok(()) => running.converse(from, to).await,
+        Ok(()) => running.converse(from, to, stop).await,
         Err(_) => running.end().await,
     }
 }
@@ -302,15 +312,14 @@ async fn run_runtime(name: &str, folder: &Folder, theirs: Theirs, has_terminal: 
     // With the command go our copies of the process's input and output.
     drop(command);
     let mut child = child.map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
-    match timeout(STARTING, child.wait()).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(_)) => {
+    match child.wait().await {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => {
             let log = fs::read_to_string(&log).unwrap_or_default();
             let said = log.lines().rfind(|line| line.contains("ERROR")).or(log.lines().last());
             Err(format!("the runtime could not begin it: {}", said.unwrap_or("it said nothing")))
         }
-        Ok(Err(error)) => Err(format!("cannot wait for {YOUKI}: {error}")),
-        Err(_) => Err(format!("the runtime did not begin it within {} s", STARTING.as_secs())),
+        Err(error) => Err(format!("cannot wait for {YOUKI}: {error}")),
     }
 }
 
@@ -346,20 +355,21 @@ async fn release(control: OwnedFd, programs: &[BpfProgram]) -> io::Result<Option
     let control = UnixStream::from(control);
     control.set_nonblocking(true)?;
     let mut control = tokio::net::UnixStream::from_std(control)?;
-    let exchange = async {
-        control.write_all(&inside::encode(programs)).await?;
-        let mut reason = Vec::new();
-        (&mut control).take(4 << 10).read_to_end(&mut reason).await?;
-        Ok(Some(String::from_utf8_lossy(&reason).into_owned()).filter(|reason| !reason.is_empty()))
-    };
-    timeout(STARTING, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    control.write_all(&inside::encode(programs)).await?;
+    let mut reason = Vec::new();
+    (&mut control).take(4 << 10).read_to_end(&mut reason).await?;
+    Ok(Some(String::from_utf8_lossy(&reason).into_owned()).filter(|reason| !reason.is_empty()))
 }
 
 impl Running {
     /// Carries its input and output until it ends, or until nobody is there for it.
-    async fn converse(self, from: OwnedReadHalf, to: OwnedWriteHalf) -> io::Result<()> {
+    async fn converse(
+        self,
+        from: OwnedReadHalf,
+        to: OwnedWriteHalf,
+        mut stop: tokio::signal::unix::Signal,
+    ) -> io::Result<()> {
         let Self { pid, group, streams } = self;
-        let mut stop = signal(SignalKind::terminate())?;
         let connection = to.as_ref().as_fd().try_clone_to_owned()?;
         let (frames, to_write) = mpsc::channel(2);
         let writer = tokio::spawn(write(to_write, to));
@@ -430,20 +440,29 @@ async fn relay(
     mut has_ended: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; PIECE];
-    loop {
-        let rest = async {
-            let _ = has_ended.wait_for(|ended| *ended).await;
-            sleep(REST).await;
-        };
-        let read = tokio::select! {
-            biased;
-            read = output.read(&mut buffer) => read,
-            () = rest => return,
+    let (mut patience, mut left) = (REST, PIPE);
+    while left > 0 {
+        let is_over = *has_ended.borrow();
+        let begun = Instant::now();
+        let read = if is_over {
+            let Ok(read) = timeout(patience, output.read(&mut buffer)).await else { return };
+            patience = patience.saturating_sub(begun.elapsed());
+            read
+        } else {
+            tokio::select! {
+                biased;
+                read = output.read(&mut buffer) => read,
+                Ok(_) = has_ended.wait_for(|ended| *ended) => continue,
+                else => return,
+            }
         };
         match read {
             // EIO: nobody has the terminal open any more.
             Ok(0) | Err(_) => return,
             Ok(count) => {
+                if is_over {
+                    left = left.saturating_sub(count);
+                }
                 if frames.send(wrap(buffer[..count].to_vec())).await.is_err() {
                     return;
                 }
@@ -457,9 +476,11 @@ async fn take(from: OwnedReadHalf, input: Sender, master: Option<OwnedFd>, frame
     let mut from = BufReader::new(from);
     // None when it takes nothing more. What is sent all the same is dropped, so that its sender goes on.
     let mut input = Some(input);
+    let mut is_in_line = false;
     while let Ok(Some(frame)) = ToAgent::read(&mut from).await {
         match frame {
             ToAgent::Input(data) => {
+                is_in_line = data.last().map_or(is_in_line, |byte| *byte != b'\n');
                 if let Some(open) = &mut input
                     && open.write_all(&data).await.is_err()
                 {
@@ -471,7 +492,9 @@ async fn take(from: OwnedReadHalf, input: Sender, master: Option<OwnedFd>, frame
             }
             ToAgent::EndOfInput => {
                 if let (Some(open), Some(_)) = (&mut input, &master) {
-                    let _ = open.write_all(&[END_OF_INPUT]).await;
+                    // The first one behind a line without an end only hands that on.
+                    let ends: &[u8] = if is_in_line { &[END_OF_INPUT; 2] } else { &[END_OF_INPUT] };
+                    let _ = open.write_all(ends).await;
                 }
                 input = None;
             }
@@ -579,7 +602,7 @@ mod tests {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         let (from, to) = ours.into_split();
         let running = Running { pid, group: PathBuf::from("/nonexistent"), streams };
-        let task = tokio::spawn(running.converse(from, to));
+        let task = tokio::spawn(running.converse(from, to, signal(SignalKind::terminate()).unwrap()));
         let (from, to) = theirs.into_split();
         (Far { from, to }, task, pid)
     }
@@ -656,6 +679,17 @@ mod tests {
         assert_eq!(heard(&mut far).await, (b"begun\n".to_vec(), vec![], 0, Some(0)));
         task.await.unwrap().unwrap();
         let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
+    }
+
+    #[tokio::test]
+    async fn what_it_left_behind_may_go_on_writing() {
+        for script in ["while :; do echo on; sleep 0.1; done & exit 3", "yes & sleep 0.3; exit 3"] {
+            let (mut far, task, pid) = converse(script, true);
+            let (_, _, _, code) = timeout(Duration::from_secs(10), heard(&mut far)).await.unwrap();
+            assert_eq!(code, Some(3), "{script}");
+            task.await.unwrap().unwrap();
+            let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
+        }
     }
 
     #[tokio::test]
