@@ -10,6 +10,8 @@ use crate::store::Peer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
+    /// The host agent: as [`Access::Full`], and sees secrets, which are for containers.
+    Agent,
     Full,
     /// Reads, and sees no secret: `/run/api-read.sock` is open to every service of the node.
     ReadOnly,
@@ -28,14 +30,15 @@ impl Access {
         match name {
             "api" | "api-vsock" => Ok(Self::Full),
             "api-read" => Ok(Self::ReadOnly),
-            _ => Err("it is none of api, api-vsock, api-read".to_owned()),
+            "api-agent" => Ok(Self::Agent),
+            _ => Err("it is none of api, api-vsock, api-read, api-agent".to_owned()),
         }
     }
 
     pub(crate) fn check(self, method: &Method, path: &[&str]) -> Result<(), Refusal> {
         let elsewhere = "use /run/api.sock (its group is api)";
         match (self, path) {
-            (Self::Full, _) => Ok(()),
+            (Self::Agent | Self::Full, _) => Ok(()),
             (Self::ReadOnly, _) if method != Method::GET => {
                 let reason = format!("{method} is not for this socket, which only reads: {elsewhere}");
                 Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason))
@@ -62,9 +65,15 @@ impl Access {
     }
 
     /// The part of a tree of settings (without its outer layer) that may be shown. `all` are the settings that it is of.
-    pub(crate) fn shown(self, tree: Value, all: &Settings) -> Value {
-        if self == Self::Full {
-            return tree;
+    pub(crate) fn shown(self, mut tree: Value, all: &Settings) -> Value {
+        match self {
+            Self::Agent => return tree,
+            Self::Full => {
+                let secrets = tree.get_mut("secrets").and_then(Value::as_object_mut);
+                secrets.into_iter().flatten().for_each(|(_, secret)| *secret = settings::NOT_SHOWN.into());
+                return tree;
+            }
+            Self::ReadOnly => {}
         }
         // What a comparison does not show is a secret; it is settings' to know which.
         let shown = settings::diff(&Settings::default(), all);
@@ -75,7 +84,7 @@ impl Access {
 
 fn hide(key: &str, value: Value, shown: &BTreeMap<String, Value>) -> Value {
     let Value::Object(table) = value else {
-        return shown.get(key).cloned().unwrap_or_else(|| "(not shown)".into());
+        return shown.get(key).cloned().unwrap_or_else(|| settings::NOT_SHOWN.into());
     };
     let hidden = |(name, value): (String, Value)| {
         let value = hide(&format!("{key}.{name}"), value, shown);
@@ -95,11 +104,23 @@ mod tests {
         let sockets = service["socket"].as_array().unwrap();
         let access = |socket: &toml::Value| Access::of_socket(socket["name"].as_str().unwrap()).unwrap();
         for socket in sockets {
-            // What anybody may open only reads.
-            let is_open = socket.get("mode").is_some_and(|mode| mode.as_str().unwrap().ends_with('6'));
-            assert_eq!(access(socket) == Access::ReadOnly, is_open, "{socket}");
+            let mode = socket.get("mode").map(|mode| mode.as_str().unwrap());
+            // What anybody may open only reads, and what tells secrets is root's.
+            assert_eq!(access(socket) == Access::ReadOnly, mode.is_some_and(|mode| mode.ends_with('6')), "{socket}");
+            let is_roots = mode == Some("0600") && socket.get("group").is_none() && socket.get("user").is_none();
+            assert_eq!(access(socket) == Access::Agent, is_roots, "{socket}");
         }
-        assert!(sockets.len() == 3 && Access::of_socket("").is_err());
+        assert!(sockets.len() == 4 && Access::of_socket("").is_err());
+    }
+
+    #[test]
+    fn secrets_are_for_the_agent_alone() {
+        let tree = json!({"motd": "m", "secrets": {"db": "hunter2"}});
+        let all = settings::from_json(&tree).unwrap();
+        let hidden = json!({"motd": "m", "secrets": {"db": settings::NOT_SHOWN}});
+        assert_eq!(Access::Agent.shown(tree.clone(), &all), tree);
+        assert_eq!(Access::Full.shown(tree.clone(), &all), hidden);
+        assert_eq!(Access::ReadOnly.shown(tree, &all), hidden);
     }
 
     #[test]

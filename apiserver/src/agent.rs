@@ -457,6 +457,15 @@ pub struct ContainerStatus {
     /// The container that it starts after, while that one does not run or is not healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// When it runs next by its schedule, RFC 3339; `None` while it runs, and without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_run_at: Option<String>,
+    /// What its settings call it, where several run of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica_of: Option<String>,
+    /// It is not started again when it has ended: what begins after it waits for its success.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runs_once: bool,
     /// Its own addresses, with networks of its own and while it runs; those of its first network come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -467,6 +476,12 @@ impl ContainerStatus {
     pub fn is_up(&self) -> bool {
         let is_healthy = |health: &ContainerHealth| health.state == ContainerHealthState::Healthy;
         self.state == ContainerState::Running && self.health.as_ref().is_none_or(is_healthy)
+    }
+
+    /// Whether what is to begin after it may: it is up, or has succeeded. One that runs once is to succeed.
+    pub fn others_may_begin(&self) -> bool {
+        let has_succeeded = self.state == ContainerState::Exited && self.exit_code == Some(0);
+        has_succeeded || (self.is_up() && !self.runs_once)
     }
 }
 
@@ -513,6 +528,8 @@ pub enum ContainerState {
     Stopping,
     /// By hand: it stays so until it is started by hand, its settings change, or the node restarts.
     Stopped,
+    /// Its time has not come.
+    Scheduled,
 }
 
 /// What a person does with a container.

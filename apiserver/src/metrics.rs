@@ -22,7 +22,7 @@ const SERVICE_STATES: [ServiceState; 7] = [
     ServiceState::Done,
     ServiceState::Failed,
 ];
-const CONTAINER_STATES: [ContainerState; 8] = [
+const CONTAINER_STATES: [ContainerState; 9] = [
     ContainerState::Pulling,
     ContainerState::Starting,
     ContainerState::Running,
@@ -31,6 +31,7 @@ const CONTAINER_STATES: [ContainerState; 8] = [
     ContainerState::Failed,
     ContainerState::Stopping,
     ContainerState::Stopped,
+    ContainerState::Scheduled,
 ];
 
 /// What this server counts of itself, since it started.

@@ -414,7 +414,8 @@ fn whole_settings(state: &mut State) -> Reply {
     if let Some(answer) = state.whole.kept(&committed) {
         return reply::json_text(answer);
     }
-    let reply = reply::json(&settings::select(&state.effective(), |_| true));
+    let effective = state.effective();
+    let reply = reply::json(&Access::Full.shown(settings::select(&effective, |_| true), &effective));
     state.whole.keep(committed, reply.body().clone());
     reply
 }

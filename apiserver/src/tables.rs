@@ -101,10 +101,11 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
         }
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
         let waits = container.state == ContainerState::BackOff;
-        let next = container
-            .delay_ms
-            .filter(|_| waits)
-            .map_or("-".to_owned(), |delay| format!("{:.1} s", delay as f64 / 1000.0));
+        let next = match (&container.next_run_at, container.delay_ms) {
+            (Some(at), _) => at.clone(),
+            (None, Some(delay)) if waits => format!("{:.1} s", delay as f64 / 1000.0),
+            _ => "-".to_owned(),
+        };
         text.push_str(&format!(
             "{:<width$} {state:<18} {:>8} {code:>9} {next:>10}  {}{}\n",
             container.name,

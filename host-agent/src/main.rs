@@ -19,6 +19,8 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 const API: &str = "/run/api.sock";
+/// The same, and root's alone: it tells secrets.
+const API_WITH_SECRETS: &str = "/run/api-agent.sock";
 /// The boot goes on with the settings that there are when the API cannot take user data for so long.
 const USER_DATA_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a partition is full.
@@ -157,9 +159,9 @@ async fn watch_space(node: Rc<RefCell<Node>>) {
 
 /// What can be used of the settings, and what is wrong with the rest.
 async fn settings_of_api() -> Result<(Settings, Vec<Mistake>), String> {
+    let endpoint = Endpoint::Unix(API_WITH_SECRETS.into());
     let answer =
-        request(&Endpoint::Unix(API.into()), Method::GET, "/settings", Vec::new(), Duration::from_secs(10))
-            .await;
+        request(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(10)).await;
     let answer = answer.map_err(|error| error.to_string())?;
     if !answer.is_success() {
         return Err(answer.text());

@@ -147,7 +147,7 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
     if container.state == ContainerState::Stopped {
         return container.essential.then(|| Problem {
             source: "containers".to_owned(),
-            subject: spec::key(&container.name),
+            subject: spec::key_of(container),
             message: "it is essential, and was stopped by hand".to_owned(),
             hint: format!("apiclient container start {} starts it", container.name),
         });
@@ -167,7 +167,7 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
         }
         _ => format!("apiclient container logs {} shows what it wrote", container.name),
     };
-    Some(Problem { source: "containers".to_owned(), subject: spec::key(&container.name), message, hint })
+    Some(Problem { source: "containers".to_owned(), subject: spec::key_of(container), message, hint })
 }
 
 /// What the firmware's variable says (UEFI specification, section 3.3): four bytes of attributes, one of value.
@@ -222,6 +222,9 @@ mod tests {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            next_run_at: None,
+            replica_of: None,
+            runs_once: false,
             addresses: Vec::new(),
         }
     }

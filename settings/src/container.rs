@@ -15,8 +15,10 @@ use crate::order::circle;
 use crate::parse::Mistake;
 use crate::scalar::{
     Argument, ContainerName, ContainerPath, ContainerUser, Cpus, EnvName, EnvValue, Hostname, ImageReference,
-    Memory, Pids, shown,
+    Memory, Pids, checked_string, shown,
 };
+use crate::schedule::Schedule;
+use crate::secret::SecretText;
 use crate::volume::{self, Volume};
 
 /// A container.
@@ -52,9 +54,37 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"LOG_LEVEL": "debug"}))]
     pub env: Option<BTreeMap<EnvName, EnvValue>>,
+    /// Files of the node with more of them, one `NAME=VALUE` on a line, read at each start: at most 8. `env` lies over them, and the
+    /// later over the earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["/data/mnt/config/app.env"]))]
+    pub env_files: Option<Vec<EnvFile>>,
+    /// Variables that are secrets of `settings.secrets`, by name: they lie over all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"PGPASSWORD": "db-password"}))]
+    pub env_secrets: Option<BTreeMap<EnvName, ContainerName>>,
+    /// Secrets of `settings.secrets` that it has as files, `/run/secrets/NAME`, for its user alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["db-password"]))]
+    pub secrets: Option<Vec<ContainerName>>,
+    /// When it runs, as in crontab(5) and in UTC, instead of from the boot on. It may run still when its time comes: then that is left
+    /// out. What was missed while the node was off is not made up for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"30 3 * * *", extend("x-default" = "from the boot on"))]
+    pub schedule: Option<Schedule>,
+    /// How many of it run: `NAME`, `NAME-2` and so on, each a container of its own. In networks, `NAME` is a name of each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = 3, extend("x-default" = "1"))]
+    pub replicas: Option<Replicas>,
+    /// What happens when its settings change. `recreate`: it ends, and begins with the new ones. `start-first`: one with the new settings
+    /// begins beside it, and takes its place when that runs steadily, or is healthy if it has a check; if it is not, the old one stays.
+    /// Replicas follow one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"start-first", extend("x-default" = "`recreate`"))]
+    pub update: Option<UpdateStrategy>,
     /// Whether it is started again when it ends: always, only after a failure, or never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"on-failure", extend("x-default" = "`always`"))]
+    #[schemars(example = &"on-failure", extend("x-default" = "`always`; `no` with a `schedule`"))]
     pub restart: Option<Restart>,
     /// The signal that asks it to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +97,8 @@ pub struct Container {
     /// How it is found out whether it does its work. One that does not is started again, as `restart` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// Containers that run before it starts for the first time: those with a health check have to be healthy.
+    /// Containers that run before it starts for the first time: those with a health check have to be healthy, and those with
+    /// `restart = "no"` have to have ended with exit code 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["db"]))]
     pub after: Option<Vec<ContainerName>>,
@@ -169,15 +200,60 @@ impl TryFrom<u64> for StopSeconds {
     }
 }
 
+/// How many of a container run: 1 to 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u64")]
+#[schemars(extend("minimum" = 1, "maximum" = 64))]
+pub struct Replicas(u32);
+
+impl Replicas {
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Replicas {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let count = u32::try_from(number).ok().filter(|count| (1..=64).contains(count));
+        count.map(Self).ok_or_else(|| format!("{number} is not between 1 and 64"))
+    }
+}
+
+/// What happens when the settings of a container change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateStrategy {
+    #[default]
+    Recreate,
+    StartFirst,
+}
+
+checked_string!(
+    /// A file of the node with variables of an environment: `/data/mnt/NAME/FILE`.
+    EnvFile,
+    |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.');
+        // Two names: what is below a folder there may be written by a container, and lead anywhere.
+        let parts = text.strip_prefix("/data/mnt/").and_then(|rest| rest.split_once('/'));
+        if parts.is_some_and(|(folder, file)| name(folder) && name(file)) {
+            return Ok(());
+        }
+        Err(format!("{} is not a file of the node that a container may have: write /data/mnt/NAME/FILE", shown(text)))
+    }
+);
+
 type Containers = BTreeMap<ContainerName, Container>;
 
 /// What must hold of all containers together, and of each as a whole.
-pub(crate) fn mistakes(all: &Containers) -> Vec<Mistake> {
+pub(crate) fn mistakes(all: &Containers, secrets: &BTreeMap<ContainerName, SecretText>) -> Vec<Mistake> {
     let mut mistakes: Vec<Mistake> =
-        all.iter().flat_map(|(name, container)| container.mistakes_of_whole(name, all)).collect();
-    if all.len() > MOST_CONTAINERS {
-        let reason =
-            format!("{} containers are more than the {MOST_CONTAINERS} that a node can have", all.len());
+        all.iter().flat_map(|(name, container)| container.mistakes_of_whole(name, all, secrets)).collect();
+    let count: usize = all.iter().map(|(name, container)| container.instances(name).count()).sum();
+    if count > MOST_CONTAINERS {
+        let reason = format!("{count} containers are more than the {MOST_CONTAINERS} that a node can have");
         mistakes.push(Mistake::new("settings.containers", reason));
     }
     let after = |name: &ContainerName| all.get(name).and_then(|container| container.after.as_deref());
@@ -188,8 +264,78 @@ pub(crate) fn mistakes(all: &Containers) -> Vec<Mistake> {
 /// Containers that a node can have.
 pub const MOST_CONTAINERS: usize = 256;
 
+const MOST_ENV_FILES: usize = 8;
+
 impl Container {
-    fn mistakes_of_whole(&self, name: &ContainerName, all: &Containers) -> Vec<Mistake> {
+    /// The names of those that run of it, the first its own: `web`, `web-2`, `web-3`.
+    pub fn instances(&self, name: &ContainerName) -> impl Iterator<Item = String> + use<> {
+        let name = name.to_string();
+        (1..=self.replicas.map_or(1, Replicas::get)).map(move |number| match number {
+            1 => name.clone(),
+            number => format!("{name}-{number}"),
+        })
+    }
+
+    /// When it is started again, also where the settings do not say.
+    pub fn restart_policy(&self) -> Restart {
+        let without_word = if self.schedule.is_some() { Restart::No } else { Restart::Always };
+        self.restart.unwrap_or(without_word)
+    }
+
+    fn mistakes_of_schedule(&self, mut wrong: impl FnMut(&str, String)) {
+        if self.schedule.is_none() {
+            return;
+        }
+        if self.restart == Some(Restart::Always) {
+            wrong("restart", "one with a schedule runs when its time comes: it has to be no or on-failure".to_owned());
+        }
+        let refused = [
+            ("essential", self.essential == Some(true), "the node would be healthy only while it runs"),
+            ("after", self.after.is_some(), "it begins when its time comes"),
+            ("update", self.update == Some(UpdateStrategy::StartFirst), "it does not run all the time"),
+            ("replicas", self.replicas.is_some_and(|count| count.get() > 1), "it would run several times at once"),
+        ];
+        for (key, is_set, why) in refused {
+            if is_set {
+                wrong(key, format!("one with a schedule cannot have it: {why}"));
+            }
+        }
+    }
+
+    fn mistakes_of_secrets(&self, secrets: &BTreeMap<ContainerName, SecretText>, mut wrong: impl FnMut(&str, String)) {
+        let missing = |name: &ContainerName| format!("there is no secret {}: apiclient set secrets.{name}=TEXT", shown(name));
+        for (variable, name) in self.env_secrets.iter().flatten().filter(|(_, name)| !secrets.contains_key(*name)) {
+            wrong(&format!("env-secrets.{variable}"), missing(name));
+        }
+        for name in self.secrets.iter().flatten().filter(|name| !secrets.contains_key(*name)) {
+            wrong("secrets", missing(name));
+        }
+        if let Some(files) = self.env_files.as_ref().filter(|files| files.len() > MOST_ENV_FILES) {
+            wrong("env-files", format!("{} are more than the {MOST_ENV_FILES} that a container can have", files.len()));
+        }
+    }
+
+    fn mistakes_of_replicas(&self, name: &ContainerName, all: &Containers, mut wrong: impl FnMut(&str, String)) {
+        for taken in self.instances(name).skip(1) {
+            if all.keys().any(|other| other.as_str() == taken) {
+                wrong("replicas", format!("one of them would be called {taken}, as another container is"));
+            }
+        }
+        let count = self.replicas.map_or(1, Replicas::get);
+        if count > 1 && self.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
+            wrong("ports", format!("{count} replicas cannot have the same port of the node: let one container in front of them have it"));
+        }
+        if let Some(last) = self.instances(name).last().filter(|last| last.len() > 63) {
+            wrong("replicas", format!("one of them would be called {last}, and a name has at most 63 letters"));
+        }
+    }
+
+    fn mistakes_of_whole(
+        &self,
+        name: &ContainerName,
+        all: &Containers,
+        secrets: &BTreeMap<ContainerName, SecretText>,
+    ) -> Vec<Mistake> {
         let own = format!("settings.containers.{name}");
         let mut mistakes = Vec::new();
         let mut wrong =
@@ -201,6 +347,13 @@ impl Container {
                     "missing: a container needs an image, such as image = \"localhost/busybox:latest\" under [{own}]"
                 ),
             );
+        }
+        self.mistakes_of_schedule(&mut wrong);
+        self.mistakes_of_secrets(secrets, &mut wrong);
+        self.mistakes_of_replicas(name, all, &mut wrong);
+        let scheduled = |after: &&ContainerName| all.get(*after).is_some_and(|other| other.schedule.is_some());
+        for other in self.after.iter().flatten().filter(scheduled) {
+            wrong("after", format!("{other} has a schedule, and nothing waits for that"));
         }
         for unknown in self.after.iter().flatten().filter(|after| !all.contains_key(*after)) {
             wrong("after", format!("there is no container {}", shown(unknown)));

@@ -186,6 +186,7 @@ fn the_comparison_with_bottlerocket_has_no_gap_and_tells_the_truth() {
     let ours = [
         "settings.containers",
         "settings.container-networks",
+        "settings.secrets",
         "settings.metrics.address",
         "settings.api",
         "settings.updates.healthy-",

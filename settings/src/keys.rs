@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::Settings;
 use crate::scalar::shown;
+use crate::secret::NOT_SHOWN;
 
 /// Bytes of a key. No setting has a longer one: this is that of a container's variable, both with the longest names that there are.
 /// Bottlerocket has 255.
@@ -93,7 +94,7 @@ pub fn changed(old: &Settings, new: &Settings) -> Vec<String> {
 pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, Option<Value>)> {
     let (before, after) = (flatten(old), flatten(new));
     let shown = |key: &str, value: Option<&Value>| match value {
-        Some(_) if is_secret(key) => Some(Value::from("(not shown)")),
+        Some(_) if is_secret(key) => Some(Value::from(NOT_SHOWN)),
         value => value.cloned(),
     };
     let both = |key: String| {
@@ -103,13 +104,14 @@ pub fn diff(old: &Settings, new: &Settings) -> BTreeMap<String, (Option<Value>, 
     changed(old, new).into_iter().map(both).collect()
 }
 
-/// Whether its value is a [`crate::EnvValue`] or a [`crate::UserDataFile`], or has a [`crate::Secret`] in it.
+/// Whether its value is a [`crate::EnvValue`] or a [`crate::UserDataFile`], or has a [`crate::Secret`] in it, or is a [`crate::SecretText`].
 fn is_secret(key: &str) -> bool {
     matches!(
         key.split('.').collect::<Vec<_>>().as_slice(),
         ["settings", "containers", _, "env", _]
             | ["settings", "host-containers" | "bootstrap-containers", _, "user-data"]
             | ["settings", "container-registry", "credentials"]
+            | ["settings", "secrets", _]
     )
 }
 

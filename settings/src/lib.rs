@@ -24,7 +24,9 @@ mod parse;
 mod pki;
 mod registry;
 mod scalar;
+mod schedule;
 mod schema;
+mod secret;
 mod service;
 mod shape;
 mod step;
@@ -35,7 +37,7 @@ mod volume;
 
 pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
 pub use change::Change;
-pub use container::{Container, MOST_CONTAINERS, Restart, StopSeconds, StopSignal, UserDataFile};
+pub use container::{Container, EnvFile, MOST_CONTAINERS, Replicas, Restart, StopSeconds, StopSignal, UpdateStrategy, UserDataFile};
 pub use container_network::{ContainerNetwork, NetworkName, Protocol, PublishedPort, Subnet4, Subnet6};
 pub use dns::Dns;
 pub use health_check::{HealthCheck, HealthUrl, Retries};
@@ -60,7 +62,9 @@ pub use scalar::{
     Address, Argument, ContainerName, ContainerPath, ContainerUser, Cpus, DomainName, EnvName, EnvValue,
     Hostname, Identifier, ImageReference, Memory, Motd, Origin, Pids, Port, Seconds,
 };
+pub use schedule::Schedule;
 pub use schema::{SCHEMA, schema, schema_of};
+pub use secret::{NOT_SHOWN, SecretText};
 pub use service::{Api, ListenAddress, Metrics};
 pub use step::Step;
 pub use text::read_json;
@@ -108,6 +112,11 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"web": {"image": "localhost/busybox"}}))]
     pub containers: Option<BTreeMap<ContainerName, Container>>,
+    /// What containers are to know and nobody else, by name: at most 256, with names as containers have. The API says `(not shown)` in
+    /// their place. A container has those that its own settings name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"db-password": "correct horse"}))]
+    pub secrets: Option<BTreeMap<ContainerName, SecretText>>,
     /// More of networks of containers, by name. A network is there while a container that names it runs: at most 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!({"back": {"internal": true}}))]
@@ -161,7 +170,10 @@ impl Settings {
 
     /// What must hold for the whole, beyond each value: checked before a commit.
     pub fn check(&self) -> Result<(), Mistakes> {
-        let mut mistakes: Vec<Mistake> = self.containers.iter().flat_map(container::mistakes).collect();
+        let none = BTreeMap::new();
+        let secrets = self.secrets.as_ref().unwrap_or(&none);
+        let mut mistakes = secret::mistakes(secrets);
+        mistakes.extend(self.containers.iter().flat_map(|all| container::mistakes(all, secrets)));
         mistakes
             .extend(container_network::mistakes(self.container_networks.as_ref(), self.containers.as_ref()));
         mistakes.extend(self.mistakes_of_what_the_node_runs());

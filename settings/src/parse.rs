@@ -329,7 +329,8 @@ mod tests {
             "volumes": {"v": {
                 "path": "/v", "kind": "host", "name": "n", "source": "/sys", "size": "1MiB", "read-only": true,
             }},
-            "networks": ["front"], "ports": ["8080:80"],
+            "networks": ["front"], "ports": ["8080:80"], "env-files": ["/data/mnt/a/b"], "env-secrets": {"P": "s"}, "secrets": ["s"],
+            "schedule": "0 3 * * *", "replicas": 2, "update": "start-first",
         }});
         let full = json!({
             "motd": "m",
@@ -368,6 +369,7 @@ mod tests {
             "metrics": {"address": "0.0.0.0:9100"},
             "api": {"vsock": true},
             "containers": containers,
+            "secrets": {"s": "x"},
             "host-containers": {"admin": {
                 "source": "i", "enabled": true, "superpowered": false, "user-data": "YQ==", "command": ["c"],
             }},
@@ -413,6 +415,7 @@ mod tests {
             metrics: Some(crate::Metrics { address: Some(_) }),
             api: Some(crate::Api { vsock: Some(_) }),
             containers: Some(containers),
+            secrets: Some(_),
             container_networks: Some(container_networks),
             host_containers: Some(host_containers),
             bootstrap_containers: Some(bootstrap_containers),
@@ -452,6 +455,12 @@ mod tests {
             image: Some(_),
             command: Some(_),
             env: Some(_),
+            env_files: Some(_),
+            env_secrets: Some(_),
+            secrets: Some(_),
+            schedule: Some(_),
+            replicas: Some(_),
+            update: Some(_),
             restart: Some(_),
             memory: Some(_),
             pids: Some(_),

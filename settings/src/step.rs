@@ -38,7 +38,7 @@ steps! {
     Updates: "updates", keys ["updates"], files [], services [];
     Metrics: "metrics", keys ["metrics"], files [], services [];
     Bootstrap: "bootstrap", keys ["bootstrap-commands", "bootstrap-containers"], files [], services [];
-    Containers: "containers", keys ["containers", "container-networks", "host-containers"], files [], services [];
+    Containers: "containers", keys ["containers", "container-networks", "host-containers", "secrets"], files [], services [];
     Api: "api", keys ["api"], files [], services ["apiserver"];
 }
 

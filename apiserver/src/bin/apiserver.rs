@@ -34,6 +34,9 @@ struct Options {
     /// Likewise, for those who only read
     #[arg(long)]
     listen_read: Option<PathBuf>,
+    /// Likewise, for the host agent, which is told secrets
+    #[arg(long)]
+    listen_agent: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -58,7 +61,9 @@ fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> Result<(), String> {
     };
     // While files may still be made: a socket is one.
     let mut own = Vec::new();
-    for (name, path) in [("api", &options.listen), ("api-read", &options.listen_read)] {
+    let paths_of_own =
+        [("api", &options.listen), ("api-read", &options.listen_read), ("api-agent", &options.listen_agent)];
+    for (name, path) in paths_of_own {
         if let Some(path) = path {
             own.push((name.to_owned(), bind(path)?));
         }

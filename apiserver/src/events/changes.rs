@@ -70,6 +70,9 @@ mod tests {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            next_run_at: None,
+            replica_of: None,
+            runs_once: false,
             addresses: Vec::new(),
         }
     }

@@ -72,7 +72,7 @@ pub(crate) fn listen(
     last: Option<&str>,
 ) -> Result<Response<AnyBody>, Refusal> {
     let events = state.borrow().events.clone();
-    let most = if access == Access::Full { MOST } else { MOST_READERS };
+    let most = if access == Access::ReadOnly { MOST_READERS } else { MOST };
     let listener = Listener::of(&events.0.listeners, most).ok_or_else(|| {
         let reason = format!("{most} clients listen to events already: end one of them, or try again later");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)

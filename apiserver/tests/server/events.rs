@@ -214,7 +214,10 @@ fn running(name: &str) -> ContainerStatus {
         started_at_ms: Some(1),
         health: None,
         waits_for: None,
-        addresses: Vec::new(),
+        next_run_at: None,
+            replica_of: None,
+            runs_once: false,
+            addresses: Vec::new(),
     }
 }
 

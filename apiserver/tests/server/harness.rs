@@ -31,7 +31,7 @@ impl Server {
 
     fn spawn(dir: &tempfile::TempDir) -> Child {
         let at = |name: &str| dir.path().join(name);
-        for socket in ["api.sock", "api-read.sock"] {
+        for socket in ["api.sock", "api-read.sock", "api-agent.sock"] {
             let _ = std::fs::remove_file(at(socket));
         }
         let process = Command::new(env!("CARGO_BIN_EXE_apiserver"))
@@ -47,6 +47,8 @@ impl Server {
             .arg(at("api.sock"))
             .arg("--listen-read")
             .arg(at("api-read.sock"))
+            .arg("--listen-agent")
+            .arg(at("api-agent.sock"))
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -70,6 +72,14 @@ impl Server {
     pub(crate) fn send_as_reader(&self, method: Method, uri: &str, body: &str) -> Answer {
         let endpoint = Endpoint::Unix(self.read_socket());
         request_blocking(&endpoint, method, uri, body.as_bytes().to_vec(), Duration::from_secs(20)).unwrap()
+    }
+
+    /// All settings, as the host agent sees them.
+    pub(crate) fn settings_for_the_agent(&self) -> Value {
+        let endpoint = Endpoint::Unix(self.dir.path().join("api-agent.sock"));
+        let answer =
+            request_blocking(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(20)).unwrap();
+        serde_json::from_slice(&answer.body).unwrap()
     }
 
     pub(crate) fn read_socket(&self) -> PathBuf {

@@ -43,7 +43,10 @@ fn node() -> Metrics {
         started_at_ms: Some(1),
         health: None,
         waits_for: None,
-        addresses: Vec::new(),
+        next_run_at: None,
+            replica_of: None,
+            runs_once: false,
+            addresses: Vec::new(),
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

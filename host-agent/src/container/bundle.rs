@@ -8,7 +8,7 @@ use settings::{Container, OciDefaults};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::container::confinement;
+use crate::container::{confinement, environment};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
 use crate::container::volumes;
@@ -49,7 +49,6 @@ pub struct User {
 
 const DEFAULT_PIDS: u32 = 1024;
 const DEFAULT_OPEN_FILES: u64 = 65_536;
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Of `config.json`, for the shim: the signal that asks the container to end (OCI Image Specification 1.1, conversion.md), and how many
 /// seconds it has then.
@@ -115,20 +114,6 @@ pub fn user(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
     Ok(User { uid, gid })
 }
 
-/// The image's environment with that of the settings over it.
-fn environment(container: &Container, image: &ImageConfig) -> Vec<String> {
-    let mut variables: BTreeMap<String, String> = BTreeMap::new();
-    for variable in std::iter::once(DEFAULT_PATH).chain(image.config.env.iter().flatten().map(String::as_str))
-    {
-        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        variables.insert(name.to_owned(), value.to_owned());
-    }
-    for (name, value) in container.env.iter().flatten() {
-        variables.insert(name.as_str().to_owned(), value.reveal().to_owned());
-    }
-    variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
-}
-
 /// RLIM_INFINITY, as the runtime passes it to the kernel.
 const NO_LIMIT: u64 = u64::MAX;
 
@@ -144,7 +129,8 @@ fn resource_limits(defaults: &OciDefaults, container: &Container) -> Vec<Value> 
     all.into_iter().map(|(name, (soft, hard))| json!({"type": name, "soft": soft, "hard": hard})).collect()
 }
 
-/// The whole `config.json`. `seccomp` is the profile of all containers, an object of `linux.seccomp`.
+/// The whole `config.json`. `seccomp` is the profile of all containers, an object of `linux.seccomp`; `variables` is what files of the node
+/// say.
 pub fn config(
     name: &str,
     spec: &Spec,
@@ -152,6 +138,7 @@ pub fn config(
     user: User,
     seccomp: &Value,
     defaults: &OciDefaults,
+    variables: BTreeMap<String, String>,
 ) -> Result<Value, String> {
     let container = &spec.container;
     let arguments = command(container, image)?;
@@ -190,6 +177,11 @@ pub fn config(
         bind(&hosts, "/etc/hosts"),
     ];
     mounts.extend(confinement::mounts(name, spec));
+    if container.secrets.is_some() {
+        mounts.push(bind(&Places::of(name).secrets(), environment::SECRETS));
+    }
+    let image_variables = image.config.env.as_deref().unwrap_or_default();
+    let environment = environment::variables(image_variables, variables, container, &spec.secrets);
     mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(name, volumes)));
     let mut config = json!({
         "ociVersion": "1.2.0",
@@ -198,7 +190,7 @@ pub fn config(
             "terminal": false,
             "user": {"uid": user.uid, "gid": user.gid},
             "args": arguments,
-            "env": environment(container, image),
+            "env": environment,
             "cwd": working_dir,
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
             "noNewPrivileges": confinement::no_new_privileges(spec),
@@ -338,6 +330,7 @@ mod tests {
             User { uid: 0, gid: 0 },
             &json!({"x": 1}),
             &defaults(json!({})),
+            BTreeMap::new(),
         )
         .unwrap();
         assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);

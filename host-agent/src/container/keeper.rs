@@ -1,6 +1,7 @@
 //! Keeps one container: pulls its image, starts shims, and decides about restarts.
 
 use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus};
+use jiff::Timestamp;
 use serde_json::Value;
 use settings::{OciDefaults, Restart};
 use sha2::{Digest, Sha256};
@@ -26,7 +27,8 @@ use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
 use crate::container::spec::{self, Spec};
-use crate::container::{netavark, runtime, shim, volumes};
+use crate::container::schedule::{self, Look};
+use crate::container::{environment, netavark, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -142,7 +144,7 @@ impl Keeper {
             order,
             current,
             surroundings,
-            restarts: Restarts::new(spec.container.restart.unwrap_or(Restart::Always)),
+            restarts: Restarts::new(spec.container.restart_policy()),
             exit: None,
             others_were_up: false,
         };
@@ -167,6 +169,9 @@ impl Keeper {
             started_at_ms: None,
             health: None,
             waits_for: None,
+            next_run_at: None,
+            replica_of: self.spec.replica_of.clone(),
+            runs_once: self.spec.container.restart == Some(Restart::No),
             addresses: Vec::new(),
         }
     }
@@ -289,6 +294,15 @@ impl Keeper {
         loop {
             let ended = match then {
                 Then::Halt => return self.halt(hash).await,
+                Then::Nothing if self.spec.container.schedule.is_some() => {
+                    self.write_down(hash, State::Ended);
+                    if self.wait_for_its_time().await {
+                        return;
+                    }
+                    self.restarts.begin_anew();
+                    then = Then::Start;
+                    continue;
+                }
                 Then::Nothing => {
                     self.write_down(hash, State::Ended);
                     let failed = self.exit.as_ref().is_some_and(|exit| exit.error.is_some());
@@ -308,7 +322,8 @@ impl Keeper {
                 }
                 Then::StartAnew => {
                     self.clear_all().await;
-                    then = Then::Start;
+                    let is_scheduled = self.spec.container.schedule.is_some();
+                    then = if is_scheduled { Then::Nothing } else { Then::Start };
                     continue;
                 }
                 Then::Start => self.run_once(hash).await,
@@ -357,11 +372,7 @@ impl Keeper {
             return false;
         }
         loop {
-            let is_up = |name: &settings::ContainerName| {
-                self.statuses.borrow().get(name.as_str()).is_some_and(|(_, status)| status.is_up())
-            };
-            let other = self.spec.container.after.iter().flatten().find(|name| !is_up(name));
-            let other = other.map(ToString::to_string);
+            let other = self.spec.container.after.iter().flatten().find_map(|name| self.holds_up(name));
             let waits = other.is_some();
             self.set(|status| {
                 if waits {
@@ -377,6 +388,19 @@ impl Keeper {
                 return true;
             }
         }
+    }
+
+    /// Which of those that settings call by this name is not ready for what comes after it.
+    fn holds_up(&self, name: &settings::ContainerName) -> Option<String> {
+        let statuses = self.statuses.borrow();
+        let is_one = |status: &&ContainerStatus| {
+            status.name == name.as_str() || status.replica_of.as_deref() == Some(name.as_str())
+        };
+        let mut all = statuses.values().map(|(_, status)| status).filter(is_one).peekable();
+        if all.peek().is_none() {
+            return Some(name.to_string());
+        }
+        all.find(|status| !status.others_may_begin()).map(|status| status.name.clone())
     }
 
     fn judge(&mut self, exit: Exit) -> Then {
@@ -414,7 +438,8 @@ impl Keeper {
         let Some(exit) = &self.exit else { return };
         let memory = exit.out_of_memory.then(|| match self.spec.kind {
             ContainerKind::Container => {
-                format!("the container used up its memory limit: raise {}.memory", spec::key(&self.name))
+                let key = spec::key(self.spec.replica_of.as_deref().unwrap_or(&self.name));
+                format!("the container used up its memory limit: raise {key}.memory")
             }
             _ => "the kernel ended it, as the node has no memory left".to_owned(),
         });
@@ -436,6 +461,38 @@ impl Keeper {
         self.restarts.started_again();
         self.set(|status| status.restarts = self.restarts.count);
         false
+    }
+
+    /// Waits for the next time of its schedule; true when asked to stop meanwhile.
+    async fn wait_for_its_time(&mut self) -> bool {
+        let Some(schedule) = self.spec.container.schedule.clone() else { return false };
+        loop {
+            let asked_at = Timestamp::now();
+            let next = schedule.next(asked_at);
+            self.set(|status| {
+                status.state = ContainerState::Scheduled;
+                status.delay_ms = None;
+                status.next_run_at = next.map(|next| next.to_string());
+            });
+            let mut looked_at = asked_at;
+            loop {
+                let now = Timestamp::now();
+                let wait = match next.map(|next| schedule::look(next, looked_at, now)) {
+                    Some(Look::Run) => {
+                        self.set(|status| status.next_run_at = None);
+                        return false;
+                    }
+                    Some(Look::Again) => break,
+                    Some(Look::In(wait)) => wait,
+                    None => schedule::LONGEST,
+                };
+                looked_at = now;
+                if self.pause(wait).await {
+                    self.set(|status| status.next_run_at = None);
+                    return true;
+                }
+            }
+        }
     }
 
     fn write_down(&self, hash: &str, state: State) {
@@ -559,7 +616,12 @@ impl Keeper {
         let own = self.spec.container.user.as_ref().map(|user| user.as_str());
         let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
-        let config = bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults)?;
+        let variables = environment::of_files(self.spec.container.env_files.as_deref().unwrap_or_default())?;
+        let config =
+            bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults, variables)?;
+        let secrets = self.places.secrets();
+        environment::write_secrets(&secrets, &self.spec.container, &self.spec.secrets, user)
+            .map_err(|error| failed(&secrets, &error))?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
@@ -629,7 +691,7 @@ impl Keeper {
                     was_asked = true;
                     let Some(course) = &course else { continue };
                     self.show_health(course);
-                    let restart = self.spec.container.restart.unwrap_or(Restart::Always);
+                    let restart = self.spec.container.restart_policy();
                     if let Some(reason) = course.ends_it(restart) {
                         break Some(reason);
                     }

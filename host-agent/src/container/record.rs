@@ -83,6 +83,11 @@ impl Places {
         self.run.join("hosts")
     }
 
+    /// Secrets that it has as files.
+    pub fn secrets(&self) -> PathBuf {
+        self.run.join("secrets")
+    }
+
     /// What the agent knows of the container, for the agent after it.
     pub fn kept(&self) -> PathBuf {
         self.run.join("kept.json")

@@ -1,8 +1,10 @@
 //! What is run as a container, wherever the settings name it. Pure.
 
-use apiserver::agent::ContainerKind;
+use apiserver::agent::{ContainerKind, ContainerStatus};
 use serde::{Deserialize, Serialize};
-use settings::{BootstrapContainer, Container, HostContainer, Identifier, Restart, Settings, UserDataFile};
+use settings::{
+    BootstrapContainer, Container, HostContainer, Identifier, Restart, SecretText, Settings, UserDataFile,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -22,12 +24,24 @@ pub struct Spec {
     pub user_data: Option<UserDataFile>,
     /// Its own networks; `None` is the node's, and an empty list is none.
     pub networks: Option<Vec<Network>>,
+    /// Those that its settings name, by name.
+    pub secrets: BTreeMap<String, SecretText>,
+    /// What its settings call it, where several run of it.
+    pub replica_of: Option<String>,
 }
 
 impl Spec {
     pub fn of_container(container: &Container, networks: Option<Vec<Network>>) -> Self {
         let container = container.clone();
-        Self { kind: ContainerKind::Container, container, superpowered: false, user_data: None, networks }
+        Self {
+            kind: ContainerKind::Container,
+            container,
+            superpowered: false,
+            user_data: None,
+            networks,
+            secrets: BTreeMap::new(),
+            replica_of: None,
+        }
     }
 
     fn of_host(host: &HostContainer) -> Self {
@@ -44,6 +58,8 @@ impl Spec {
             superpowered,
             user_data: host.user_data.clone(),
             networks: None,
+            secrets: BTreeMap::new(),
+            replica_of: None,
         }
     }
 
@@ -61,6 +77,8 @@ impl Spec {
             superpowered: bootstrap.superpowered.unwrap_or(false),
             user_data: bootstrap.user_data.clone(),
             networks: None,
+            secrets: BTreeMap::new(),
+            replica_of: None,
         }
     }
 
@@ -72,17 +90,36 @@ impl Spec {
 /// What runs all the time, by the name that it has among all containers.
 pub fn lasting(settings: &Settings) -> BTreeMap<String, Spec> {
     let networks = networks::settle(settings);
-    let containers = settings.containers.iter().flatten().map(|(name, container)| {
-        let spec = Spec::of_container(container, networks::of_container(container, &networks));
-        (name.to_string(), spec)
+    let containers = settings.containers.iter().flatten().flat_map(|(name, container)| {
+        let mut spec = Spec::of_container(container, networks::of_container(container, &networks));
+        spec.secrets = secrets(container, settings);
+        let count = container.instances(name).count();
+        spec.replica_of = (count > 1).then(|| name.to_string());
+        // How many there are is nothing that each of them is made anew for.
+        spec.container.replicas = None;
+        container.instances(name).map(move |instance| (instance, spec.clone()))
     });
     let host = settings.host_containers.iter().flatten().filter(|(_, host)| host.enabled == Some(true));
     containers.chain(host.map(|(name, host)| (format!("{HOST}.{name}"), Spec::of_host(host)))).collect()
 }
 
+/// What a container is told of all secrets.
+fn secrets(container: &Container, settings: &Settings) -> BTreeMap<String, SecretText> {
+    let named = container.env_secrets.iter().flatten().map(|(_, name)| name);
+    let named = named.chain(container.secrets.iter().flatten());
+    // A commit that leaves one of them out is refused.
+    let found = named.filter_map(|name| Some((name.to_string(), settings.secrets.as_ref()?.get(name)?.clone())));
+    found.collect()
+}
+
 /// What a bootstrap container is called among all containers.
 pub fn bootstrap_name(name: &Identifier) -> String {
     format!("{BOOTSTRAP}.{name}")
+}
+
+/// The key of a container's settings, by its status.
+pub fn key_of(container: &ContainerStatus) -> String {
+    key(container.replica_of.as_deref().unwrap_or(&container.name))
 }
 
 /// The key of its settings. Names of those that look after the node have a dot, and no others.
@@ -115,9 +152,25 @@ mod tests {
         let told: Vec<_> =
             all.iter().map(|(name, spec)| (name.as_str(), spec.reference(), spec.superpowered)).collect();
         assert_eq!(told, [("admin", "a".to_owned(), false), ("host-containers.admin", "b".to_owned(), true)]);
+        assert!(all.values().all(|spec| spec.replica_of.is_none() && spec.secrets.is_empty()));
         assert_eq!(key("host-containers.admin"), "settings.host-containers.admin");
         assert_eq!(key("admin"), "settings.containers.admin");
         assert_eq!(folder("host-containers.admin").unwrap(), PathBuf::from("/data/host-containers/admin"));
         assert_eq!(folder("admin"), None);
+    }
+
+    #[test]
+    fn each_replica_is_a_container_that_a_further_one_does_not_change() {
+        let of = |count: u32| {
+            let web = json!({"image": "a", "replicas": count, "secrets": ["b"], "env-secrets": {"X": "c"}});
+            let secrets = json!({"a": "not its own", "b": "one", "c": "two"});
+            lasting(&settings::from_json(&json!({"containers": {"web": web}, "secrets": secrets})).unwrap())
+        };
+        let all = of(3);
+        assert_eq!(all.keys().collect::<Vec<_>>(), ["web", "web-2", "web-3"]);
+        assert_eq!(all["web"].secrets.keys().collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(all["web-2"].replica_of.as_deref(), Some("web"));
+        assert_eq!(of(2)["web"], all["web"]);
+        assert_eq!(of(1)["web"].replica_of, None);
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn unhealthy(
     // How a bootstrap container ended is judged where it was started.
     let lasting = containers.iter().filter(|container| container.kind != ContainerKind::BootstrapContainer);
     let late = lasting
-        .filter(|container| container.essential && !container.is_up() && !told(&spec::key(&container.name)))
+        .filter(|container| container.essential && !container.is_up() && !told(&spec::key_of(container)))
         .map(late);
     let all: Vec<String> = problems.chain(unanswered).chain(waiting).chain(late).collect();
     let words = if all.is_empty() { "settings are not applied yet".to_owned() } else { all.join("; ") };
@@ -128,7 +128,7 @@ fn late(container: &ContainerStatus) -> String {
         0 => String::new(),
         count => format!(", started again {count} times"),
     };
-    format!("{}: {state}{again}", spec::key(&container.name))
+    format!("{}: {state}{again}", spec::key_of(container))
 }
 
 /// The same, of what the API server says of the node (`GET /`): it knows more than the agent, whose part it has from the agent.
