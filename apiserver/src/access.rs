@@ -106,8 +106,13 @@ mod tests {
         for socket in sockets {
             let mode = socket.get("mode").map(|mode| mode.as_str().unwrap());
             // What anybody may open only reads, and what tells secrets is root's.
-            assert_eq!(access(socket) == Access::ReadOnly, mode.is_some_and(|mode| mode.ends_with('6')), "{socket}");
-            let is_roots = mode == Some("0600") && socket.get("group").is_none() && socket.get("user").is_none();
+            assert_eq!(
+                access(socket) == Access::ReadOnly,
+                mode.is_some_and(|mode| mode.ends_with('6')),
+                "{socket}"
+            );
+            let is_roots =
+                mode == Some("0600") && socket.get("group").is_none() && socket.get("user").is_none();
             assert_eq!(access(socket) == Access::Agent, is_roots, "{socket}");
         }
         assert!(sockets.len() == 4 && Access::of_socket("").is_err());

@@ -460,6 +460,9 @@ pub struct ContainerStatus {
     /// When it runs next by its schedule, RFC 3339; `None` while it runs, and without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_run_at: Option<String>,
+    /// What becomes of new settings, where one with them starts first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<ContainerUpdate>,
     /// What its settings call it, where several run of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica_of: Option<String>,
@@ -483,6 +486,20 @@ impl ContainerStatus {
         let has_succeeded = self.state == ContainerState::Exited && self.exit_code == Some(0);
         has_succeeded || (self.is_up() && !self.runs_once)
     }
+}
+
+/// What becomes of the new settings of a container, while it runs on with those before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum ContainerUpdate {
+    /// One with them has begun, and is looked at.
+    UnderWay,
+    /// Others come first.
+    Waiting,
+    Refused {
+        /// Why.
+        error: String,
+    },
 }
 
 /// Whether a container does its work.

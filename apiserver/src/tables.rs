@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::init_status::Problem;
-use crate::agent::{ContainerState, ContainerStatus, Health, Status, TimeStatus};
+use crate::agent::{ContainerState, ContainerStatus, ContainerUpdate, Health, Status, TimeStatus};
 use crate::cli_colour::Colour;
 use crate::store::Listed;
 
@@ -119,6 +119,16 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
         if !container.addresses.is_empty() {
             let addresses: Vec<String> = container.addresses.iter().map(ToString::to_string).collect();
             text.push_str(&format!("    {}\n", addresses.join(", ")));
+        }
+        match &container.update {
+            Some(ContainerUpdate::UnderWay) => {
+                text.push_str("    one with its new settings has begun beside it\n")
+            }
+            Some(ContainerUpdate::Waiting) => text.push_str("    its new settings wait for other replicas\n"),
+            Some(ContainerUpdate::Refused { error }) => {
+                text.push_str(&format!("    its new settings are not taken: {error}\n"));
+            }
+            None => {}
         }
         if let Some(other) = &container.waits_for {
             text.push_str(&format!("    waits for {other}\n"));

@@ -259,7 +259,7 @@ impl Agent {
                 Response::Error { kind: ErrorKind::NotFound, message }
             }
             Request::FollowContainerLogs { name, from } => {
-                let path = Places::of(&name).log;
+                let path = Places::of(&self.node.borrow().containers.instance(&name)).log;
                 let position = match from {
                     LogFrom::Start(start) => log::position(&path, start),
                     LogFrom::After(position) => position,
@@ -267,7 +267,8 @@ impl Agent {
                 Response::NewLogs(log::after(&path, position, LARGEST_PIECE))
             }
             Request::ContainerLogs { name, start } => {
-                let text = log::read(&Places::of(&name).log, start, LARGEST_LOG);
+                let path = Places::of(&self.node.borrow().containers.instance(&name)).log;
+                let text = log::read(&path, start, LARGEST_LOG);
                 Response::Logs { text: log::newest(&text, LARGEST_LINE - WRAPPING).to_owned() }
             }
             Request::ContainerAction { .. } if has_gone(asker) => failed(GONE.to_owned()),

@@ -19,7 +19,8 @@ pub fn collect(node: &mut Node, init: &NodeStatus) -> Metrics {
     let services = init.services.iter().map(|service| &service.name);
     let service_usage = by_name(services, |name| usage(&Path::new(SERVICES).join(name)));
     let names = containers.iter().map(|container| &container.name);
-    let container_usage = by_name(names, |name| usage(&Places::of(name).group.join("payload")));
+    let container_usage =
+        by_name(names, |name| usage(&Places::of(&node.containers.instance(name)).group.join("payload")));
     Metrics {
         status,
         services: init.services.clone(),
@@ -36,7 +37,10 @@ pub fn container_stats(node: &Node) -> Vec<ContainerStats> {
     let containers = node.containers.statuses();
     containers
         .iter()
-        .filter_map(|container| stats(&container.name, &Places::of(&container.name).group.join("payload")))
+        .filter_map(|container| {
+            let place = Places::of(&node.containers.instance(&container.name));
+            stats(&container.name, &place.group.join("payload"))
+        })
         .collect()
 }
 

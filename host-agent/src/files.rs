@@ -2,16 +2,22 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Replaces a file. Not flushed: for files in memory (`/run`).
 pub fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
-    write_and_rename(path, data, false)
+    write_and_rename(path, data, 0o666, false)
+}
+
+/// The same for what nobody but root is to read.
+pub fn replace_secretly(path: &Path, data: &[u8]) -> io::Result<()> {
+    write_and_rename(path, data, 0o600, false)
 }
 
 /// Replaces a file; it survives a power cut when this returns.
 pub fn replace_durably(path: &Path, data: &[u8]) -> io::Result<()> {
-    write_and_rename(path, data, true)
+    write_and_rename(path, data, 0o666, true)
 }
 
 /// Reads a file of at most `largest` bytes; one that is larger is an error.
@@ -24,11 +30,14 @@ pub fn read_bounded(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
     Ok(data)
 }
 
-fn write_and_rename(path: &Path, data: &[u8], durably: bool) -> io::Result<()> {
+/// `mode`: of a file that is made, less what the process's own mask takes.
+fn write_and_rename(path: &Path, data: &[u8], mode: u32, durably: bool) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::other("a file without a folder"))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = folder.join(format!(".{name}.new"));
-    let mut file = File::create(&new)?;
+    // What was left there may have another mode.
+    let _ = fs::remove_file(&new);
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(&new)?;
     file.write_all(data)?;
     if durably {
         file.sync_all()?;

@@ -21,6 +21,8 @@ use tokio::time::{sleep, timeout};
 const API: &str = "/run/api.sock";
 /// The same, and root's alone: it tells secrets.
 const API_WITH_SECRETS: &str = "/run/api-agent.sock";
+/// Between two looks at a container that is to take another's place.
+const ROLLOUT_LOOK: Duration = Duration::from_millis(500);
 /// The boot goes on with the settings that there are when the API cannot take user data for so long.
 const USER_DATA_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a partition is full.
@@ -59,6 +61,7 @@ fn run(passed: Vec<(String, std::os::fd::OwnedFd)>) -> Result<(), String> {
         tokio::task::spawn_local(network::run(agent.node.clone()));
         tokio::task::spawn_local(time::run(agent.node.clone()));
         tokio::task::spawn_local(watch_space(agent.node.clone()));
+        tokio::task::spawn_local(watch_rollouts(agent.node.clone()));
         tokio::task::spawn_local(netavark::keep_names());
         tokio::task::spawn_local(start_node(agent.clone()));
         let mut terminate =
@@ -150,6 +153,14 @@ async fn apply_late(user_data: impl Future<Output = bool>) {
     }
 }
 
+/// Containers whose new settings are tried beside them.
+async fn watch_rollouts(node: Rc<RefCell<Node>>) {
+    loop {
+        sleep(ROLLOUT_LOOK).await;
+        node.borrow_mut().containers.look_at_rollouts();
+    }
+}
+
 async fn watch_space(node: Rc<RefCell<Node>>) {
     loop {
         node.borrow_mut().set_problems("space", space::problems());
@@ -160,8 +171,7 @@ async fn watch_space(node: Rc<RefCell<Node>>) {
 /// What can be used of the settings, and what is wrong with the rest.
 async fn settings_of_api() -> Result<(Settings, Vec<Mistake>), String> {
     let endpoint = Endpoint::Unix(API_WITH_SECRETS.into());
-    let answer =
-        request(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(10)).await;
+    let answer = request(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(10)).await;
     let answer = answer.map_err(|error| error.to_string())?;
     if !answer.is_success() {
         return Err(answer.text());

@@ -1,7 +1,8 @@
 //! What the agent knows of the node: problems by their source, phases of the boot, addresses, containers.
 
 use apiserver::agent::{
-    ContainerHealth, ContainerHealthState, ContainerKind, ContainerState, ContainerStatus, Health, Status,
+    ContainerHealth, ContainerHealthState, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate,
+    Health, Status,
 };
 use init_control::{NodeStatus, Problem, ServiceState};
 use std::collections::BTreeMap;
@@ -152,6 +153,15 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
             hint: format!("apiclient container start {} starts it", container.name),
         });
     }
+    if let Some(ContainerUpdate::Refused { error }) = &container.update {
+        return Some(Problem {
+            source: "containers".to_owned(),
+            subject: spec::key_of(container),
+            message: format!("its new settings are not taken, and it runs on with those before: {error}"),
+            hint: "change them, or set them back; the same are tried again only at the node's next start"
+                .to_owned(),
+        });
+    }
     let message = container.error.clone().or_else(|| unhealthy(container).map(container::health::said))?;
     let has_ended = matches!(container.state, ContainerState::Exited | ContainerState::Failed);
     // It is told by who waited for its end.
@@ -223,6 +233,7 @@ mod tests {
             health: None,
             waits_for: None,
             next_run_at: None,
+            update: None,
             replica_of: None,
             runs_once: false,
             addresses: Vec::new(),

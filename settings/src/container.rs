@@ -287,13 +287,20 @@ impl Container {
             return;
         }
         if self.restart == Some(Restart::Always) {
-            wrong("restart", "one with a schedule runs when its time comes: it has to be no or on-failure".to_owned());
+            wrong(
+                "restart",
+                "one with a schedule runs when its time comes: it has to be no or on-failure".to_owned(),
+            );
         }
         let refused = [
             ("essential", self.essential == Some(true), "the node would be healthy only while it runs"),
             ("after", self.after.is_some(), "it begins when its time comes"),
             ("update", self.update == Some(UpdateStrategy::StartFirst), "it does not run all the time"),
-            ("replicas", self.replicas.is_some_and(|count| count.get() > 1), "it would run several times at once"),
+            (
+                "replicas",
+                self.replicas.is_some_and(|count| count.get() > 1),
+                "it would run several times at once",
+            ),
         ];
         for (key, is_set, why) in refused {
             if is_set {
@@ -302,20 +309,36 @@ impl Container {
         }
     }
 
-    fn mistakes_of_secrets(&self, secrets: &BTreeMap<ContainerName, SecretText>, mut wrong: impl FnMut(&str, String)) {
-        let missing = |name: &ContainerName| format!("there is no secret {}: apiclient set secrets.{name}=TEXT", shown(name));
-        for (variable, name) in self.env_secrets.iter().flatten().filter(|(_, name)| !secrets.contains_key(*name)) {
+    fn mistakes_of_secrets(
+        &self,
+        secrets: &BTreeMap<ContainerName, SecretText>,
+        mut wrong: impl FnMut(&str, String),
+    ) {
+        let missing = |name: &ContainerName| {
+            format!("there is no secret {}: apiclient set secrets.{name}=TEXT", shown(name))
+        };
+        for (variable, name) in
+            self.env_secrets.iter().flatten().filter(|(_, name)| !secrets.contains_key(*name))
+        {
             wrong(&format!("env-secrets.{variable}"), missing(name));
         }
         for name in self.secrets.iter().flatten().filter(|name| !secrets.contains_key(*name)) {
             wrong("secrets", missing(name));
         }
         if let Some(files) = self.env_files.as_ref().filter(|files| files.len() > MOST_ENV_FILES) {
-            wrong("env-files", format!("{} are more than the {MOST_ENV_FILES} that a container can have", files.len()));
+            wrong(
+                "env-files",
+                format!("{} are more than the {MOST_ENV_FILES} that a container can have", files.len()),
+            );
         }
     }
 
-    fn mistakes_of_replicas(&self, name: &ContainerName, all: &Containers, mut wrong: impl FnMut(&str, String)) {
+    fn mistakes_of_replicas(
+        &self,
+        name: &ContainerName,
+        all: &Containers,
+        mut wrong: impl FnMut(&str, String),
+    ) {
         for taken in self.instances(name).skip(1) {
             if all.keys().any(|other| other.as_str() == taken) {
                 wrong("replicas", format!("one of them would be called {taken}, as another container is"));
@@ -323,10 +346,18 @@ impl Container {
         }
         let count = self.replicas.map_or(1, Replicas::get);
         if count > 1 && self.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
-            wrong("ports", format!("{count} replicas cannot have the same port of the node: let one container in front of them have it"));
+            wrong(
+                "ports",
+                format!(
+                    "{count} replicas cannot have the same port of the node: let one container in front of them have it"
+                ),
+            );
         }
         if let Some(last) = self.instances(name).last().filter(|last| last.len() > 63) {
-            wrong("replicas", format!("one of them would be called {last}, and a name has at most 63 letters"));
+            wrong(
+                "replicas",
+                format!("one of them would be called {last}, and a name has at most 63 letters"),
+            );
         }
     }
 
@@ -351,7 +382,8 @@ impl Container {
         self.mistakes_of_schedule(&mut wrong);
         self.mistakes_of_secrets(secrets, &mut wrong);
         self.mistakes_of_replicas(name, all, &mut wrong);
-        let scheduled = |after: &&ContainerName| all.get(*after).is_some_and(|other| other.schedule.is_some());
+        let scheduled =
+            |after: &&ContainerName| all.get(*after).is_some_and(|other| other.schedule.is_some());
         for other in self.after.iter().flatten().filter(scheduled) {
             wrong("after", format!("{other} has a schedule, and nothing waits for that"));
         }

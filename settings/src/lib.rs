@@ -37,7 +37,10 @@ mod volume;
 
 pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, BootstrapMode};
 pub use change::Change;
-pub use container::{Container, EnvFile, MOST_CONTAINERS, Replicas, Restart, StopSeconds, StopSignal, UpdateStrategy, UserDataFile};
+pub use container::{
+    Container, EnvFile, MOST_CONTAINERS, Replicas, Restart, StopSeconds, StopSignal, UpdateStrategy,
+    UserDataFile,
+};
 pub use container_network::{ContainerNetwork, NetworkName, Protocol, PublishedPort, Subnet4, Subnet6};
 pub use dns::Dns;
 pub use health_check::{HealthCheck, HealthUrl, Retries};

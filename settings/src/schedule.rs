@@ -87,7 +87,16 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_told_how_to_write_one() {
-        for text in ["", "* * * *", "* * * * * *", "61 * * * *", "@reboot", "0 3 * * * Europe/Berlin", "a b c d e", "0 0 30 2 *"] {
+        for text in [
+            "",
+            "* * * *",
+            "* * * * * *",
+            "61 * * * *",
+            "@reboot",
+            "0 3 * * * Europe/Berlin",
+            "a b c d e",
+            "0 0 30 2 *",
+        ] {
             let error = Schedule::try_from(text.to_owned()).unwrap_err();
             assert!(error.contains("is not a time") && error.contains("30 3 * * *"), "{text}: {error}");
         }

@@ -71,6 +71,7 @@ mod tests {
             health: None,
             waits_for: None,
             next_run_at: None,
+            update: None,
             replica_of: None,
             runs_once: false,
             addresses: Vec::new(),

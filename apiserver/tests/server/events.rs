@@ -215,9 +215,10 @@ fn running(name: &str) -> ContainerStatus {
         health: None,
         waits_for: None,
         next_run_at: None,
-            replica_of: None,
-            runs_once: false,
-            addresses: Vec::new(),
+        update: None,
+        replica_of: None,
+        runs_once: false,
+        addresses: Vec::new(),
     }
 }
 

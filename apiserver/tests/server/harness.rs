@@ -78,7 +78,8 @@ impl Server {
     pub(crate) fn settings_for_the_agent(&self) -> Value {
         let endpoint = Endpoint::Unix(self.dir.path().join("api-agent.sock"));
         let answer =
-            request_blocking(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(20)).unwrap();
+            request_blocking(&endpoint, Method::GET, "/settings", Vec::new(), Duration::from_secs(20))
+                .unwrap();
         serde_json::from_slice(&answer.body).unwrap()
     }
 

@@ -44,9 +44,10 @@ fn node() -> Metrics {
         health: None,
         waits_for: None,
         next_run_at: None,
-            replica_of: None,
-            runs_once: false,
-            addresses: Vec::new(),
+        update: None,
+        replica_of: None,
+        runs_once: false,
+        addresses: Vec::new(),
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

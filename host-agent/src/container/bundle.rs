@@ -8,10 +8,10 @@ use settings::{Container, OciDefaults};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::container::{confinement, environment};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
 use crate::container::volumes;
+use crate::container::{confinement, environment, rollout};
 
 /// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -129,7 +129,7 @@ fn resource_limits(defaults: &OciDefaults, container: &Container) -> Vec<Value> 
     all.into_iter().map(|(name, (soft, hard))| json!({"type": name, "soft": soft, "hard": hard})).collect()
 }
 
-/// The whole `config.json`. `seccomp` is the profile of all containers, an object of `linux.seccomp`; `variables` is what files of the node
+/// The whole `config.json` of the container in a place of its own. `seccomp` is the profile of all containers, an object of `linux.seccomp`; `variables` is what files of the node
 /// say.
 pub fn config(
     name: &str,
@@ -141,6 +141,7 @@ pub fn config(
     variables: BTreeMap<String, String>,
 ) -> Result<Value, String> {
     let container = &spec.container;
+    let own_name = rollout::name(name);
     let arguments = command(container, image)?;
     let working_dir = match &container.working_directory {
         Some(folder) => folder.as_str(),
@@ -182,7 +183,7 @@ pub fn config(
     }
     let image_variables = image.config.env.as_deref().unwrap_or_default();
     let environment = environment::variables(image_variables, variables, container, &spec.secrets);
-    mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(name, volumes)));
+    mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(own_name, volumes)));
     let mut config = json!({
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs", "readonly": container.read_only == Some(true)},
@@ -215,7 +216,8 @@ pub fn config(
     }
     // One that looks after the node has its name.
     if !looks_after_the_node {
-        config["hostname"] = json!(container.hostname.as_ref().map_or(name, |hostname| hostname.as_str()));
+        config["hostname"] =
+            json!(container.hostname.as_ref().map_or(own_name, |hostname| hostname.as_str()));
     }
     let own_signal = container.stop_signal.map(|signal| signal.kernel_name().to_owned());
     if let Some(signal) = own_signal.or_else(|| image.config.stop_signal.clone()) {

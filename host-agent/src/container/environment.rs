@@ -45,9 +45,13 @@ pub(super) fn of_files(files: &[EnvFile]) -> Result<BTreeMap<String, String>, St
     let mut all = BTreeMap::new();
     for file in files {
         let path = Path::new(file.as_str());
-        let text = read(path).map_err(|error| format!("cannot read {} of env-files: {error}", path.display()))?;
+        let text =
+            read(path).map_err(|error| format!("cannot read {} of env-files: {error}", path.display()))?;
         let variables = parse(&text).map_err(|(line, reason)| {
-            format!("{} of env-files, line {line}: {reason}; lines are NAME=VALUE, or begin with #", path.display())
+            format!(
+                "{} of env-files, line {line}: {reason}; lines are NAME=VALUE, or begin with #",
+                path.display()
+            )
         })?;
         all.extend(variables);
     }

@@ -4,7 +4,6 @@ use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, Cont
 use jiff::Timestamp;
 use serde_json::Value;
 use settings::{OciDefaults, Restart};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,9 +25,9 @@ use crate::container::networks::{self, Plan};
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
-use crate::container::spec::{self, Spec};
 use crate::container::schedule::{self, Look};
-use crate::container::{environment, netavark, runtime, shim, volumes};
+use crate::container::spec::{self, Spec};
+use crate::container::{environment, netavark, rollout, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -111,6 +110,8 @@ fn resume(kept: Option<State>, shim_lives: bool) -> Then {
 pub(super) struct Keeper {
     number: u64,
     name: String,
+    /// The place that it is in: one of the two of this name.
+    instance: String,
     spec: Spec,
     places: Places,
     statuses: Statuses,
@@ -125,10 +126,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// From now on it speaks for the container of this name.
+    /// From now on it speaks for the container in this place.
     pub(super) fn new(
         number: u64,
-        name: &str,
+        instance: &str,
         spec: &Spec,
         statuses: Statuses,
         order: watch::Receiver<Order>,
@@ -137,9 +138,10 @@ impl Keeper {
         let current = *order.borrow();
         let keeper = Self {
             number,
-            name: name.to_owned(),
+            name: rollout::name(instance).to_owned(),
+            instance: instance.to_owned(),
             spec: spec.clone(),
-            places: Places::of(name),
+            places: Places::of(instance),
             statuses,
             order,
             current,
@@ -148,7 +150,7 @@ impl Keeper {
             exit: None,
             others_were_up: false,
         };
-        keeper.statuses.borrow_mut().insert(name.to_owned(), (number, keeper.first_status()));
+        keeper.statuses.borrow_mut().insert(instance.to_owned(), (number, keeper.first_status()));
         keeper
     }
 
@@ -170,6 +172,7 @@ impl Keeper {
             health: None,
             waits_for: None,
             next_run_at: None,
+            update: None,
             replica_of: self.spec.replica_of.clone(),
             runs_once: self.spec.container.restart == Some(Restart::No),
             addresses: Vec::new(),
@@ -177,11 +180,11 @@ impl Keeper {
     }
 
     fn speaks(&self) -> bool {
-        self.statuses.borrow().get(&self.name).is_some_and(|(number, _)| *number == self.number)
+        self.statuses.borrow().get(&self.instance).is_some_and(|(number, _)| *number == self.number)
     }
 
     fn set(&self, change: impl FnOnce(&mut ContainerStatus)) {
-        if let Some((number, status)) = self.statuses.borrow_mut().get_mut(&self.name)
+        if let Some((number, status)) = self.statuses.borrow_mut().get_mut(&self.instance)
             && *number == self.number
         {
             change(status);
@@ -203,7 +206,7 @@ impl Keeper {
 
     /// Keeps the container until somebody asks for its end, and to that.
     pub(super) async fn keep(mut self) {
-        let hash = self.hash();
+        let hash = self.spec.hash();
         let mut then = self.take_up(&hash);
         loop {
             self.current = *self.order.borrow_and_update();
@@ -226,12 +229,12 @@ impl Keeper {
             }
             then = Then::Start;
         }
-        for record in [self.places.kept(), self.places.exit(), self.places.pid()] {
+        for record in [self.places.kept(), self.places.exit(), self.places.pid(), self.places.refusal()] {
             let _ = fs::remove_file(record);
         }
         if self.speaks() {
-            self.statuses.borrow_mut().remove(&self.name);
-            let (name, places) = (self.name.clone(), self.places.clone());
+            self.statuses.borrow_mut().remove(&self.instance);
+            let (name, places) = (self.instance.clone(), self.places.clone());
             let _ = spawn_blocking(move || runtime::erase(&name, &places)).await;
         }
         // Also when another one has taken its place: it may have been in the middle of a pull.
@@ -273,7 +276,7 @@ impl Keeper {
         self.write_down(hash, State::Halted);
         if shim::lives(&self.places) {
             self.set(|status| status.state = ContainerState::Stopping);
-            shim::stop(&self.name, &self.places, &mut None, self.stop_timeout()).await;
+            shim::stop(&self.instance, &self.places, &mut None, self.stop_timeout()).await;
         }
         if self.places.exit().exists() {
             self.exit = Some(self.read_exit(boottime_ms()).await);
@@ -356,9 +359,10 @@ impl Keeper {
         };
         let begun = boottime_ms();
         self.write_down(hash, State::Running(begun));
+        self.write_spec();
         let started = self.prepare(&image).and_then(|()| {
             let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
-            shim::start(&self.name, &self.spec.reference()).map_err(failed)
+            shim::start(&self.instance, &self.spec.reference()).map_err(failed)
         });
         match started {
             Ok(child) => self.watch(Some(child), begun, place).await,
@@ -507,13 +511,24 @@ impl Keeper {
         }
     }
 
+    /// Who goes on after this agent may have to keep it with these settings, while others are refused.
+    fn write_spec(&self) {
+        if !self.spec.starts_first() {
+            return;
+        }
+        let spec = serde_json::to_vec(&self.spec).unwrap_or_default();
+        if let Err(error) = files::replace_secretly(&self.places.spec(), &spec) {
+            eprintln!("<4>container {}: cannot write {}: {error}", self.name, self.places.spec().display());
+        }
+    }
+
     /// Ends what runs under this name and takes away all that it wrote.
     async fn clear_all(&mut self) {
-        shim::stop(&self.name, &self.places, &mut None, self.stop_timeout()).await;
-        let (name, places) = (self.name.clone(), self.places.clone());
+        shim::stop(&self.instance, &self.places, &mut None, self.stop_timeout()).await;
+        let (name, places) = (self.instance.clone(), self.places.clone());
         let _ = spawn_blocking(move || {
             runtime::clear(&name, &places);
-            for record in [places.kept(), places.exit(), places.pid()] {
+            for record in [places.kept(), places.exit(), places.pid(), places.refusal()] {
                 let _ = fs::remove_file(record);
             }
             fs::remove_dir_all(&places.data)
@@ -618,12 +633,12 @@ impl Keeper {
         let defaults = self.surroundings.defaults.borrow();
         let variables = environment::of_files(self.spec.container.env_files.as_deref().unwrap_or_default())?;
         let config =
-            bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults, variables)?;
+            bundle::config(&self.instance, &self.spec, &image.config, user, &seccomp, &defaults, variables)?;
         let secrets = self.places.secrets();
         environment::write_secrets(&secrets, &self.spec.container, &self.spec.secrets, user)
             .map_err(|error| failed(&secrets, &error))?;
         let path = bundle.join("config.json");
-        files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
+        files::replace_secretly(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
         let plan = self.plan_networks()?;
         netavark::write(&self.places, plan.as_ref())
@@ -651,7 +666,9 @@ impl Keeper {
         let container = &self.spec.container;
         let hostname = container.hostname.as_ref().map_or(self.name.as_str(), |hostname| hostname.as_str());
         let ports = container.ports.as_deref().unwrap_or_default();
-        networks::plan(&self.name, hostname, networks, ports, &netavark::taken(&self.name)).map(Some)
+        let names =
+            networks::Names { container: &self.name, group: self.spec.replica_of.as_deref(), hostname };
+        networks::plan(&self.instance, names, networks, ports, &netavark::taken(&self.instance)).map(Some)
     }
 
     /// Watches a shim to its end; `None` when asked to stop, after it has stopped. One that is unhealthy and may be started again is
@@ -679,7 +696,7 @@ impl Keeper {
             let question = async {
                 match (&mut course, &check) {
                     (Some(course), Some(check)) => {
-                        health::ask(course, check, &self.name, !was_asked).await;
+                        health::ask(course, check, &self.instance, !was_asked).await;
                     }
                     _ => std::future::pending().await,
                 }
@@ -706,9 +723,9 @@ impl Keeper {
         });
         // Before the wait: an agent that begins meanwhile is to know.
         if *self.order.borrow() == Order::Halt {
-            self.write_down(&self.hash(), State::Halted);
+            self.write_down(&self.spec.hash(), State::Halted);
         }
-        shim::stop(&self.name, &self.places, &mut child, self.stop_timeout()).await;
+        shim::stop(&self.instance, &self.places, &mut child, self.stop_timeout()).await;
         if let Some(reason) = unhealthy {
             return Some(Exit { error: Some(reason), ..self.read_exit(since).await });
         }
@@ -725,7 +742,7 @@ impl Keeper {
 
     /// For a container without a shim.
     async fn clear(&self) {
-        let (name, places) = (self.name.clone(), self.places.clone());
+        let (name, places) = (self.instance.clone(), self.places.clone());
         let _ = spawn_blocking(move || runtime::clear(&name, &places)).await;
     }
 
@@ -744,12 +761,6 @@ impl Keeper {
             started_at_ms: since,
             ended_at_ms: boottime_ms(),
         })
-    }
-
-    /// What tells one version of a container's settings from another. A hash, as they hold secrets.
-    fn hash(&self) -> String {
-        let text = serde_json::to_string(&self.spec).unwrap_or_default();
-        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! The containers that run: one [`Keeper`] for each.
 
-use apiserver::agent::{ContainerAction, ContainerKind, ContainerState, ContainerStatus};
+use apiserver::agent::{
+    ContainerAction, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate, LogStart,
+};
 use settings::OciDefaults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,18 +12,24 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use tokio::task::{spawn_blocking, spawn_local};
 
+use crate::clock::boottime_ms;
 use crate::container::access::Access;
 use crate::container::image;
 use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
+use crate::container::rollout::{self, Refusal, Rollout, Verdict};
 use crate::container::spec::Spec;
-use crate::container::{runtime, shim};
+use crate::container::{log, runtime, shim};
+
+/// What is told of the log of one whose settings are refused.
+const LINES_OF_REFUSED: u32 = 3;
+const MOST_OF_REFUSED: u64 = 1 << 10;
 
 /// Containers that are named to who asks for another.
 const MOST_NAMES: usize = 20;
 
-/// By name, with the number of the keeper that speaks for it: one that is ending must not speak for the one that follows it.
+/// By place, with the number of the keeper that speaks for it: one that is ending must not speak for the one that follows it.
 pub(super) type Statuses = Rc<RefCell<BTreeMap<String, (u64, ContainerStatus)>>>;
 
 /// All containers. Within a `LocalSet`.
@@ -35,6 +43,7 @@ pub struct Manager {
     bootstrap: BTreeMap<String, Spec>,
     /// Images of bootstrap containers by their names, also of those that are still to run.
     bootstrap_images: BTreeMap<String, String>,
+    /// By place, as the next.
     tasks: BTreeMap<String, Task>,
     /// Held by who works on a container: a keeper waits until the one before it has ended.
     turns: BTreeMap<String, Arc<Mutex<()>>>,
@@ -42,6 +51,14 @@ pub struct Manager {
     access: watch::Sender<Access>,
     defaults: watch::Sender<OciDefaults>,
     starts: Starts,
+    /// Names of containers that are in the second of their two places.
+    moved: BTreeSet<String>,
+    /// By name, where one with new settings has begun beside one with those before.
+    rollouts: BTreeMap<String, Rollout>,
+    /// By what settings call them: what was refused of them last.
+    refused: BTreeMap<String, Refusal>,
+    /// What an agent before this one left was looked at.
+    has_looked: bool,
 }
 
 /// Why something is not done with a container by hand.
@@ -53,11 +70,11 @@ pub enum Refused {
 
 /// Whether one that is to be started runs, or is about to.
 fn is_on_its_way(order: Order, state: Option<ContainerState>) -> bool {
-    use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+    use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Scheduled, Starting, Stopped, Stopping};
     match (order, state) {
         (Order::Run(_), Some(Pulling | Starting | Running | Stopping) | None) => true,
         // It waits, or has ended.
-        (Order::Run(_), Some(BackOff | Exited | Failed | Stopped)) => false,
+        (Order::Run(_), Some(BackOff | Exited | Failed | Stopped | Scheduled)) => false,
         (Order::Halt | Order::End, _) => false,
     }
 }
@@ -82,11 +99,35 @@ struct Task {
 
 impl Manager {
     pub fn statuses(&self) -> Vec<ContainerStatus> {
-        self.statuses.borrow().values().map(|(_, status)| status.clone()).collect()
+        let statuses = self.statuses.borrow();
+        let shown =
+            statuses.iter().filter(|(instance, _)| **instance == self.instance(rollout::name(instance)));
+        shown.map(|(instance, (_, status))| self.told(instance, status)).collect()
     }
 
     pub fn status(&self, name: &str) -> Option<ContainerStatus> {
-        self.statuses.borrow().get(name).map(|(_, status)| status.clone())
+        let instance = self.instance(name);
+        self.statuses.borrow().get(&instance).map(|(_, status)| self.told(&instance, status))
+    }
+
+    /// With what becomes of its new settings.
+    fn told(&self, instance: &str, status: &ContainerStatus) -> ContainerStatus {
+        let wanted = self.lasting.get(&status.name);
+        let is_old =
+            self.tasks.get(instance).is_some_and(|task| wanted.is_some_and(|spec| *spec != task.spec));
+        let group = status.replica_of.as_ref().unwrap_or(&status.name);
+        let update = match self.refused.get(group) {
+            _ if !is_old => None,
+            _ if self.rollouts.contains_key(&status.name) => Some(ContainerUpdate::UnderWay),
+            Some(refusal) => Some(ContainerUpdate::Refused { error: refusal.error.clone() }),
+            None => Some(ContainerUpdate::Waiting),
+        };
+        ContainerStatus { update: update.filter(|_| self.is_released), ..status.clone() }
+    }
+
+    /// The place that a container is in, which its files in `/run/containers` and its control group are named by.
+    pub fn instance(&self, name: &str) -> String {
+        if self.moved.contains(name) { rollout::other(name) } else { name.to_owned() }
     }
 
     /// Whether settings name it, also when it is still to begin.
@@ -155,8 +196,9 @@ impl Manager {
 
     /// Stops or starts a container by hand. Returns before that is over.
     pub fn act(&mut self, name: &str, action: ContainerAction) -> Result<(), Refused> {
-        let state = self.statuses.borrow().get(name).map(|(_, status)| status.state);
-        let Some(task) = self.tasks.get_mut(name) else {
+        let instance = self.instance(name);
+        let state = self.statuses.borrow().get(&instance).map(|(_, status)| status.state);
+        let Some(task) = self.tasks.get_mut(&instance) else {
             return Err(Refused::Unknown(self.unknown(name)));
         };
         if task.spec.kind == ContainerKind::BootstrapContainer {
@@ -177,14 +219,14 @@ impl Manager {
         Ok(())
     }
 
-    /// The whole name of a container that runs. As with Bottlerocket, a host container is also known without its group.
+    /// The place of a container that runs. As with Bottlerocket, a host container is also known without its group.
     pub fn running(&self, name: &str) -> Result<String, Refused> {
         let of_host = format!("host-containers.{name}");
         let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
         let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
         let name = status.name;
         if status.state == ContainerState::Running {
-            return Ok(name);
+            return Ok(self.instance(&name));
         }
         let how = match status.state {
             ContainerState::Stopping => "it is being stopped",
@@ -192,6 +234,7 @@ impl Manager {
             ContainerState::BackOff => {
                 "it has ended, and waits for its next start: apiclient container logs shows why"
             }
+            ContainerState::Scheduled => "its time has not come; apiclient container start starts it now",
             ContainerState::Running
             | ContainerState::Exited
             | ContainerState::Failed
@@ -202,15 +245,19 @@ impl Manager {
 
     /// That there is no such container, and which there are.
     pub fn unknown(&self, name: &str) -> String {
-        unknown(name, self.statuses.borrow().keys())
+        unknown(name, self.statuses().iter().map(|status| &status.name))
     }
 
     fn reconcile(&mut self) {
         let mut wanted = self.bootstrap.clone();
         if self.is_released {
-            wanted.extend(self.lasting.clone());
+            if !std::mem::replace(&mut self.has_looked, true) {
+                self.look_at_what_runs();
+            }
+            wanted.extend(self.wanted_lasting());
         }
-        let references = self.lasting.values().chain(self.bootstrap.values()).map(Spec::reference);
+        let references =
+            wanted.values().chain(self.lasting.values()).chain(self.bootstrap.values()).map(Spec::reference);
         image::want(references.chain(self.bootstrap_images.values().cloned()).collect());
         self.tasks.retain(|name, task| {
             let stays = wanted.get(name) == Some(&task.spec);
@@ -226,6 +273,119 @@ impl Manager {
             }
         }
         spawn_blocking(image::remove_unused);
+    }
+
+    /// What is to run of `settings.containers` and `settings.host-containers`, by place.
+    fn wanted_lasting(&mut self) -> BTreeMap<String, Spec> {
+        let lasting = self.lasting.clone();
+        self.rollouts.retain(|name, _| lasting.contains_key(name));
+        self.moved.retain(|name| lasting.contains_key(name));
+        let hashes: BTreeMap<&String, String> = lasting
+            .iter()
+            .filter(|(_, spec)| spec.starts_first())
+            .map(|(name, spec)| (spec.replica_of.as_ref().unwrap_or(name), spec.hash()))
+            .collect();
+        self.refused.retain(|group, refusal| hashes.get(group) == Some(&refusal.settings));
+        let mut wanted = BTreeMap::new();
+        for (name, spec) in &lasting {
+            let current = self.instance(name);
+            let old = self.tasks.get(&current).map(|task| task.spec.clone());
+            let old = old.filter(|old| old != spec && spec.starts_first() && self.runs(&current));
+            let Some(old) = old else {
+                self.rollouts.remove(name);
+                wanted.insert(current, spec.clone());
+                continue;
+            };
+            if self.refused.contains_key(spec.replica_of.as_ref().unwrap_or(name))
+                || self.others_first(name, spec)
+            {
+                self.rollouts.remove(name);
+            } else {
+                if self.rollouts.get(name).is_none_or(|rollout| rollout.candidate != *spec) {
+                    eprintln!("<5>container {name}: one with its new settings starts beside it");
+                    self.rollouts
+                        .insert(name.clone(), Rollout { candidate: spec.clone(), begun: boottime_ms() });
+                }
+                wanted.insert(rollout::other(&current), spec.clone());
+            }
+            wanted.insert(current, old);
+        }
+        wanted
+    }
+
+    /// Whether another replica is being replaced: they follow one after another.
+    fn others_first(&self, name: &str, spec: &Spec) -> bool {
+        let mut others = self.rollouts.iter().filter(|(other, _)| *other != name);
+        spec.replica_of.is_some()
+            && others.any(|(_, rollout)| rollout.candidate.replica_of == spec.replica_of)
+    }
+
+    /// Whether something would be lost if it were started anew.
+    fn runs(&self, instance: &str) -> bool {
+        let state = self.statuses.borrow().get(instance).map(|(_, status)| status.state);
+        matches!(state, Some(ContainerState::Running | ContainerState::Starting))
+    }
+
+    /// Goes on with what an agent before this one was about.
+    fn look_at_what_runs(&mut self) {
+        let lasting = self.lasting.clone();
+        for (name, spec) in lasting.into_iter().filter(|(_, spec)| spec.starts_first()) {
+            let mut found = rollout::found(&name).into_iter();
+            let Some(current) = found.next() else { continue };
+            if current.instance != name {
+                self.moved.insert(name.clone());
+            }
+            if let Some(refusal) = Refusal::read(&Places::of(&current.instance)) {
+                self.refused.insert(spec.replica_of.clone().unwrap_or(name.clone()), refusal);
+            }
+            self.keep(&current.instance, &current.spec);
+            if let Some(candidate) = found.next().filter(|candidate| candidate.spec == spec) {
+                self.keep(&candidate.instance, &candidate.spec);
+                self.rollouts.insert(name, Rollout { candidate: spec, begun: boottime_ms() });
+            }
+        }
+    }
+
+    /// Looks at those that are to take the place of others.
+    pub fn look_at_rollouts(&mut self) {
+        let now = boottime_ms();
+        let judged = self.rollouts.iter().filter_map(|(name, rollout)| {
+            let candidate = rollout::other(&self.instance(name));
+            let status = self.statuses.borrow().get(&candidate).map(|(_, status)| status.clone())?;
+            let has_check = rollout.candidate.container.health_check.is_some();
+            Some((name.clone(), rollout::judge(&status, has_check, rollout.begun, now)))
+        });
+        for (name, verdict) in judged.collect::<Vec<_>>() {
+            match verdict {
+                Verdict::Wait => continue,
+                Verdict::Take => self.take(&name),
+                Verdict::Refuse(error) => self.refuse(&name, error),
+            }
+            self.reconcile();
+        }
+    }
+
+    fn take(&mut self, name: &str) {
+        self.rollouts.remove(name);
+        if !self.moved.remove(name) {
+            self.moved.insert(name.to_owned());
+        }
+        eprintln!("<5>container {name}: the one with its new settings has taken its place");
+    }
+
+    fn refuse(&mut self, name: &str, error: String) {
+        let Some(rollout) = self.rollouts.remove(name) else { return };
+        let current = self.instance(name);
+        let start = LogStart { lines: Some(LINES_OF_REFUSED), since_ms: None };
+        let log = log::read(&Places::of(&rollout::other(&current)).log, start, MOST_OF_REFUSED);
+        let wrote =
+            if log.is_empty() { String::new() } else { format!("; it wrote last: {}", log.trim_end()) };
+        let refusal = Refusal { settings: rollout.candidate.hash(), error: format!("{error}{wrote}") };
+        eprintln!("<3>container {name}: its new settings are not taken: {}", refusal.error);
+        if let Err(error) = refusal.write(&Places::of(&current)) {
+            eprintln!("<4>container {name}: cannot write that down: {error}");
+        }
+        self.refused.insert(rollout.candidate.replica_of.unwrap_or(name.to_owned()), refusal);
     }
 
     fn keep(&mut self, name: &str, spec: &Spec) {

@@ -130,11 +130,20 @@ pub struct Plan {
     pub hosts: String,
 }
 
+/// What others call a container.
+#[derive(Debug, Clone, Copy)]
+pub struct Names<'a> {
+    pub container: &'a str,
+    /// A name of each of several.
+    pub group: Option<&'a str>,
+    pub hostname: &'a str,
+}
+
 /// What a container that is to begin gets, beside the addresses that others have. Networks are kept apart (`isolate`); the first is the
-/// way out.
+/// way out. `container` is its place, which tells it from one with the same names.
 pub fn plan(
     container: &str,
-    hostname: &str,
+    names: Names,
     networks: &[Network],
     ports: &[PublishedPort],
     taken: &BTreeSet<IpAddr>,
@@ -155,13 +164,14 @@ pub fn plan(
             resolv_conf.push_str(&format!("nameserver {gateway}\n"));
         }
         for address in addresses {
-            hosts.push_str(&format!("{address} {hostname}\n"));
+            hosts.push_str(&format!("{address} {}\n", names.hostname));
         }
         let identity = network.identity();
         places.push(json!({
             "name": identity,
             "interface_name": format!("eth{at}"),
             "static_ips": addresses,
+            "aliases": names.group.into_iter().collect::<Vec<_>>(),
         }));
         let subnets = [
             json!({"subnet": format!("{}/{}", network.subnet4.0, network.subnet4.1), "gateway": gateways[0]}),
@@ -196,7 +206,7 @@ pub fn plan(
     let options = json!({
         // netavark finds a container's line for aardvark-dns by whether its id is anywhere in it: no name may be in another.
         "container_id": hex(container),
-        "container_name": container,
+        "container_name": names.container,
         "networks": places,
         "network_info": info,
         "port_mappings": ports,
@@ -225,6 +235,10 @@ mod tests {
         let settings = settings::from_json(&json!({"container-networks": tree})).unwrap();
         settings.check().unwrap();
         settle(&settings)
+    }
+
+    fn names(container: &str) -> Names<'_> {
+        Names { container, group: None, hostname: container }
     }
 
     fn network(tree: Value) -> Network {
@@ -262,7 +276,7 @@ mod tests {
         let all: Vec<String> =
             taken.iter().filter(|address| address.is_ipv4()).map(ToString::to_string).collect();
         assert_eq!(all, ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
-        let error = plan("f", "f", &[small], &[], &taken).unwrap_err();
+        let error = plan("f", names("f"), &[small], &[], &taken).unwrap_err();
         assert!(error.contains("container-networks.front.subnet4"), "{error}");
     }
 
@@ -296,7 +310,14 @@ mod tests {
         let front = network(json!({"subnet4": "10.0.0.0/24", "subnet6": "fd00::/64"}));
         let port = |text: &str| PublishedPort::try_from(text.to_owned()).unwrap();
         let ports = [port("8080:80"), port("[::1]:53:5353/udp")];
-        let plan = plan("web", "shop", std::slice::from_ref(&front), &ports, &BTreeSet::new()).unwrap();
+        let plan = plan(
+            "web",
+            Names { hostname: "shop", ..names("web") },
+            std::slice::from_ref(&front),
+            &ports,
+            &BTreeSet::new(),
+        )
+        .unwrap();
         let told = &plan.options;
         let identity = front.identity();
         assert_eq!(told["networks"][0]["name"], identity);

@@ -88,6 +88,16 @@ impl Places {
         self.run.join("secrets")
     }
 
+    /// The settings that it was started with, where an agent after this one may have to go on with them.
+    pub fn spec(&self) -> PathBuf {
+        self.run.join("spec.json")
+    }
+
+    /// Settings that it was to have, and that were refused.
+    pub fn refusal(&self) -> PathBuf {
+        self.run.join("refusal.json")
+    }
+
     /// What the agent knows of the container, for the agent after it.
     pub fn kept(&self) -> PathBuf {
         self.run.join("kept.json")

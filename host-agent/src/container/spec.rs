@@ -3,8 +3,10 @@
 use apiserver::agent::{ContainerKind, ContainerStatus};
 use serde::{Deserialize, Serialize};
 use settings::{
-    BootstrapContainer, Container, HostContainer, Identifier, Restart, SecretText, Settings, UserDataFile,
+    BootstrapContainer, Container, HostContainer, Identifier, Restart, SecretText, Settings, UpdateStrategy,
+    UserDataFile,
 };
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -82,6 +84,16 @@ impl Spec {
         }
     }
 
+    /// What tells one version of a container's settings from another. A hash, as they hold secrets.
+    pub fn hash(&self) -> String {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub fn starts_first(&self) -> bool {
+        self.container.update == Some(UpdateStrategy::StartFirst)
+    }
+
     pub fn reference(&self) -> String {
         self.container.image.as_ref().map(|image| image.as_str().to_owned()).unwrap_or_default()
     }
@@ -108,7 +120,8 @@ fn secrets(container: &Container, settings: &Settings) -> BTreeMap<String, Secre
     let named = container.env_secrets.iter().flatten().map(|(_, name)| name);
     let named = named.chain(container.secrets.iter().flatten());
     // A commit that leaves one of them out is refused.
-    let found = named.filter_map(|name| Some((name.to_string(), settings.secrets.as_ref()?.get(name)?.clone())));
+    let found =
+        named.filter_map(|name| Some((name.to_string(), settings.secrets.as_ref()?.get(name)?.clone())));
     found.collect()
 }
 
