@@ -70,3 +70,34 @@ fn readers_keep_nobody_out_who_acts() {
     assert_eq!(server.send(Method::PATCH, "/settings", r#"{"motd": "x"}"#).status, 204);
     drop(idle);
 }
+
+/// Not even who may change all settings is told; the agent is, which gives them to containers.
+#[test]
+fn secrets_of_containers_are_told_to_the_agent_alone() {
+    let server = Server::start();
+    let change = |secret: &str| json!({"secrets": {"db": secret}, "motd": secret.len().to_string()}).to_string();
+    server.send(Method::PATCH, "/settings", &change("hunter1"));
+    server.send(Method::POST, "/tx/commit", "");
+    server.send(Method::PATCH, "/settings?tx=t", &change("hunter22"));
+    for uri in [
+        "/",
+        "/settings",
+        "/settings?keys=settings.secrets.db",
+        "/settings?prefix=sec",
+        "/tx?tx=t",
+        "/generations",
+        "/generations/1",
+        "/generations/diff?from=0",
+    ] {
+        let answer = server.send(Method::GET, uri, "").text();
+        assert!(!answer.contains("hunter"), "{uri}: {answer}");
+    }
+    assert_eq!(server.get("/settings")["secrets"]["db"], "(not shown)");
+    assert_eq!(server.settings_for_the_agent()["secrets"]["db"], "hunter1");
+
+    // What was read is no secret when it is written again.
+    server.send(Method::PATCH, "/settings?tx=back", &server.get("/settings").to_string());
+    let refused = server.send(Method::POST, "/tx/commit?tx=back", "");
+    assert!(refused.status == 400 && refused.text().contains("leave it out"), "{}", refused.text());
+    assert_eq!(server.settings_for_the_agent()["secrets"]["db"], "hunter1");
+}
