@@ -42,7 +42,7 @@ impl Access {
             }
             (Self::ReadOnly, ["exec"]) => {
                 let reason =
-                    format!("running a process is not for this socket, which only reads: {elsewhere}");
+                    format!("running a process in a container, or copying its files, is not for this socket, which only reads: {elsewhere}");
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }
             (Self::ReadOnly, ["containers", _, "logs"]) => {

@@ -58,6 +58,8 @@ pub enum Request {
     },
     /// Answered with `Done` when the process runs; after that, frames of [`frames`](crate::exec::frames) go both ways.
     Exec(Exec),
+    /// The same, with a process of the node's that carries files.
+    Copy(Copy),
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
@@ -106,6 +108,34 @@ pub struct Exec {
     pub apart: bool,
     /// The user who asked for it, for the log; none from the host.
     pub asker: Option<u32>,
+}
+
+/// Files of a container that runs, as a tar stream: of its output, or of its input. What it says of them comes as what others write to
+/// stderr.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Copy {
+    pub name: String,
+    pub files: Files,
+    /// As in [`Exec`].
+    pub asker: Option<u32>,
+}
+
+/// Which files, and which way they go. Paths are the container's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Files {
+    /// Out of the container: what is there, and below that.
+    From { path: String },
+    /// Into it, as [`Place::find`](crate::files::unpack::Place::find) says.
+    Into { path: String, is_contents: bool },
+}
+
+impl Files {
+    pub fn path(&self) -> &str {
+        match self {
+            Self::From { path } | Self::Into { path, .. } => path,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

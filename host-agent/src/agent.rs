@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, Exec, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
+use apiserver::agent::{Copy, ErrorKind, Exec, Files, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -28,7 +28,7 @@ const ADMITTED: [u32; 2] = [0, 274];
 const MOST_CONNECTIONS: u32 = 64;
 /// Processes that are run in containers by hand at once. The API server admits fewer: others may ask the agent itself.
 const MOST_SESSIONS: usize = 20;
-/// Characters of a program's name that are told in the log.
+/// Characters of a program's name, or of a path, that are told in the log.
 const LONGEST_PROGRAM: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_secs(2);
@@ -110,7 +110,11 @@ impl Agent {
         let response = match serde_json::from_slice(&line) {
             Ok(Request::Exec(exec)) => match self.may_run(exec, &stream) {
                 // What runs it answers, and more: the connection is its own from there on.
-                Ok((exec, permit)) => return run(&exec, stream, permit),
+                Ok((exec, permit)) => return run(&exec.name, shim::exec(&exec, stream), permit),
+                Err((kind, message)) => Response::Error { kind, message },
+            },
+            Ok(Request::Copy(copy)) => match self.may_copy(copy, &stream) {
+                Ok((copy, permit)) => return run(&copy.name, shim::copy(&copy, stream), permit),
                 Err((kind, message)) => Response::Error { kind, message },
             },
             Ok(request) => self.answer(request, &stream).await,
@@ -131,14 +135,39 @@ impl Agent {
             return Err((ErrorKind::Failed, GONE.to_owned()));
         }
         exec.name = self.node.borrow().containers.running(&exec.name).map_err(refused)?;
-        let too_many = format!("{MOST_SESSIONS} processes run by exec already: end one of them first");
-        let permit = self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))?;
-        let asker = exec.asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"));
+        let permit = self.session()?;
+        let asker = name_of(exec.asker);
         // Not its arguments, which may be secret.
         let program = exec.command.first().map(String::as_str).unwrap_or_default();
         let program: String = program.chars().take(LONGEST_PROGRAM).collect();
         eprintln!("<5>container {}: {asker} runs {program:?} in it", exec.name);
         Ok((exec, permit))
+    }
+
+    /// The same for files.
+    fn may_copy(
+        &self,
+        mut copy: Copy,
+        asker: &UnixStream,
+    ) -> Result<(Copy, OwnedSemaphorePermit), (ErrorKind, String)> {
+        if has_gone(asker) {
+            return Err((ErrorKind::Failed, GONE.to_owned()));
+        }
+        copy.name = self.node.borrow().containers.running(&copy.name).map_err(refused)?;
+        let permit = self.session()?;
+        let (asker, path): (_, String) =
+            (name_of(copy.asker), copy.files.path().chars().take(LONGEST_PROGRAM).collect());
+        let way = match copy.files {
+            Files::From { .. } => "copies out of it",
+            Files::Into { .. } => "copies into it, to",
+        };
+        eprintln!("<5>container {}: {asker} {way} {path:?}", copy.name);
+        Ok((copy, permit))
+    }
+
+    fn session(&self) -> Result<OwnedSemaphorePermit, (ErrorKind, String)> {
+        let too_many = format!("{MOST_SESSIONS} processes run by exec and cp already: end one of them first");
+        self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))
     }
 
     async fn apply(
@@ -283,7 +312,7 @@ impl Agent {
             Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
             Request::Images { what } => self.of_images(what).await,
             // Answered by what runs it.
-            Request::Exec(_) => failed("a process is run on a connection of its own".to_owned()),
+            Request::Exec(_) | Request::Copy(_) => failed("a process is run on a connection of its own".to_owned()),
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {
@@ -320,16 +349,21 @@ fn has_gone(asker: &UnixStream) -> bool {
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
+/// Who asked for something, for the log.
+fn name_of(asker: Option<u32>) -> String {
+    asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"))
+}
+
 /// Within a `LocalSet`.
-fn run(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
-    match shim::exec(exec, connection) {
+fn run(name: &str, shim: std::io::Result<tokio::process::Child>, permit: OwnedSemaphorePermit) {
+    match shim {
         Ok(mut child) => {
             tokio::task::spawn_local(async move {
                 let _ = child.wait().await;
                 drop(permit);
             });
         }
-        Err(error) => eprintln!("<3>container {}: cannot start {}: {error}", exec.name, shim::SHIM),
+        Err(error) => eprintln!("<3>container {name}: cannot start {}: {error}", shim::SHIM),
     }
 }
 

@@ -5,6 +5,7 @@ mod blob;
 pub mod bundle;
 mod confinement;
 mod exec;
+pub mod files;
 pub mod health;
 pub mod image;
 pub mod images;
