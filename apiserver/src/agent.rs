@@ -48,7 +48,7 @@ pub enum Request {
         name: String,
         from: LogFrom,
     },
-    /// Stop or start a container by hand. Answered when that begins.
+    /// Stop, start, pause a container by hand. Answered when that begins.
     ContainerAction {
         name: String,
         action: ContainerAction,
@@ -537,6 +537,8 @@ pub enum ContainerState {
     Pulling,
     Starting,
     Running,
+    /// By hand: its processes are there, and do nothing until it is let go on, or ends.
+    Paused,
     BackOff,
     Exited,
     Failed,
@@ -553,6 +555,8 @@ pub enum ContainerAction {
     /// Nothing happens to one that runs, or is about to.
     Start,
     Restart,
+    Pause,
+    Unpause,
 }
 
 impl ContainerAction {
@@ -562,11 +566,14 @@ impl ContainerAction {
             Self::Stop => "stop",
             Self::Start => "start",
             Self::Restart => "restart",
+            Self::Pause => "pause",
+            Self::Unpause => "unpause",
         }
     }
 
     pub(crate) fn of_word(word: &str) -> Option<Self> {
-        [Self::Stop, Self::Start, Self::Restart].into_iter().find(|action| action.word() == word)
+        let all = [Self::Stop, Self::Start, Self::Restart, Self::Pause, Self::Unpause];
+        all.into_iter().find(|action| action.word() == word)
     }
 }
 

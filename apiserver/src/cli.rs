@@ -203,6 +203,10 @@ enum Container {
     Start { name: String },
     /// End a container, if it runs, and start it
     Restart { name: String },
+    /// Let all processes of a container do nothing, until it is unpaused, ends, or is stopped
+    Pause { name: String },
+    /// Let a paused container go on
+    Unpause { name: String },
 }
 
 /// Why a command did not do what was asked.
@@ -488,6 +492,12 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         }
         Command::Container(Container::Restart { name }) => {
             cli_container::act(api, name, ContainerAction::Restart).map(|()| format!("restarting {name}"))
+        }
+        Command::Container(Container::Pause { name }) => {
+            cli_container::act(api, name, ContainerAction::Pause).map(|()| format!("paused {name}"))
+        }
+        Command::Container(Container::Unpause { name }) => {
+            cli_container::act(api, name, ContainerAction::Unpause).map(|()| format!("{name} goes on"))
         }
         Command::Exec(_) => unreachable!(),
         Command::Update(command) => cli_update::run(api, command),

@@ -22,10 +22,11 @@ const SERVICE_STATES: [ServiceState; 7] = [
     ServiceState::Done,
     ServiceState::Failed,
 ];
-const CONTAINER_STATES: [ContainerState; 8] = [
+const CONTAINER_STATES: [ContainerState; 9] = [
     ContainerState::Pulling,
     ContainerState::Starting,
     ContainerState::Running,
+    ContainerState::Paused,
     ContainerState::BackOff,
     ContainerState::Exited,
     ContainerState::Failed,

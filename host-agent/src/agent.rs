@@ -153,7 +153,8 @@ impl Agent {
         if has_gone(asker) {
             return Err((ErrorKind::Failed, GONE.to_owned()));
         }
-        copy.name = self.node.borrow().containers.running(&copy.name).map_err(refused)?;
+        // What carries files is no process of the container's, and does not stand still with these.
+        copy.name = self.node.borrow().containers.alive(&copy.name).map_err(refused)?;
         let permit = self.session()?;
         let (asker, path): (_, String) =
             (name_of(copy.asker), copy.files.path().chars().take(LONGEST_PROGRAM).collect());

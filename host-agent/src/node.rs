@@ -129,6 +129,7 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
             ContainerState::Failed
                 | ContainerState::Exited
                 | ContainerState::BackOff
+                | ContainerState::Paused
                 | ContainerState::Stopped
         ) || unhealthy(container).is_some()
     });
@@ -150,6 +151,14 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
             subject: spec::key(&container.name),
             message: "it is essential, and was stopped by hand".to_owned(),
             hint: format!("apiclient container start {} starts it", container.name),
+        });
+    }
+    if container.state == ContainerState::Paused {
+        return container.essential.then(|| Problem {
+            source: "containers".to_owned(),
+            subject: spec::key(&container.name),
+            message: "it is essential, and was paused by hand".to_owned(),
+            hint: format!("apiclient container unpause {} lets it go on", container.name),
         });
     }
     let message = container.error.clone().or_else(|| unhealthy(container).map(container::health::said))?;
@@ -243,6 +252,9 @@ mod tests {
 
     #[test]
     fn one_that_was_stopped_by_hand_is_a_problem_if_it_is_essential() {
+        let paused = container_problem(&essential(ContainerState::Paused)).unwrap();
+        assert!(paused.hint.contains("container unpause"), "{paused:?}");
+        assert_eq!(health(&ready, &[essential(ContainerState::Paused)], true, true), Health::Degraded);
         let stopped = essential(ContainerState::Stopped);
         let problem = container_problem(&stopped).unwrap();
         assert_eq!(problem.hint, "apiclient container start web starts it");

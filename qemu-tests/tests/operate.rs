@@ -222,3 +222,80 @@ fn stop_quietly(node: &Node, name: &str) {
     let (code, said) = node.client(&["container", "stop", name]);
     assert_eq!(code, 0, "{said}");
 }
+
+#[test]
+fn one_that_is_paused_does_nothing_until_it_goes_on() {
+    let mut node = Node::new(Config::direct());
+    let kill = "
+        b=/usr/bin/busybox
+        until $b test -e /run/chaos; do $b sleep 0.5; done
+        $b kill -9 $($b cat /sys/fs/cgroup/system/host-agent/cgroup.procs)
+        echo \"<5>killed the agent\"
+        ";
+    install_in_slot_b(&mut node, "chaos", &kill.replace("/run/chaos", "/data/containers/web/upper/tmp/kill"));
+    node.config = node.config.clone().user_data(
+        r#"
+        [settings.containers.web]
+        image = "localhost/busybox"
+        essential = true
+        command = ["sh", "-c", "trap 'echo ended in order; exit 7' TERM; echo started; while :; do date +%s%N > /tmp/now; sleep 0.2; done"]
+        [settings.containers.web.health-check]
+        command = ["true"]
+        interval = 1
+        timeout = 1
+        retries = 2
+        "#,
+    );
+    node.start();
+    node.wait_until_healthy();
+    let now = |node: &Node| {
+        let output = node.client_command(&["container", "cp", "web:/tmp/now", "-"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let acts = |node: &Node, action: &str| {
+        let (code, said) = node.client(&["container", action, "web"]);
+        assert_eq!(code, 0, "{said}");
+    };
+    let pid = node.container("web").pid;
+    acts(&node, "pause");
+    acts(&node, "pause");
+    // Also of one that is paused files can be had: they say that it stands still.
+    let before = now(&node);
+    let (_, list) = node.client(&["container", "list"]);
+    assert!(list.contains("paused"), "{list}");
+    assert_eq!(node.status().health, Health::Degraded);
+    assert!(node.problems().contains("apiclient container unpause web lets it go on"), "{}", node.problems());
+    let refused = node.client_command(&["exec", "web", "true"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(255) && said.contains("apiclient container unpause web"), "{said}");
+    // Its health check would have failed twice by now, and the container would have been started again. Another agent leaves it so, too.
+    fs::write(node.path("kill"), "").unwrap();
+    assert_eq!(copy(&node, &node.path("kill").display().to_string(), "web:/tmp/kill").0, Some(0));
+    node.wait_for_console("killed the agent");
+    node.wait_for("the agent is back", Duration::from_secs(60), |node| {
+        (node.try_status()?.machine_id.len() == 32
+            && node.get("/services")["host-agent"]["restarts"].as_u64() >= Some(1)
+            && node.container("web").pid.is_some())
+        .then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(4));
+    let web = node.container("web");
+    assert_eq!((web.state, web.pid, web.restarts), (ContainerState::Paused, pid, 0));
+    assert_eq!(now(&node), before);
+    acts(&node, "unpause");
+    node.wait_until_healthy();
+    assert_eq!(node.container("web").pid, pid);
+    assert_ne!(now(&node), before);
+    // A stop reaches one that is paused.
+    acts(&node, "pause");
+    stop(&node);
+    assert!(node.logs("web").ends_with("ended in order\n"), "{}", node.logs("web"));
+    let (code, said) = node.client(&["container", "pause", "web"]);
+    assert!(code == 1 && said.contains("web does not run"), "{said}");
+    acts(&node, "start");
+    let next = runs(&node, pid);
+    acts(&node, "pause");
+    acts(&node, "restart");
+    runs(&node, next);
+}

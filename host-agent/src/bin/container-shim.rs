@@ -29,7 +29,7 @@ use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
-use host_agent::container::{files, inside, netavark, session, shim, spec};
+use host_agent::container::{files, freeze, inside, netavark, session, shim, spec};
 use host_agent::files::replace;
 
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
@@ -324,6 +324,8 @@ impl Shim {
                 streams.wait(signals, Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }));
             if asked && kill_at.is_none() {
                 let _ = kill(payload, ending.signal);
+                // Of one that is paused this is the first that it hears.
+                let _ = freeze::set(&self.places, false);
                 kill_at = Some(boottime_ms() + ending.grace);
             }
         }

@@ -16,7 +16,7 @@ use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
-use crate::container::{runtime, shim};
+use crate::container::{freeze, runtime, shim};
 
 /// Containers that are named to who asks for another.
 const MOST_NAMES: usize = 20;
@@ -53,9 +53,9 @@ pub enum Refused {
 
 /// Whether one that is to be started runs, or is about to.
 fn is_on_its_way(order: Order, state: Option<ContainerState>) -> bool {
-    use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+    use ContainerState::{BackOff, Exited, Failed, Paused, Pulling, Running, Starting, Stopped, Stopping};
     match (order, state) {
-        (Order::Run(_), Some(Pulling | Starting | Running | Stopping) | None) => true,
+        (Order::Run(_), Some(Pulling | Starting | Running | Paused | Stopping) | None) => true,
         // It waits, or has ended.
         (Order::Run(_), Some(BackOff | Exited | Failed | Stopped)) => false,
         (Order::Halt | Order::End, _) => false,
@@ -166,6 +166,9 @@ impl Manager {
             )));
         }
         let order = match action {
+            ContainerAction::Pause | ContainerAction::Unpause => {
+                return self.freeze(name, action == ContainerAction::Pause);
+            }
             ContainerAction::Stop => Order::Halt,
             ContainerAction::Start if is_on_its_way(*task.order.borrow(), state) => return Ok(()),
             ContainerAction::Start | ContainerAction::Restart => {
@@ -177,13 +180,39 @@ impl Manager {
         Ok(())
     }
 
-    /// The whole name of a container that runs. As with Bottlerocket, a host container is also known without its group.
+    /// Has a container that runs do nothing, or go on.
+    fn freeze(&self, name: &str, is_paused: bool) -> Result<(), Refused> {
+        let name = self.alive(name)?;
+        let word = if is_paused { "pause" } else { "unpause" };
+        freeze::set(&Places::of(&name), is_paused)
+            .map_err(|error| Refused::Conflict(format!("cannot {word} {name}, which may be ending: {error}")))?;
+        if let Some((_, status)) = self.statuses.borrow_mut().get_mut(&name) {
+            status.state = if is_paused { ContainerState::Paused } else { ContainerState::Running };
+        }
+        eprintln!("<5>container {name}: {word}d by hand");
+        // Its keeper is to look.
+        self.tasks.get(&name).iter().for_each(|task| task.order.send_modify(|_| ()));
+        Ok(())
+    }
+
+    /// The whole name of a container that runs and is not paused. As with Bottlerocket, a host container is also known without its group.
     pub fn running(&self, name: &str) -> Result<String, Refused> {
+        let name = self.alive(name)?;
+        match self.status(&name).map(|status| status.state) {
+            Some(ContainerState::Paused) => Err(Refused::Conflict(format!(
+                "{name} is paused, and a process in it would be too: apiclient container unpause {name} lets it go on"
+            ))),
+            _ => Ok(name),
+        }
+    }
+
+    /// The same, also of one that is paused.
+    pub fn alive(&self, name: &str) -> Result<String, Refused> {
         let of_host = format!("host-containers.{name}");
         let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
         let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
         let name = status.name;
-        if status.state == ContainerState::Running {
+        if matches!(status.state, ContainerState::Running | ContainerState::Paused) {
             return Ok(name);
         }
         let how = match status.state {
@@ -193,6 +222,7 @@ impl Manager {
                 "it has ended, and waits for its next start: apiclient container logs shows why"
             }
             ContainerState::Running
+            | ContainerState::Paused
             | ContainerState::Exited
             | ContainerState::Failed
             | ContainerState::Stopped => "apiclient container start starts it",
@@ -298,11 +328,12 @@ mod tests {
 
     #[test]
     fn a_start_does_not_disturb_what_is_on_its_way() {
-        use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+        use ContainerState::{BackOff, Exited, Failed, Paused, Pulling, Running, Starting, Stopped, Stopping};
         for (order, state, expected) in [
             (Order::Run(0), Pulling, true),
             (Order::Run(1), Starting, true),
             (Order::Run(0), Running, true),
+            (Order::Run(0), Paused, true),
             (Order::Run(0), Stopping, true),
             // Started at once, and not when its time comes.
             (Order::Run(0), BackOff, false),
@@ -324,6 +355,7 @@ mod tests {
             ("web", ContainerState::Running),
             ("host-containers.admin", ContainerState::Running),
             ("db", ContainerState::BackOff),
+            ("held", ContainerState::Paused),
         ] {
             let status = json!({
                 "name": name, "image": "i", "state": state, "pid": null, "exit-code": null, "restarts": 0, "delay-ms": null,
@@ -336,8 +368,11 @@ mod tests {
         assert_eq!(manager.running("admin"), Ok("host-containers.admin".to_owned()));
         let Err(Refused::Conflict(waits)) = manager.running("db") else { panic!() };
         assert!(waits.starts_with("db does not run: it has ended, and waits"), "{waits}");
+        let Err(Refused::Conflict(paused)) = manager.running("held") else { panic!() };
+        assert!(paused.contains("apiclient container unpause held"), "{paused}");
+        assert_eq!(manager.alive("held"), Ok("held".to_owned()));
         let Err(Refused::Unknown(unknown)) = manager.running("wbe") else { panic!() };
-        assert!(unknown.ends_with("there are db, host-containers.admin, web"), "{unknown}");
+        assert!(unknown.ends_with("there are db, held, host-containers.admin, web"), "{unknown}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod bundle;
 mod confinement;
 mod exec;
 pub mod files;
+pub mod freeze;
 pub mod health;
 pub mod image;
 pub mod images;
