@@ -51,6 +51,12 @@ impl Access {
                 );
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }
+            (Self::ReadOnly, ["containers", _, "top"]) => {
+                let reason = format!(
+                    "what processes were started with may be secret, which this socket does not show: {elsewhere}"
+                );
+                Err(Refusal::new(StatusCode::FORBIDDEN, reason))
+            }
             (Self::ReadOnly, ["images", "inspect"]) => {
                 let reason = format!(
                     "what an image says of itself may hold secrets, which this socket does not show: {elsewhere}"

@@ -38,6 +38,10 @@ pub enum Request {
     Metrics,
     /// What containers that run use.
     ContainerStats,
+    /// The processes of a container that runs.
+    ContainerProcesses {
+        name: String,
+    },
     /// What a container wrote, as much of it as an answer holds.
     ContainerLogs {
         name: String,
@@ -153,6 +157,7 @@ pub enum Response {
     ContainerStats {
         containers: Vec<ContainerStats>,
     },
+    ContainerProcesses(ContainerProcesses),
     Logs {
         text: String,
     },
@@ -338,6 +343,36 @@ pub struct ContainerStats {
     /// Of block devices since its start.
     pub io_read_bytes: u64,
     pub io_written_bytes: u64,
+}
+
+/// Processes of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerProcesses {
+    /// By their numbers in the container.
+    pub processes: Vec<ContainerProcess>,
+    /// How many there are beside these.
+    pub more: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerProcess {
+    /// As the container sees it.
+    pub pid: u32,
+    /// As the node does.
+    pub node_pid: u32,
+    /// As the container sees it.
+    pub uid: u32,
+    /// A letter, as ps(1) has it: R runs, S sleeps, D waits for a disk, T is stopped, Z has ended.
+    pub state: String,
+    pub threads: u64,
+    /// Milliseconds of processors since its start.
+    pub cpu_ms: u64,
+    /// What of its memory is there, as `VmRSS` counts it.
+    pub memory_bytes: u64,
+    /// With its arguments, as it says itself; its name in brackets when it says none. At most 1 KiB.
+    pub command: String,
 }
 
 /// An image that the node has, or is to have.

@@ -194,6 +194,13 @@ enum Container {
         #[arg(long)]
         json: bool,
     },
+    /// Processes of a container that runs: as it and as the node number them, user, state, time of processors, memory, command
+    Top {
+        name: String,
+        /// As the node tells them, as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Copy files and folders out of a container that runs, or into it
     #[command(visible_alias = "copy")]
     Cp(Copy),
@@ -485,6 +492,7 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Container(Container::Stats { name, json }) => {
             cli_container::stats(api, name.as_deref(), *json)
         }
+        Command::Container(Container::Top { name, json }) => cli_container::top(api, name, *json),
         Command::Container(Container::Cp(copy)) => cli_copy::copy(api, copy),
         Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
         Command::Container(Container::Start { name }) => {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::images::{self, Images};
 use crate::container::record::Places;
-use crate::container::{log, manager, shim};
+use crate::container::{log, manager, processes, shim};
 use crate::figures;
 use crate::init;
 use crate::node::Node;
@@ -278,6 +278,13 @@ impl Agent {
                 }
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
             },
+            Request::ContainerProcesses { name } => {
+                let alive = self.node.borrow().containers.alive(&name);
+                match alive.map_err(refused) {
+                    Ok(name) => of_processes(&name).await,
+                    Err((kind, message)) => Response::Error { kind, message },
+                }
+            }
             // Who follows over a restart of the agent is not to take it for the container's end.
             Request::FollowContainerLogs { name, .. } if self.is_to_come(&name) => {
                 failed(format!("{name} has not begun yet: try again when the node has started"))
@@ -334,6 +341,19 @@ impl Agent {
             Request::Reboot | Request::PowerOff if has_gone(asker) => failed(GONE.to_owned()),
             Request::Reboot => self.end(&InitRequest::Reboot).await,
             Request::PowerOff => self.end(&InitRequest::PowerOff).await,
+        }
+    }
+}
+
+/// The processes of a container that runs.
+async fn of_processes(name: &str) -> Response {
+    let group = Places::of(name).group.join("payload");
+    let listed = tokio::task::spawn_blocking(move || processes::list(&group));
+    match timeout(PATIENCE, listed).await {
+        Ok(Ok(found)) => Response::ContainerProcesses(found),
+        Ok(Err(error)) => failed(error.to_string()),
+        Err(_) => {
+            failed(format!("a process of {name} kept the node waiting for {} s: it is not told", PATIENCE.as_secs()))
         }
     }
 }

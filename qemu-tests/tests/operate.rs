@@ -140,6 +140,14 @@ fn files_are_copied_out_and_in() {
         mkfifo "d/$(printf 'pipe\033[31m')"; mkdir secret; echo secret > secret/file; chmod 000 secret secret/file
         ln -s /../../../../usr/lib/os-release out; ln -s /tmp/d/a in; (while :; do echo more; done > grows) & echo $! > pid; sleep 1; cksum < d/sub/big"#,
     );
+    // Its processes, one of which was given words that are none.
+    shell(&node, "web", r#"sh -c 'sleep 300; :' "$(printf '\033[2Jx\n1 1 0')" >/dev/null 2>&1 & sleep 1"#);
+    let (code, top) = node.client(&["container", "top", "web"]);
+    assert!(code == 0 && top.contains(r"sh -c sleep 300; : \u{1b}[2Jx\n1 1 0"), "{top}");
+    let pid = node.container("web").pid.unwrap().to_string();
+    let first: Vec<&str> = top.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(first[..4], ["1", &pid, "1000", "S"], "{top}");
+    assert!(top.lines().nth(1).unwrap().ends_with("  sleep 1000000"), "{top}");
     // Out: the tree as it is, and a link as a link.
     let (code, said) = copy(&node, "web:/tmp/d", &here("d"));
     assert!(code == Some(0) && said.contains("copied 3 files, 2.9 MiB"), "{said}");

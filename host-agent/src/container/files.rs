@@ -122,7 +122,7 @@ fn enter(places: &Places) -> io::Result<()> {
 }
 
 /// Whether `/proc/PID/cgroup` says that a process is of a group, or of one below it.
-fn is_of(groups: &str, group: &Path) -> bool {
+pub(super) fn is_of(groups: &str, group: &Path) -> bool {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"));
     path.is_some_and(|path| Path::new(path).starts_with(group))
 }

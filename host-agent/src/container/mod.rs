@@ -18,6 +18,7 @@ pub mod manager;
 pub mod netavark;
 pub mod networks;
 mod process;
+pub mod processes;
 pub mod profile;
 pub mod pull;
 pub mod record;
