@@ -60,6 +60,8 @@ pub enum Request {
     Images {
         what: ImageRequest,
     },
+    /// What is being pulled, by hand and for containers.
+    Pulls,
     /// Answered with `Done` when the process runs; after that, frames of [`frames`](crate::exec::frames) go both ways.
     Exec(Exec),
     /// The same, with a process of the node's that carries files.
@@ -166,6 +168,9 @@ pub enum Response {
         images: Vec<ImageStatus>,
     },
     Image(Box<ImageDetails>),
+    Pulls {
+        pulls: BTreeMap<String, PullProgress>,
+    },
     RemovedImages {
         removed: Vec<RemovedImage>,
     },
@@ -394,6 +399,36 @@ pub struct ImageStatus {
     pub used_by: Vec<String>,
     /// Why it could not be pulled, or not pulled again.
     pub error: Option<String>,
+    /// While its layers come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PullProgress {
+    pub phase: PullPhase,
+    /// Of its layers, as the registry keeps them; with what an attempt before had brought.
+    pub bytes: u64,
+    pub total_bytes: u64,
+    pub layers: u64,
+    pub total_layers: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPhase {
+    Downloading,
+    /// All layers are there.
+    Unpacking,
+}
+
+impl PullProgress {
+    /// Per cent of its bytes.
+    pub fn share(&self) -> u64 {
+        self.bytes.saturating_mul(100).checked_div(self.total_bytes).unwrap_or(100).min(100)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -525,6 +560,9 @@ pub struct ContainerStatus {
     /// Its own addresses, with networks of its own and while it runs; those of its first network come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
+    /// While the layers of its image come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
 }
 
 impl ContainerStatus {

@@ -16,6 +16,7 @@ mod cli_explain;
 mod cli_image;
 mod cli_page;
 mod cli_progress;
+mod cli_pull;
 mod cli_terminal;
 mod cli_trial;
 mod cli_update;

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::images::{self, Images};
 use crate::container::record::Places;
-use crate::container::{log, manager, processes, shim};
+use crate::container::{log, manager, processes, progress, shim};
 use crate::figures;
 use crate::init;
 use crate::node::Node;
@@ -317,6 +317,7 @@ impl Agent {
                     }
                 }
             }
+            Request::Pulls => Response::Pulls { pulls: progress::all() },
             Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
             Request::Images { what } => self.of_images(what).await,
             // Answered by what runs it.

@@ -168,6 +168,7 @@ impl Keeper {
             health: None,
             waits_for: None,
             addresses: Vec::new(),
+            pull: None,
         }
     }
 

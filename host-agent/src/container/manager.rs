@@ -16,7 +16,7 @@ use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::spec::Spec;
-use crate::container::{freeze, runtime, shim};
+use crate::container::{freeze, progress, runtime, shim};
 
 /// Containers that are named to who asks for another.
 const MOST_NAMES: usize = 20;
@@ -82,7 +82,12 @@ struct Task {
 
 impl Manager {
     pub fn statuses(&self) -> Vec<ContainerStatus> {
-        self.statuses.borrow().values().map(|(_, status)| status.clone()).collect()
+        let told = |status: &ContainerStatus| {
+            let is_pulled = status.state == ContainerState::Pulling;
+            let pull = is_pulled.then(|| progress::of(&status.image)).flatten();
+            ContainerStatus { pull, ..status.clone() }
+        };
+        self.statuses.borrow().values().map(|(_, status)| told(status)).collect()
     }
 
     pub fn status(&self, name: &str) -> Option<ContainerStatus> {

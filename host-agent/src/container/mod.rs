@@ -20,6 +20,7 @@ pub mod networks;
 mod process;
 pub mod processes;
 pub mod profile;
+pub mod progress;
 pub mod pull;
 pub mod record;
 pub mod restart;
