@@ -45,12 +45,18 @@ impl Access {
             }
             (Self::ReadOnly, ["exec"]) => {
                 let reason =
-                    format!("running a process is not for this socket, which only reads: {elsewhere}");
+                    format!("running a process in a container, or copying its files, is not for this socket, which only reads: {elsewhere}");
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }
             (Self::ReadOnly, ["containers", _, "logs"]) => {
                 let reason = format!(
                     "a container's log may hold secrets, which this socket does not show: {elsewhere}"
+                );
+                Err(Refusal::new(StatusCode::FORBIDDEN, reason))
+            }
+            (Self::ReadOnly, ["containers", _, "top"]) => {
+                let reason = format!(
+                    "what processes were started with may be secret, which this socket does not show: {elsewhere}"
                 );
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }

@@ -38,6 +38,10 @@ pub enum Request {
     Metrics,
     /// What containers that run use.
     ContainerStats,
+    /// The processes of a container that runs.
+    ContainerProcesses {
+        name: String,
+    },
     /// What a container wrote, as much of it as an answer holds.
     ContainerLogs {
         name: String,
@@ -48,7 +52,7 @@ pub enum Request {
         name: String,
         from: LogFrom,
     },
-    /// Stop or start a container by hand. Answered when that begins.
+    /// Stop, start, pause a container by hand. Answered when that begins.
     ContainerAction {
         name: String,
         action: ContainerAction,
@@ -56,8 +60,12 @@ pub enum Request {
     Images {
         what: ImageRequest,
     },
+    /// What is being pulled, by hand and for containers.
+    Pulls,
     /// Answered with `Done` when the process runs; after that, frames of [`frames`](crate::exec::frames) go both ways.
     Exec(Exec),
+    /// The same, with a process of the node's that carries files.
+    Copy(Copy),
     UpdateStatus,
     /// Look for updates. Answered when that begins; how it went is in the status.
     RefreshUpdates,
@@ -108,6 +116,34 @@ pub struct Exec {
     pub asker: Option<u32>,
 }
 
+/// Files of a container that runs, as a tar stream: of its output, or of its input. What it says of them comes as what others write to
+/// stderr.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Copy {
+    pub name: String,
+    pub files: Files,
+    /// As in [`Exec`].
+    pub asker: Option<u32>,
+}
+
+/// Which files, and which way they go. Paths are the container's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Files {
+    /// Out of the container: what is there, and below that.
+    From { path: String },
+    /// Into it, as [`Place::find`](crate::files::unpack::Place::find) says.
+    Into { path: String, is_contents: bool },
+}
+
+impl Files {
+    pub fn path(&self) -> &str {
+        match self {
+            Self::From { path } | Self::Into { path, .. } => path,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum Response {
@@ -123,6 +159,7 @@ pub enum Response {
     ContainerStats {
         containers: Vec<ContainerStats>,
     },
+    ContainerProcesses(ContainerProcesses),
     Logs {
         text: String,
     },
@@ -131,6 +168,9 @@ pub enum Response {
         images: Vec<ImageStatus>,
     },
     Image(Box<ImageDetails>),
+    Pulls {
+        pulls: BTreeMap<String, PullProgress>,
+    },
     RemovedImages {
         removed: Vec<RemovedImage>,
     },
@@ -310,6 +350,36 @@ pub struct ContainerStats {
     pub io_written_bytes: u64,
 }
 
+/// Processes of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerProcesses {
+    /// By their numbers in the container.
+    pub processes: Vec<ContainerProcess>,
+    /// How many there are beside these.
+    pub more: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerProcess {
+    /// As the container sees it.
+    pub pid: u32,
+    /// As the node does.
+    pub node_pid: u32,
+    /// As the container sees it.
+    pub uid: u32,
+    /// A letter, as ps(1) has it: R runs, S sleeps, D waits for a disk, T is stopped, Z has ended.
+    pub state: String,
+    pub threads: u64,
+    /// Milliseconds of processors since its start.
+    pub cpu_ms: u64,
+    /// What of its memory is there, as `VmRSS` counts it.
+    pub memory_bytes: u64,
+    /// With its arguments, as it says itself; its name in brackets when it says none. At most 1 KiB.
+    pub command: String,
+}
+
 /// An image that the node has, or is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -329,6 +399,36 @@ pub struct ImageStatus {
     pub used_by: Vec<String>,
     /// Why it could not be pulled, or not pulled again.
     pub error: Option<String>,
+    /// While its layers come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PullProgress {
+    pub phase: PullPhase,
+    /// Of its layers, as the registry keeps them; with what an attempt before had brought.
+    pub bytes: u64,
+    pub total_bytes: u64,
+    pub layers: u64,
+    pub total_layers: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPhase {
+    Downloading,
+    /// All layers are there.
+    Unpacking,
+}
+
+impl PullProgress {
+    /// Per cent of its bytes.
+    pub fn share(&self) -> u64 {
+        self.bytes.saturating_mul(100).checked_div(self.total_bytes).unwrap_or(100).min(100)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -472,6 +572,9 @@ pub struct ContainerStatus {
     /// Its own addresses, with networks of its own and while it runs; those of its first network come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
+    /// While the layers of its image come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
 }
 
 impl ContainerStatus {
@@ -539,6 +642,8 @@ pub enum ContainerState {
     Pulling,
     Starting,
     Running,
+    /// By hand: its processes are there, and do nothing until it is let go on, or ends.
+    Paused,
     BackOff,
     Exited,
     Failed,
@@ -557,6 +662,8 @@ pub enum ContainerAction {
     /// Nothing happens to one that runs, or is about to.
     Start,
     Restart,
+    Pause,
+    Unpause,
 }
 
 impl ContainerAction {
@@ -566,11 +673,14 @@ impl ContainerAction {
             Self::Stop => "stop",
             Self::Start => "start",
             Self::Restart => "restart",
+            Self::Pause => "pause",
+            Self::Unpause => "unpause",
         }
     }
 
     pub(crate) fn of_word(word: &str) -> Option<Self> {
-        [Self::Stop, Self::Start, Self::Restart].into_iter().find(|action| action.word() == word)
+        let all = [Self::Stop, Self::Start, Self::Restart, Self::Pause, Self::Unpause];
+        all.into_iter().find(|action| action.word() == word)
     }
 }
 

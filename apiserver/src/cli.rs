@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::agent::{ContainerAction, ContainerStatus, Status};
 use crate::cli_colour::Colour;
 use crate::cli_container;
+use crate::cli_copy::{self, Copy};
 use crate::cli_diff;
 use crate::cli_edit;
 use crate::cli_exec::{self, Exec};
@@ -86,7 +87,7 @@ enum Command {
     PowerOff,
     /// Health of the node and what is wrong with it
     Status,
-    /// Containers, what they wrote, and stopping and starting them
+    /// Containers, what they wrote, their files, and stopping and starting them
     #[command(subcommand, alias = "containers")]
     Container(Container),
     /// Images that containers have, or are to have
@@ -193,12 +194,26 @@ enum Container {
         #[arg(long)]
         json: bool,
     },
+    /// Processes of a container that runs: as it and as the node number them, user, state, time of processors, memory, command
+    Top {
+        name: String,
+        /// As the node tells them, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy files and folders out of a container that runs, or into it
+    #[command(visible_alias = "copy")]
+    Cp(Copy),
     /// End a container; it stays stopped until it is started, its settings change, or the node restarts
     Stop { name: String },
     /// Start a container that was stopped, has ended, or waits for its next start
     Start { name: String },
     /// End a container, if it runs, and start it
     Restart { name: String },
+    /// Let all processes of a container do nothing, until it is unpaused, ends, or is stopped
+    Pause { name: String },
+    /// Let a paused container go on
+    Unpause { name: String },
 }
 
 /// Why a command did not do what was asked.
@@ -477,12 +492,20 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
         Command::Container(Container::Stats { name, json }) => {
             cli_container::stats(api, name.as_deref(), *json)
         }
+        Command::Container(Container::Top { name, json }) => cli_container::top(api, name, *json),
+        Command::Container(Container::Cp(copy)) => cli_copy::copy(api, copy),
         Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
         Command::Container(Container::Start { name }) => {
             cli_container::act(api, name, ContainerAction::Start).map(|()| format!("starting {name}"))
         }
         Command::Container(Container::Restart { name }) => {
             cli_container::act(api, name, ContainerAction::Restart).map(|()| format!("restarting {name}"))
+        }
+        Command::Container(Container::Pause { name }) => {
+            cli_container::act(api, name, ContainerAction::Pause).map(|()| format!("paused {name}"))
+        }
+        Command::Container(Container::Unpause { name }) => {
+            cli_container::act(api, name, ContainerAction::Unpause).map(|()| format!("{name} goes on"))
         }
         Command::Exec(_) => unreachable!(),
         Command::Update(command) => cli_update::run(api, command),

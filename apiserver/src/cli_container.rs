@@ -4,8 +4,10 @@ use hyper::Method;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::agent::{ContainerAction, ContainerState, ContainerStats, ContainerStatus};
-use crate::cli::{Api, Failure, encode, refused};
+use crate::agent::{
+    ContainerAction, ContainerProcess, ContainerProcesses, ContainerState, ContainerStats, ContainerStatus,
+};
+use crate::cli::{Api, Failure, encode, pretty, refused};
 use crate::client;
 
 /// Between two looks at a container that is being stopped.
@@ -126,6 +128,43 @@ fn table(before: &[ContainerStats], after: &[ContainerStats]) -> String {
     text
 }
 
+/// The processes of a container.
+pub(crate) fn top(api: &Api, name: &str, json: bool) -> Result<String, Failure> {
+    let found = api.get(&format!("/containers/{}/top", encode(name)))?;
+    if json {
+        return Ok(pretty(&found));
+    }
+    Ok(processes(&api.read(found)?))
+}
+
+fn processes(found: &ContainerProcesses) -> String {
+    let mut text = format!(
+        "{:>7} {:>8} {:>6} STATE {:>7} {:>10} {:>10}  COMMAND\n",
+        "PID", "NODE PID", "USER", "THREADS", "CPU TIME", "MEMORY"
+    );
+    for ContainerProcess { pid, node_pid, uid, state, threads, cpu_ms, memory_bytes, command } in &found.processes {
+        let time = format!("{:.1} s", *cpu_ms as f64 / 1e3);
+        text.push_str(&format!(
+            "{pid:>7} {node_pid:>8} {uid:>6} {state:<5} {threads:>7} {time:>10} {:>10}  {}\n",
+            bytes(*memory_bytes),
+            plain(command)
+        ));
+    }
+    if found.more > 0 {
+        text.push_str(&format!("and {} more\n", found.more));
+    }
+    text
+}
+
+/// Without what would move the cursor, or turn the text around: a process calls itself what it likes.
+fn plain(text: &str) -> String {
+    let shown = |character: char| match character {
+        '"' | '\'' | '\\' => character.to_string(),
+        other => other.escape_debug().to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
 /// Per cent of one processor between two looks; none of one that was started again meanwhile.
 fn busy(before: &ContainerStats, after: &ContainerStats) -> Option<f64> {
     let used = after.cpu_us.checked_sub(before.cpu_us)?;
@@ -144,6 +183,33 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_a_table_whatever_they_call_themselves() {
+        let process = |pid, command: &str| ContainerProcess {
+            pid,
+            node_pid: 900 + pid,
+            uid: 33,
+            state: "S".to_owned(),
+            threads: 2,
+            cpu_ms: 1250,
+            memory_bytes: 3 << 19,
+            command: command.to_owned(),
+        };
+        let hostile = "\u{1b}[2J\rls \u{202e}\"ä\"\n 1 root";
+        let found = ContainerProcesses { processes: vec![process(1, "nginx -g"), process(12, hostile)], more: 3 };
+        let shown = processes(&found);
+        let rows: Vec<String> =
+            shown.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            rows,
+            [
+                "1 901 33 S 2 1.2 s 1.5 MiB nginx -g",
+                r#"12 912 33 S 2 1.2 s 1.5 MiB \u{1b}[2J\rls \u{202e}"ä"\n 1 root"#,
+                "and 3 more",
+            ]
+        );
+    }
 
     #[test]
     fn what_containers_use_is_a_table() {

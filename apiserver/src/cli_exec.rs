@@ -28,7 +28,7 @@ use crate::exec::messages::{
 /// What `apiclient` ends with when the process did not run, or nobody knows how it ended; as ssh does.
 const FAILED: u8 = 255;
 /// Bytes of input in one message.
-const PIECE: usize = 16 << 10;
+pub(crate) const PIECE: usize = 16 << 10;
 /// So often the node is told that we are there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A node that says nothing for so long is gone: it says something every 2 s.
@@ -59,11 +59,16 @@ pub(crate) struct Exec {
 /// Runs it. The exit code is the process's own, or [`FAILED`].
 pub(crate) fn exec(api: &Api, exec: &Exec) -> ExitCode {
     let has_terminal = exec.tty || (!exec.no_tty && cli_terminal::is_whole());
-    let ended = runtime(&api.endpoint).map_err(|error| error.to_string()).and_then(|runtime| {
-        let ended = runtime.block_on(run(api, exec, has_terminal));
-        runtime.shutdown_background();
-        ended
-    });
+    let tty = has_terminal.then(|| Tty { size: cli_terminal::size() });
+    let (command, target) = (exec.command.clone(), exec.name.clone());
+    let length = length(&command);
+    let ended = match length > LONGEST_COMMAND {
+        true => Err(too_long(length)),
+        false => {
+            let initialize = Initialize { command, target, tty, extended: true, files: None };
+            run(api, initialize, read_input, Output::begin)
+        }
+    };
     // The terminal is as it was again.
     match ended {
         Ok(code) => ExitCode::from(code),
@@ -76,12 +81,27 @@ pub(crate) fn exec(api: &Api, exec: &Exec) -> ExitCode {
 
 type Sink = SplitSink<WebSocketStream<TokioIo<Upgraded>>, Message>;
 
-async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
+/// Runs what `initialize` says to its end: its exit code. Input and output begin when it does.
+pub(crate) fn run(
+    api: &Api,
+    initialize: Initialize,
+    input: impl FnOnce() -> mpsc::Receiver<Bytes>,
+    output: impl FnOnce() -> Output,
+) -> Result<u8, String> {
+    let runtime = runtime(&api.endpoint).map_err(|error| error.to_string())?;
+    let ended = runtime.block_on(converse(api, initialize, input, output));
+    runtime.shutdown_background();
+    ended
+}
+
+async fn converse(
+    api: &Api,
+    initialize: Initialize,
+    read_input: impl FnOnce() -> mpsc::Receiver<Bytes>,
+    begin_output: impl FnOnce() -> Output,
+) -> Result<u8, String> {
     let endpoint = &api.endpoint;
-    let length = length(&exec.command);
-    if length > LONGEST_COMMAND {
-        return Err(too_long(length));
-    }
+    let has_terminal = initialize.tty.is_some();
     let upgraded = open_websocket(endpoint, "/exec", api.timeout).await.map_err(|error| error.to_string())?;
     let upgraded = upgraded.map_err(|answer| match answer.status {
         404 => "the node knows no exec: it runs an older version".to_owned(),
@@ -98,14 +118,13 @@ async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| format!("cannot take signals: {error}"))?;
     let node = Node { sink: Mutex::new(sink) };
-    let tty = has_terminal.then(|| Tty { size: cli_terminal::size() });
-    let (command, target) = (exec.command.clone(), exec.name.clone());
-    node.tell(&FromClient::Initialize(Initialize { command, target, tty, extended: true })).await?;
+    node.tell(&FromClient::Initialize(initialize)).await?;
     let (capacity, mut known) = watch::channel(None::<Capacity>);
     // Each direction waits for its own: a process that does not read must not keep what it writes.
     let output = async {
         // From when the process runs.
         let mut output: Option<Output> = None;
+        let mut begin_output = Some(begin_output);
         let mut raw = None;
         let mut failed = None;
         let ended = loop {
@@ -116,8 +135,8 @@ async fn run(api: &Api, exec: &Exec, has_terminal: bool) -> Result<u8, String> {
                 Received::Nothing => {}
                 Received::Failed(reason) => failed = Some(reason),
                 Received::Capacity(told) => {
-                    if output.is_none() {
-                        output = Some(Output::begin());
+                    if let Some(begin) = begin_output.take() {
+                        output = Some(begin());
                         if has_terminal {
                             let begun = Raw::begin();
                             raw = begun.map_err(|error| format!("cannot change the terminal: {error}"))?;
@@ -260,7 +279,7 @@ fn closed(close: Option<CloseFrame>) -> Result<u8, String> {
 }
 
 /// The standard input, read by a thread that waits for as long as it likes: nobody waits for the thread.
-fn read_input() -> mpsc::Receiver<Bytes> {
+pub(crate) fn read_input() -> mpsc::Receiver<Bytes> {
     let (pieces, input) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
@@ -280,17 +299,16 @@ fn read_input() -> mpsc::Receiver<Bytes> {
     input
 }
 
-/// The standard output and error, written by a thread.
-struct Output {
+/// What the process writes, taken by a thread: the next piece waits for it.
+pub(crate) struct Output {
     pieces: mpsc::Sender<(Stream, Bytes)>,
     ended: oneshot::Receiver<()>,
 }
 
 impl Output {
+    /// To the standard output and error.
     fn begin() -> Self {
-        let (pieces, mut output) = mpsc::channel::<(Stream, Bytes)>(4);
-        let (end, ended) = oneshot::channel();
-        std::thread::spawn(move || {
+        Self::to(|mut output| {
             while let Some((stream, data)) = output.blocking_recv() {
                 let written = match stream {
                     Stream::Output => write(io::stdout().lock(), &data),
@@ -300,7 +318,15 @@ impl Output {
                     break;
                 }
             }
-            drop(output);
+        })
+    }
+
+    /// Until `take` returns, or there is nothing more.
+    pub(crate) fn to(take: impl FnOnce(mpsc::Receiver<(Stream, Bytes)>) + Send + 'static) -> Self {
+        let (pieces, output) = mpsc::channel(4);
+        let (end, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            take(output);
             let _ = end.send(());
         });
         Self { pieces, ended }

@@ -3,12 +3,14 @@
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Value, json};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use crate::agent::{ImageDetails, ImageState, ImageStatus, RemovedImage};
 use crate::cli::{Api, Failure, encode, pretty};
 use crate::cli_container::bytes;
-use crate::cli_progress::Progress;
+use crate::cli_progress::show;
+use crate::cli_pull::{Log, pulled};
 
 /// Between two looks at an image that is being pulled.
 const LOOK: Duration = Duration::from_millis(500);
@@ -112,15 +114,31 @@ fn freed(removed: &[RemovedImage]) -> String {
 
 /// Begins a pull, and waits for its end, however long the node goes on with it.
 fn pull(api: &Api, reference: &str) -> Result<String, Failure> {
+    let pulled = wait_for_pull(api, reference);
+    // Of the line that was written over and over.
+    show("");
+    pulled
+}
+
+fn wait_for_pull(api: &Api, reference: &str) -> Result<String, Failure> {
     api.send(Method::POST, &format!("/images/pull?reference={}", encode(reference)), None)?;
-    let _progress = Progress::begin(&api.endpoint, "pulling");
-    let mut answered = Instant::now();
+    let (begun, is_watched) = (Instant::now(), std::io::stderr().is_terminal());
+    let (mut answered, mut log) = (begun, Log::begin(begun));
     loop {
         let list = api.get("/images").and_then(|list| api.read::<Vec<ImageStatus>>(list));
         let image = list.map(|list| list.into_iter().find(|image| image.reference == reference));
         match image {
             Ok(Some(image)) => match (image.state, image.error) {
-                (ImageState::Pulling, _) => answered = Instant::now(),
+                (ImageState::Pulling, error) => {
+                    answered = Instant::now();
+                    // What went wrong is tried again: that is told while nothing comes.
+                    let far = image.pull.as_ref().map(pulled).or(error).unwrap_or_default();
+                    if is_watched {
+                        show(&format!("pulling, {} s · {far}", begun.elapsed().as_secs()));
+                    } else if let Some(line) = image.pull.and_then(|pull| log.line(answered, &pull)) {
+                        eprintln!("{reference}: {line}");
+                    }
+                }
                 (ImageState::Pulled | ImageState::Preloaded, None) => {
                     let size = image.bytes.map_or(String::new(), |size| format!(", {}", bytes(size)));
                     let digest = image.digest.unwrap_or_default();
@@ -230,6 +248,7 @@ mod tests {
             bytes: Some(3 << 19),
             pulled_at: Some("2026-01-31T12:00:00Z".to_owned()),
             pinned: false,
+            pull: None,
             used_by: Vec::new(),
             error: None,
         }

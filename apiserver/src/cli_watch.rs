@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use crate::agent::PullProgress;
 use crate::cli::{Api, Failure, encode};
 use crate::cli_colour::Colour;
 use crate::cli_explain::parts;
+use crate::cli_pull::pulled;
 use crate::client::{Event, Stream};
 
 #[derive(Args)]
@@ -15,7 +17,7 @@ pub(crate) struct Watch {
     /// Only commits that change this key, or what is below it: what it was and what it is
     key: Option<String>,
     /// Only events of these kinds
-    #[arg(long, value_name = "KIND", value_delimiter = ',', conflicts_with = "key", value_parser = ["commit", "apply", "service", "container", "update"])]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', conflicts_with = "key", value_parser = ["commit", "apply", "service", "container", "pull", "update"])]
     events: Vec<String>,
     /// A JSON object on each line
     #[arg(long)]
@@ -215,6 +217,10 @@ fn told(kind: &str, data: &Value) -> String {
                 }
             }
             line
+        }
+        "pull" => {
+            let pull = serde_json::from_value::<PullProgress>(data.clone());
+            format!("{}: {}", text("reference"), pull.map_or("is over".to_owned(), |pull| pulled(&pull)))
         }
         "update" => {
             let version = data["version"].as_str().map(|version| format!("{version}: ")).unwrap_or_default();

@@ -26,6 +26,7 @@ const CONTAINER_STATES: [ContainerState; 9] = [
     ContainerState::Pulling,
     ContainerState::Starting,
     ContainerState::Running,
+    ContainerState::Paused,
     ContainerState::BackOff,
     ContainerState::Exited,
     ContainerState::Failed,

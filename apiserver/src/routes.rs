@@ -28,7 +28,9 @@
 //! | `GET /metrics` | *figures in OpenMetrics text: see `metrics`* |
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
 //! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
+//! | `GET /containers/NAME/top` | *its processes, at most 1000: 404; 409 for one that does not run; not told at the socket that only reads* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
+//! | `POST /containers/NAME/pause`, `…/unpause` | *204: its processes do nothing, or go on; 404; 409 for one that does not run* |
 //! | `GET /images`, `GET /images/inspect?reference=R` | *images, with size, time and who uses them; one of them with what its maker says of it* |
 //! | `POST /images/pull?reference=R` | *204: begins; it is kept until it is removed; how it goes on is in the list; 409 for one of the system* |
 //! | `DELETE /images?reference=R`, `POST /images/prune?all=true` | *removes one (409 while containers have it), or all that none has; with `all` those too that were pulled by hand; what was removed* |
@@ -256,6 +258,13 @@ async fn route(
                 _ => Err(unexpected()),
             }
         }
+        (&Method::GET, ["containers", name, "top"]) => {
+            let name = (*name).to_owned();
+            match ask_agent(state, &agent::Request::ContainerProcesses { name }).await? {
+                agent::Response::ContainerProcesses(processes) => Ok(reply::json(&processes)),
+                _ => Err(unexpected()),
+            }
+        }
         (&Method::GET, ["containers", name, "logs"]) => {
             let (name, start) = ((*name).to_owned(), log::start(&query)?);
             // That it is neither true nor false; who follows was answered before.
@@ -328,9 +337,12 @@ const KNOWN: &[(&str, &str)] = &[
     ("containers", "GET"),
     ("containers/stats", "GET"),
     ("containers/NAME/logs", "GET"),
+    ("containers/NAME/top", "GET"),
     ("containers/NAME/stop", "POST"),
     ("containers/NAME/start", "POST"),
     ("containers/NAME/restart", "POST"),
+    ("containers/NAME/pause", "POST"),
+    ("containers/NAME/unpause", "POST"),
     ("images", "GET, DELETE"),
     ("images/inspect", "GET"),
     ("images/pull", "POST"),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::agent::init_status::Problem;
 use crate::agent::{ContainerState, ContainerStatus, ContainerUpdate, Health, Status, TimeStatus};
 use crate::cli_colour::Colour;
+use crate::cli_pull::pulled;
 use crate::store::Listed;
 
 /// What the server can say without the host agent.
@@ -113,6 +114,9 @@ pub(crate) fn list(containers: &[ContainerStatus]) -> String {
             container.image,
             if container.superpowered { " (superpowered)" } else { "" }
         ));
+        if let Some(pull) = &container.pull {
+            text.push_str(&format!("    {}\n", pulled(pull)));
+        }
         if let Some(error) = &container.error {
             text.push_str(&format!("    {error}\n"));
         }

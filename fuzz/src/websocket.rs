@@ -1,7 +1,7 @@
 //! What somebody sends who has opened a websocket for `GET /exec`: the real server, and an agent that is only pretended.
 
 use apiserver::access::Access;
-use apiserver::agent::{Exec, Request};
+use apiserver::agent::{Copy, Exec, Request};
 use apiserver::exec::frames::{FromAgent, ToAgent};
 use std::cell::RefCell;
 use std::fs;
@@ -36,14 +36,16 @@ fn prepared() -> (tempfile::TempDir, Runtime) {
 /// What came to the agent.
 #[derive(Debug, Default)]
 struct Heard {
-    asked: Option<Exec>,
+    asked: Option<Request>,
     frames: Vec<ToAgent>,
 }
 
 pub(crate) fn check(input: &[u8]) {
     let (Heard { asked, frames }, answer) = converse(input);
-    if let Some(exec) = &asked {
-        is_allowed(exec);
+    match &asked {
+        Some(Request::Exec(exec)) => is_allowed(exec),
+        Some(Request::Copy(copy)) => may_be_copied(copy),
+        _ => {}
     }
     assert!(asked.is_some() || frames.is_empty());
     let ends = frames.iter().position(|frame| *frame == ToAgent::EndOfInput);
@@ -99,7 +101,7 @@ async fn pretend(listener: UnixListener, heard: Rc<RefCell<Heard>>) {
     let (mut from, mut line) = (BufReader::new(from), Vec::new());
     let _ = from.read_until(b'\n', &mut line).await;
     match serde_json::from_slice(&line) {
-        Ok(Request::Exec(exec)) => heard.borrow_mut().asked = Some(exec),
+        Ok(request @ (Request::Exec(_) | Request::Copy(_))) => heard.borrow_mut().asked = Some(request),
         other => panic!("the agent was asked for something else: {other:?}"),
     }
     let _ = to.write_all(b"{\"result\":\"done\"}\n").await;
@@ -116,11 +118,21 @@ async fn pretend(listener: UnixListener, heard: Rc<RefCell<Heard>>) {
     }
 }
 
+fn is_name(name: &str) {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "-.".contains(character);
+    assert!(!name.is_empty() && name.chars().all(plain), "{name:?}");
+    assert!(!name.contains("..") && !name.starts_with('.'), "{name:?}");
+}
+
+fn may_be_copied(copy: &Copy) {
+    is_name(&copy.name);
+    let path = copy.files.path();
+    assert!(!path.is_empty() && path.len() < 4096 && !path.contains('\0'), "{path:?}");
+}
+
 /// The agent need not look at it again.
 fn is_allowed(exec: &Exec) {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "-.".contains(character);
-    assert!(!exec.name.is_empty() && exec.name.chars().all(plain), "{:?}", exec.name);
-    assert!(!exec.name.contains("..") && !exec.name.starts_with('.'), "{:?}", exec.name);
+    is_name(&exec.name);
     let length: usize = exec.command.iter().map(String::len).sum();
     assert!(length <= 12 << 10 && exec.command.first().is_some_and(|program| !program.is_empty()));
     assert!(!exec.command.iter().any(|word| word.contains('\0')));
@@ -159,10 +171,14 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let terminal = text(
         r#"{"Initialize":{"command":[{"Unix":[115,104]}],"target":"host-containers.admin","tty":{"size":{"rows":24,"cols":80}},"extended":true}}"#,
     );
+    let copy = text(
+        r#"{"Initialize":{"command":[],"target":"web","tty":null,"extended":true,"files":{"Into":{"path":"/srv","is_contents":true}}}}"#,
+    );
     let (input, end) = (frame(0x82, b"hello"), text("\"ContentComplete\""));
     vec![
         [begin.as_slice(), &input, &end].concat(),
         [terminal.as_slice(), &text(r#"{"Winch":{"rows":50,"cols":132}}"#), &input, &end].concat(),
+        [copy.as_slice(), &input, &end].concat(),
         [begin.as_slice(), &input.repeat(40)].concat(),
         [begin.as_slice(), &frame(0x02, b"a"), &frame(0x00, b"b"), &frame(0x80, b"c"), &end].concat(),
         [begin.as_slice(), &frame(0x89, b"ping"), &frame(0x8a, b""), &frame(0x88, &[3, 232])].concat(),
@@ -180,7 +196,8 @@ mod tests {
     #[test]
     fn an_example_comes_to_the_agent_and_back() {
         let (heard, answer) = converse(&seeds()[0]);
-        assert_eq!(heard.asked.unwrap().command, ["ls"]);
+        let Some(Request::Exec(exec)) = heard.asked else { panic!() };
+        assert_eq!(exec.command, ["ls"]);
         assert_eq!(heard.frames, [ToAgent::Input(b"hello".to_vec()), ToAgent::EndOfInput]);
         // The output, and the exit code as the reason of the closing.
         assert!(answer.ends_with(b"\x82\x05hello\x88\x03\x03\xe80"), "{}", String::from_utf8_lossy(&answer));

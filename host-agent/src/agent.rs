@@ -1,6 +1,6 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{ErrorKind, Exec, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
+use apiserver::agent::{Copy, ErrorKind, Exec, Files, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::apply::Applier;
 use crate::container::images::{self, Images};
 use crate::container::record::Places;
-use crate::container::{log, manager, shim};
+use crate::container::{log, manager, processes, progress, shim};
 use crate::figures;
 use crate::init;
 use crate::node::Node;
@@ -28,7 +28,7 @@ const ADMITTED: [u32; 2] = [0, 274];
 const MOST_CONNECTIONS: u32 = 64;
 /// Processes that are run in containers by hand at once. The API server admits fewer: others may ask the agent itself.
 const MOST_SESSIONS: usize = 20;
-/// Characters of a program's name that are told in the log.
+/// Characters of a program's name, or of a path, that are told in the log.
 const LONGEST_PROGRAM: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_secs(2);
@@ -110,7 +110,11 @@ impl Agent {
         let response = match serde_json::from_slice(&line) {
             Ok(Request::Exec(exec)) => match self.may_run(exec, &stream) {
                 // What runs it answers, and more: the connection is its own from there on.
-                Ok((exec, permit)) => return run(&exec, stream, permit),
+                Ok((exec, permit)) => return run(&exec.name, shim::exec(&exec, stream), permit),
+                Err((kind, message)) => Response::Error { kind, message },
+            },
+            Ok(Request::Copy(copy)) => match self.may_copy(copy, &stream) {
+                Ok((copy, permit)) => return run(&copy.name, shim::copy(&copy, stream), permit),
                 Err((kind, message)) => Response::Error { kind, message },
             },
             Ok(request) => self.answer(request, &stream).await,
@@ -131,14 +135,40 @@ impl Agent {
             return Err((ErrorKind::Failed, GONE.to_owned()));
         }
         exec.name = self.node.borrow().containers.running(&exec.name).map_err(refused)?;
-        let too_many = format!("{MOST_SESSIONS} processes run by exec already: end one of them first");
-        let permit = self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))?;
-        let asker = exec.asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"));
+        let permit = self.session()?;
+        let asker = name_of(exec.asker);
         // Not its arguments, which may be secret.
         let program = exec.command.first().map(String::as_str).unwrap_or_default();
         let program: String = program.chars().take(LONGEST_PROGRAM).collect();
         eprintln!("<5>container {}: {asker} runs {program:?} in it", exec.name);
         Ok((exec, permit))
+    }
+
+    /// The same for files.
+    fn may_copy(
+        &self,
+        mut copy: Copy,
+        asker: &UnixStream,
+    ) -> Result<(Copy, OwnedSemaphorePermit), (ErrorKind, String)> {
+        if has_gone(asker) {
+            return Err((ErrorKind::Failed, GONE.to_owned()));
+        }
+        // What carries files is no process of the container's, and does not stand still with these.
+        copy.name = self.node.borrow().containers.alive(&copy.name).map_err(refused)?;
+        let permit = self.session()?;
+        let (asker, path): (_, String) =
+            (name_of(copy.asker), copy.files.path().chars().take(LONGEST_PROGRAM).collect());
+        let way = match copy.files {
+            Files::From { .. } => "copies out of it",
+            Files::Into { .. } => "copies into it, to",
+        };
+        eprintln!("<5>container {}: {asker} {way} {path:?}", copy.name);
+        Ok((copy, permit))
+    }
+
+    fn session(&self) -> Result<OwnedSemaphorePermit, (ErrorKind, String)> {
+        let too_many = format!("{MOST_SESSIONS} processes run by exec and cp already: end one of them first");
+        self.sessions.clone().try_acquire_owned().map_err(|_| (ErrorKind::Busy, too_many))
     }
 
     async fn apply(
@@ -248,6 +278,13 @@ impl Agent {
                 }
                 Err(error) => failed(format!("PID 1 does not answer: {error}")),
             },
+            Request::ContainerProcesses { name } => {
+                let alive = self.node.borrow().containers.alive(&name);
+                match alive.map_err(refused) {
+                    Ok(name) => of_processes(&name).await,
+                    Err((kind, message)) => Response::Error { kind, message },
+                }
+            }
             // Who follows over a restart of the agent is not to take it for the container's end.
             Request::FollowContainerLogs { name, .. } if self.is_to_come(&name) => {
                 failed(format!("{name} has not begun yet: try again when the node has started"))
@@ -281,10 +318,11 @@ impl Agent {
                     }
                 }
             }
+            Request::Pulls => Response::Pulls { pulls: progress::all() },
             Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
             Request::Images { what } => self.of_images(what).await,
             // Answered by what runs it.
-            Request::Exec(_) => failed("a process is run on a connection of its own".to_owned()),
+            Request::Exec(_) | Request::Copy(_) => failed("a process is run on a connection of its own".to_owned()),
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {
@@ -309,6 +347,19 @@ impl Agent {
     }
 }
 
+/// The processes of a container that runs.
+async fn of_processes(name: &str) -> Response {
+    let group = Places::of(name).group.join("payload");
+    let listed = tokio::task::spawn_blocking(move || processes::list(&group));
+    match timeout(PATIENCE, listed).await {
+        Ok(Ok(found)) => Response::ContainerProcesses(found),
+        Ok(Err(error)) => failed(error.to_string()),
+        Err(_) => {
+            failed(format!("a process of {name} kept the node waiting for {} s: it is not told", PATIENCE.as_secs()))
+        }
+    }
+}
+
 const GONE: &str = "whoever asked for this waits no longer";
 
 /// Whether nobody waits for the answer. PID 1 keeps the socket over restarts of this process: a request may have lain there for
@@ -321,16 +372,21 @@ fn has_gone(asker: &UnixStream) -> bool {
         && asked[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
+/// Who asked for something, for the log.
+fn name_of(asker: Option<u32>) -> String {
+    asker.map_or("the host".to_owned(), |uid| format!("uid {uid}"))
+}
+
 /// Within a `LocalSet`.
-fn run(exec: &Exec, connection: UnixStream, permit: OwnedSemaphorePermit) {
-    match shim::exec(exec, connection) {
+fn run(name: &str, shim: std::io::Result<tokio::process::Child>, permit: OwnedSemaphorePermit) {
+    match shim {
         Ok(mut child) => {
             tokio::task::spawn_local(async move {
                 let _ = child.wait().await;
                 drop(permit);
             });
         }
-        Err(error) => eprintln!("<3>container {}: cannot start {}: {error}", exec.name, shim::SHIM),
+        Err(error) => eprintln!("<3>container {name}: cannot start {}: {error}", shim::SHIM),
     }
 }
 

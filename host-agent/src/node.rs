@@ -130,6 +130,7 @@ fn health(init: &NodeStatus, containers: &[ContainerStatus], applied: bool, noth
             ContainerState::Failed
                 | ContainerState::Exited
                 | ContainerState::BackOff
+                | ContainerState::Paused
                 | ContainerState::Stopped
         ) || unhealthy(container).is_some()
     });
@@ -160,6 +161,14 @@ fn container_problem(container: &ContainerStatus) -> Option<Problem> {
             message: format!("its new settings are not taken, and it runs on with those before: {error}"),
             hint: "change them, or set them back; the same are tried again only at the node's next start"
                 .to_owned(),
+        });
+    }
+    if container.state == ContainerState::Paused {
+        return container.essential.then(|| Problem {
+            source: "containers".to_owned(),
+            subject: spec::key_of(container),
+            message: "it is essential, and was paused by hand".to_owned(),
+            hint: format!("apiclient container unpause {} lets it go on", container.name),
         });
     }
     let message = container.error.clone().or_else(|| unhealthy(container).map(container::health::said))?;
@@ -237,6 +246,7 @@ mod tests {
             replica_of: None,
             runs_once: false,
             addresses: Vec::new(),
+            pull: None,
         }
     }
 
@@ -257,6 +267,9 @@ mod tests {
 
     #[test]
     fn one_that_was_stopped_by_hand_is_a_problem_if_it_is_essential() {
+        let paused = container_problem(&essential(ContainerState::Paused)).unwrap();
+        assert!(paused.hint.contains("container unpause"), "{paused:?}");
+        assert_eq!(health(&ready, &[essential(ContainerState::Paused)], true, true), Health::Degraded);
         let stopped = essential(ContainerState::Stopped);
         let problem = container_problem(&stopped).unwrap();
         assert_eq!(problem.hint, "apiclient container start web starts it");

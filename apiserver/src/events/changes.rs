@@ -75,6 +75,7 @@ mod tests {
             replica_of: None,
             runs_once: false,
             addresses: Vec::new(),
+            pull: None,
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `apply` | `{"generation": 3, "error": null, "steps": [{"name": "motd", "error": null, "files": ["/run/etc/motd"], "services": [], "again": false}]}`; `error`: why there are no steps |
 //! | `service` | `{"name", "old": state, "new": state, "pid", "restarts", "last-exit"}`; null for none |
 //! | `container` | `{"name", "old": state, "new": state, "restarts", "exit-code", "error"}`; null for none |
+//! | `pull` | `{"reference", "phase", "bytes", "total-bytes", "layers", "total-layers"}`: of an image whose layers come, when a further tenth of its bytes is there or its phase is another one; `phase` null: it is over, and containers and images tell how |
 //! | `update` | `{"version", "old": state, "new": state, "way", "error"}`: of the system; the states of `GET /updates/status`, `working` while a command runs, and `good`, `rolled-back` or `reverted` once a version has proven itself or not |
 //! | `lost` | `{"count": 5}`: events that this listener was too slow for; null when it is not known how many |
 //!
@@ -14,6 +15,7 @@
 
 mod changes;
 pub(crate) mod log;
+mod pulls;
 mod ring;
 mod stream;
 mod update;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::changes;
+use super::pulls::Told;
 use super::update::{self, UpdateSeen};
 use crate::agent::init_status::ServiceStatus;
 use crate::agent::{ContainerStatus, Request, Response};
@@ -21,6 +22,7 @@ struct Seen {
     containers: Option<Vec<ContainerStatus>>,
     update: Option<UpdateSeen>,
     outcomes: Option<Vec<UpdateOutcome>>,
+    pulls: Told,
 }
 
 /// Begins to look, unless somebody does already. Ends when nobody listens any more.
@@ -52,6 +54,10 @@ async fn look(state: &RefCell<State>, seen: &mut Seen) {
         let old = seen.containers.replace(containers.clone());
         let changes = old.map(|old| changes::containers(&old, &containers)).unwrap_or_default();
         changes.iter().for_each(|data| events.push("container", data));
+    }
+    // That one goes on is of use also to who has just begun to listen.
+    if let Ok(Response::Pulls { pulls }) = ask_agent(state, &Request::Pulls).await {
+        seen.pulls.look(&pulls).iter().for_each(|data| events.push("pull", data));
     }
     let status = ask_agent(state, &Request::UpdateStatus).await;
     let update = match status {

@@ -5,11 +5,14 @@ use std::ffi::OsString;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::frames::{LARGEST, Size};
+use crate::agent::Files;
 
 /// Messages of input that may be on their way from a client to a process; each is at most [`LARGEST`] bytes long.
 pub(crate) const MOST_OUTSTANDING: u64 = 16;
 /// Bytes of a command with its arguments: JSON makes up to four of one, and all of it is in one message.
 pub(crate) const LONGEST_COMMAND: usize = 12 << 10;
+/// Bytes of a path in a container, as the kernel takes it (PATH_MAX).
+pub(crate) const LONGEST_PATH: usize = 4095;
 /// The reason of a closing frame has two bytes less than a control frame has (RFC 6455, section 5.5).
 const LONGEST_REASON: usize = 123;
 
@@ -29,6 +32,9 @@ pub(crate) struct Initialize {
     /// text before the closing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) extended: bool,
+    /// Also beyond Bottlerocket's: no command, but files of the container as a tar stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) files: Option<Files>,
 }
 
 /// What output was written to, by the number of its descriptor.
@@ -113,6 +119,7 @@ mod tests {
                 target: "admin".into(),
                 tty,
                 extended: false,
+                files: None,
             })
         };
         let size = Size { rows: 24, cols: 80 };

@@ -16,6 +16,10 @@
 //! With `"extended": true` in `Initialize`, which Bottlerocket does not know, messages of output begin with a byte, 1 for stdout and 2 for
 //! stderr, and before it closes with anything but 1000 the server sends `{"Failed": "why"}`: the reason of a closing has but 123 bytes.
 //!
+//! With `"files": {"From": {"path": "/etc"}}` or `"files": {"Into": {"path": "/srv", "is_contents": false}}` in such an `Initialize`, in place
+//! of a command, output or input are a tar stream of files of the container. It is the same route as they need the same: input that waits
+//! for who takes it, either end's going, errors that come after the beginning, which an answer of HTTP cannot tell.
+//!
 //! The API server reads what the client sends, under its sandbox, and hands it to the agent in [`frames`]; a shim of the agent's runs the
 //! process. Nobody keeps more than what is on its way: who does not read makes the one before it wait.
 

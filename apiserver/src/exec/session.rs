@@ -28,8 +28,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::frames::{FromAgent, Size, ToAgent};
 use super::messages::{
-    Capacity, FromClient, FromServer, Initialize, LONGEST_COMMAND, MOST_OUTSTANDING, Stream, length, limits,
-    reason, too_long,
+    Capacity, FromClient, FromServer, Initialize, LONGEST_COMMAND, LONGEST_PATH, MOST_OUTSTANDING, Stream,
+    length, limits, reason, too_long,
 };
 use crate::access::Client;
 use crate::agent;
@@ -277,11 +277,25 @@ async fn initialize(socket: &mut Socket) -> Result<Initialize, Close> {
 }
 
 /// What the agent is asked for. What cannot be is refused here.
-fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close> {
-    let Initialize { command, target, tty, extended } = initialize;
+fn request(initialize: Initialize, client: Client) -> Result<agent::Request, Close> {
+    let Initialize { command, target, tty, extended, files } = initialize;
     if !is_name(&target) {
         let text = "it is not the name of a container, such as web or host-containers.admin";
         return Err(Close::failed(format!("{:?}: {text}", target.chars().take(80).collect::<String>())));
+    }
+    if let Some(files) = files {
+        if !extended || tty.is_some() || !command.is_empty() {
+            return Err(Close::failed(
+                "files are copied without a command and without a terminal, and \"extended\" is true",
+            ));
+        }
+        let path = files.path();
+        if path.is_empty() || path.len() > LONGEST_PATH || path.contains('\0') {
+            return Err(Close::failed(format!(
+                "a path in a container has 1 to {LONGEST_PATH} bytes, and none of them is zero"
+            )));
+        }
+        return Ok(agent::Request::Copy(agent::Copy { name: target, files, asker: client.peer.uid }));
     }
     let length = length(&command);
     if length > LONGEST_COMMAND {
@@ -297,13 +311,13 @@ fn request(initialize: Initialize, client: Client) -> Result<agent::Exec, Close>
         return Err(Close::failed("a word of the command holds a zero byte"));
     }
     let terminal = tty.map(|tty| tty.size.unwrap_or(USUAL_SIZE));
-    Ok(agent::Exec {
+    Ok(agent::Request::Exec(agent::Exec {
         name: target,
         command,
         apart: extended && terminal.is_none(),
         terminal,
         asker: client.peer.uid,
-    })
+    }))
 }
 
 /// Of `settings.containers`, or with its group before it.
@@ -320,11 +334,11 @@ fn is_name(text: &str) -> bool {
 /// Has the agent run it.
 async fn start(
     agent: &Path,
-    request: &agent::Exec,
+    request: &agent::Request,
 ) -> Result<(BufReader<OwnedReadHalf>, OwnedWriteHalf), Close> {
     let exchange = async {
         let (from, mut to) = connect_unix(agent).await?.into_split();
-        let mut line = serde_json::to_vec(&agent::Request::Exec(request.clone()))?;
+        let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         to.write_all(&line).await?;
         let (mut from, mut answer) = (BufReader::new(from), Vec::new());

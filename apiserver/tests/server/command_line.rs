@@ -1,6 +1,6 @@
 //! `apiclient` as a person or a script meets it.
 
-use apiserver::agent::{ApplyOutcome, ImageRequest, Request, Response};
+use apiserver::agent::{ApplyOutcome, ContainerProcesses, ImageRequest, Request, Response};
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -117,7 +117,7 @@ fn mistakes_made_by_hand_are_told_with_the_key_and_a_way_out() {
 /// An agent with nothing to complain of.
 fn content(request: Request) -> String {
     // A frame: it has ended, with 0.
-    let more = if matches!(request, Request::Exec(_)) { "x\0\0\0\u{1}\0" } else { "" };
+    let more = if matches!(request, Request::Exec(_) | Request::Copy(_)) { "x\0\0\0\u{1}\0" } else { "" };
     let line = answer(&match request {
         Request::Apply { generation, .. } => {
             Response::Apply(ApplyOutcome { generation, ..Default::default() })
@@ -127,6 +127,9 @@ fn content(request: Request) -> String {
                 "name": "web", "image": "a", "state": "stopped", "restarts": 0, "delays-ms": [], "essential": false
             });
             Response::Containers { containers: vec![serde_json::from_value(web).unwrap()] }
+        }
+        Request::ContainerProcesses { .. } => {
+            Response::ContainerProcesses(ContainerProcesses { processes: Vec::new(), more: 0 })
         }
         Request::ContainerStats => Response::ContainerStats { containers: Vec::new() },
         Request::Services => Response::Services { services: Vec::new() },
@@ -162,6 +165,7 @@ fn all_work(lines: &[&str]) {
     let dir = server.dir.path();
     std::fs::write(dir.join("settings.toml"), "[settings.dns]\nsearch-list = [\"example.com\"]\n").unwrap();
     std::fs::write(dir.join("network.toml"), "[settings.network]\nhostname = \"tried\"\n").unwrap();
+    std::fs::create_dir(dir.join("site")).unwrap();
     for line in lines {
         // The editor of the reader is not there, and who watches does so until it is enough.
         let line = line.replace("EDITOR=vi", "EDITOR=true");

@@ -62,6 +62,8 @@ fn containers_are_stopped_and_started_by_hand_and_what_refuses_says_why() {
         ("/containers/web/stop", 204, ""),
         ("/containers/web/start", 204, ""),
         ("/containers/web/restart", 204, ""),
+        ("/containers/web/pause", 204, ""),
+        ("/containers/web/unpause", 204, ""),
         ("/containers/bootstrap-containers.a/stop", 409, "at a boot only"),
         ("/containers/wbe/stop", 404, "there are web"),
         ("/containers/web/logs", 405, "it has GET"),
@@ -73,9 +75,10 @@ fn containers_are_stopped_and_started_by_hand_and_what_refuses_says_why() {
     }
     let asked = asked.lock().unwrap();
     let of_web: Vec<_> = asked.iter().filter(|(name, _)| name == "web").map(|(_, action)| *action).collect();
-    assert_eq!(of_web, [ContainerAction::Stop, ContainerAction::Start, ContainerAction::Restart]);
+    use ContainerAction::{Pause, Restart, Start, Stop, Unpause};
+    assert_eq!(of_web, [Stop, Start, Restart, Pause, Unpause]);
     // What is no action is not asked of the agent.
-    assert_eq!(asked.len(), 5);
+    assert_eq!(asked.len(), 7);
 }
 
 /// The agent has three pieces, of which one comes later, and is gone for a moment; then the container is gone.

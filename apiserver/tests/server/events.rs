@@ -219,6 +219,7 @@ fn running(name: &str) -> ContainerStatus {
         replica_of: None,
         runs_once: false,
         addresses: Vec::new(),
+        pull: None,
     }
 }
 

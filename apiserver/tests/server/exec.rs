@@ -1,9 +1,10 @@
 //! A process in a container, by a websocket: the client, the server, and an agent that is only pretended.
 
-use apiserver::agent::{ErrorKind, Exec, Request, Response};
+use apiserver::agent::{Copy, ErrorKind, Exec, Files, Request, Response};
 use apiserver::exec::frames::{FromAgent, Size, ToAgent};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -382,4 +383,96 @@ fn a_terminal_is_handed_over_with_its_size_and_is_afterwards_as_it_was() {
     ));
     assert!(said.contains("-isig,-icanon,"), "it was not raw: {said}");
     assert!(said.contains("code 143") && said.trim_end().ends_with("isig, icanon,"), "{said}");
+}
+
+/// Answers a copy with this archive, these words and this exit code, once all input has come; what was asked for, and the input.
+fn copier(server: &Server, archive: Vec<u8>, words: &'static str, code: u8) -> Receiver<(Copy, Vec<u8>)> {
+    let listener = UnixListener::bind(server.dir.path().join("agent.sock")).unwrap();
+    let (told, asked) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let Ok(Request::Copy(copy)) = serde_json::from_str(&line) else { panic!("asked for {line}") };
+            let exec = Exec { name: String::new(), command: vec![], terminal: None, apart: true, asker: None };
+            let mut session = Session { exec, stream: stream.into_inner() };
+            session.stream.write_all(answer(&Response::Done).as_bytes()).unwrap();
+            let mut input = Vec::new();
+            while let (Files::Into { .. }, Some(ToAgent::Input(data))) = (&copy.files, session.receive()) {
+                input.extend(data);
+                session.send(&FromAgent::Taken);
+            }
+            archive.chunks(10_000).for_each(|piece| session.send(&FromAgent::Output(piece.to_vec())));
+            session.send(&FromAgent::Errors(words.as_bytes().to_vec()));
+            session.send(&FromAgent::Exited(code));
+            let _ = told.send((copy, input));
+        }
+    });
+    asked
+}
+
+fn archive(names: &[&str]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for name in names {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_mode(0o4755);
+        header.set_size(30_000);
+        header.set_cksum();
+        builder.append(&header, &[7; 30_000][..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn copy(server: &Server, from: &Path, to: &Path) -> (Option<i32>, String) {
+    let [from, to] = [from, to].map(|path| path.to_str().unwrap());
+    let output = server.client(&["container", "cp", from, to]);
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn files_go_both_ways_and_what_comes_stays_in_its_folder() {
+    let server = Server::start();
+    let asked = copier(&server, archive(&["dir/a", "../out", "dir/b"]), "", 0);
+    let here = tempfile::tempdir().unwrap();
+    let to = here.path().join("to");
+    let (code, said) = copy(&server, Path::new("web:/srv/."), &to);
+    assert!(code == Some(1) && said.contains(r#""../out": it leads out of the folder"#), "{said}");
+    assert!(to.join("dir/a").exists() && std::fs::read_dir(here.path()).unwrap().count() == 1);
+    let (asked_for, _) = asked.recv().unwrap();
+    assert_eq!(asked_for.files, Files::From { path: "/srv/.".to_owned() });
+    assert_eq!(asked_for.asker, Some(nix::unistd::getuid().as_raw()));
+    // In: more than may be on its way at once.
+    std::fs::write(to.join("large"), vec![1; 3 << 20]).unwrap();
+    let (code, said) = copy(&server, &to, Path::new("web:/srv"));
+    assert!(code == Some(0) && said.contains("copied 2 files, 3.0 MiB"), "{said}");
+    let (asked_for, input) = asked.recv().unwrap();
+    assert_eq!(asked_for.files, Files::Into { path: "/srv".to_owned(), is_contents: false });
+    let mut names: Vec<String> = tar::Archive::new(input.as_slice())
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["to", "to/dir", "to/dir/a", "to/large"]);
+    let (code, said) = copy(&server, Path::new("a:/b"), Path::new("b:/c"));
+    assert!(code == Some(2) && said.contains("one of the two is in a container"), "{said}");
+}
+
+#[test]
+fn what_the_node_cannot_copy_is_told_in_its_words() {
+    let server = Server::start();
+    let words = "left out \"a\u{1b}\": it is a pipe\n\"/srv/b\": No space left on device\n";
+    let _asked = copier(&server, archive(&["a"]), words, 1);
+    let here = tempfile::tempdir().unwrap();
+    let (code, said) = copy(&server, Path::new("web:/srv"), here.path());
+    assert_eq!((code, said.as_str()), (Some(1), "apiclient: left out \"a\": it is a pipe\n\"/srv/b\": No space left on device\n"));
+    // What it says when it is done is told too.
+    let server = Server::start();
+    let _asked = copier(&server, archive(&["a"]), "left out \"b\": it is a device\n", 0);
+    let (code, said) = copy(&server, Path::new("web:/a"), &here.path().join("new"));
+    assert!(code == Some(0) && said.contains("copied 1 file, 29.3 KiB"), "{said}");
+    assert!(said.contains("apiclient: left out \"b\": it is a device"), "{said}");
 }

@@ -48,6 +48,7 @@ fn node() -> Metrics {
         replica_of: None,
         runs_once: false,
         addresses: Vec::new(),
+        pull: None,
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

@@ -1,7 +1,8 @@
 //! `container-shim NAME IMAGE`: runs one container once and writes how it ended.
 //!
 //! `container-shim --exec REQUEST` runs a further process in one: `container/session.rs`. `container-shim --inside COMMAND` becomes that
-//! process: `container/inside.rs`.
+//! process: `container/inside.rs`. `container-shim --copy REQUEST` carries files of one, by `container-shim --files REQUEST` that does it in
+//! the container's root: `container/files.rs`.
 //!
 //! One process for each container, the parent of all that runs in it: it makes the container's root, drives youki through its
 //! command line, keeps the container's output in a bounded log, and outlives a restart of the host agent. One thread.
@@ -28,8 +29,8 @@ use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::runtime::{self, YOUKI, youki};
-use host_agent::container::{inside, netavark, session, shim, spec};
-use host_agent::files;
+use host_agent::container::{files, freeze, inside, netavark, session, shim, spec};
+use host_agent::files::replace;
 
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
 const EARLY: u64 = 5_000;
@@ -47,8 +48,11 @@ fn main() -> ExitCode {
         eprintln!("<3>container-shim NAME IMAGE: started by the host agent, by nobody else");
         return ExitCode::FAILURE;
     };
-    if name == "--exec" {
-        return session::run(&image);
+    match name.as_str() {
+        "--exec" => return session::run(&image),
+        "--copy" => return session::copy(&image),
+        files::WORD => return files::run(&image),
+        _ => {}
     }
     let places = Places::of(&name);
     // First out of the agent's control group, which is killed when the agent is restarted.
@@ -66,12 +70,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let _ = fs::remove_file(places.exit());
-    let _ = files::replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
+    let _ = replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
     let mut shim = Shim { name, image, places, started_at: boottime_ms() };
     let exit = shim.run();
     runtime::clear(&shim.name, &shim.places);
     let data = serde_json::to_vec(&exit).unwrap_or_default();
-    if let Err(error) = files::replace(&shim.places.exit(), &data) {
+    if let Err(error) = replace(&shim.places.exit(), &data) {
         eprintln!("<3>container {}: cannot write how it ended: {error}", shim.name);
     }
     drop(lock);
@@ -320,6 +324,8 @@ impl Shim {
                 streams.wait(signals, Duration::from_millis(if kill_at.is_some() { 100 } else { 5000 }));
             if asked && kill_at.is_none() {
                 let _ = kill(payload, ending.signal);
+                // Of one that is paused this is the first that it hears.
+                let _ = freeze::set(&self.places, false);
                 kill_at = Some(boottime_ms() + ending.grace);
             }
         }

@@ -261,6 +261,7 @@ mod tests {
             replica_of: None,
             runs_once: false,
             addresses: Vec::new(),
+            pull: None,
         };
         use ContainerState::{Exited, Failed, Pulling, Running, Starting, Stopping};
         for state in [Pulling, Starting, Running, Stopping] {

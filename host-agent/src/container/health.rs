@@ -64,6 +64,11 @@ impl Course {
         }
     }
 
+    /// It was paused for so long, which is no time of its own.
+    pub fn passed_over(&mut self, paused: u64) {
+        self.counts_from = self.counts_from.saturating_add(paused);
+    }
+
     pub fn answered(&mut self, now: u64, answer: Result<(), String>) {
         let Err(failure) = answer else {
             self.health = ContainerHealth {

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use crate::container::access::Access;
 use crate::container::image::{self, Preloaded, locked};
+use crate::container::progress;
 use crate::container::pull::pull;
 use crate::files;
 
@@ -120,6 +121,7 @@ impl Known {
             pinned: self.pinned.contains(reference),
             used_by: self.users(reference),
             error: None,
+            pull: None,
         };
         let own = self.preloaded.iter().map(|own| ImageStatus {
             state: ImageState::Preloaded,
@@ -139,6 +141,7 @@ impl Known {
             ImageStatus {
                 state,
                 digest: self.references.get(reference).cloned(),
+                pull: (state == ImageState::Pulling).then(|| progress::of(reference)).flatten(),
                 error: pull.and_then(|pull| pull.error.clone()),
                 ..blank(reference)
             }

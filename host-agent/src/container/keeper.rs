@@ -27,7 +27,7 @@ use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
 use crate::container::schedule::{self, Look};
 use crate::container::spec::{self, Spec};
-use crate::container::{environment, netavark, rollout, runtime, shim, volumes};
+use crate::container::{environment, freeze, netavark, rollout, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -176,6 +176,7 @@ impl Keeper {
             replica_of: self.spec.replica_of.clone(),
             runs_once: self.spec.container.restart == Some(Restart::No),
             addresses: Vec::new(),
+            pull: None,
         }
     }
 
@@ -548,6 +549,23 @@ impl Keeper {
         });
     }
 
+    /// For how long it was paused, in milliseconds, when it goes on.
+    fn look_whether_paused(&self, since: &mut Option<u64>) -> Option<u64> {
+        let (is_paused, now) = (freeze::is_paused(&self.places), boottime_ms());
+        self.set(|status| {
+            status.state = if is_paused { ContainerState::Paused } else { ContainerState::Running };
+        });
+        match (is_paused, *since) {
+            (true, None) => *since = Some(now),
+            (false, Some(began)) => {
+                *since = None;
+                return Some(now.saturating_sub(began));
+            }
+            _ => {}
+        }
+        None
+    }
+
     fn show_health(&self, course: &Course) {
         let health = course.health().clone();
         let mut before = None;
@@ -682,11 +700,15 @@ impl Keeper {
         let check = self.spec.container.health_check.clone();
         let mut course = check.as_ref().map(|check| Course::new(check, since));
         let (mut looks, mut runs, mut was_asked) = (0, false, false);
+        let (mut nudges, mut paused_since) = (self.order.clone(), None);
         let unhealthy = loop {
             if !runs && let Some(pid) = shim::payload(&self.places) {
                 self.set_running(pid, since);
                 course.iter().for_each(|course| self.show_health(course));
                 runs = true;
+            }
+            if runs && let Some(passed) = self.look_whether_paused(&mut paused_since) {
+                course.iter_mut().for_each(|course| course.passed_over(passed));
             }
             if runs || boottime_ms().saturating_sub(since) > LONGEST_START {
                 drop(place.take());
@@ -704,7 +726,9 @@ impl Keeper {
             tokio::select! {
                 () = shim::end(&mut child, &self.places) => return Some(self.read_exit(since).await),
                 () = sleep(look), if !runs => {}
-                () = question, if runs => {
+                // It was paused, or goes on.
+                Ok(()) = nudges.changed(), if runs => {}
+                () = question, if runs && paused_since.is_none() => {
                     was_asked = true;
                     let Some(course) = &course else { continue };
                     self.show_health(course);

@@ -20,7 +20,7 @@ use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::rollout::{self, Refusal, Rollout, Verdict};
 use crate::container::spec::Spec;
-use crate::container::{log, runtime, shim};
+use crate::container::{freeze, log, progress, runtime, shim};
 
 /// What is told of the log of one whose settings are refused.
 const LINES_OF_REFUSED: u32 = 3;
@@ -70,9 +70,11 @@ pub enum Refused {
 
 /// Whether one that is to be started runs, or is about to.
 fn is_on_its_way(order: Order, state: Option<ContainerState>) -> bool {
-    use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Scheduled, Starting, Stopped, Stopping};
+    use ContainerState::{
+        BackOff, Exited, Failed, Paused, Pulling, Running, Scheduled, Starting, Stopped, Stopping,
+    };
     match (order, state) {
-        (Order::Run(_), Some(Pulling | Starting | Running | Stopping) | None) => true,
+        (Order::Run(_), Some(Pulling | Starting | Running | Paused | Stopping) | None) => true,
         // It waits, or has ended.
         (Order::Run(_), Some(BackOff | Exited | Failed | Stopped | Scheduled)) => false,
         (Order::Halt | Order::End, _) => false,
@@ -110,7 +112,7 @@ impl Manager {
         self.statuses.borrow().get(&instance).map(|(_, status)| self.told(&instance, status))
     }
 
-    /// With what becomes of its new settings.
+    /// With what becomes of its new settings, and how far its pull is.
     fn told(&self, instance: &str, status: &ContainerStatus) -> ContainerStatus {
         let wanted = self.lasting.get(&status.name);
         let is_old =
@@ -122,7 +124,9 @@ impl Manager {
             Some(refusal) => Some(ContainerUpdate::Refused { error: refusal.error.clone() }),
             None => Some(ContainerUpdate::Waiting),
         };
-        ContainerStatus { update: update.filter(|_| self.is_released), ..status.clone() }
+        let is_pulled = status.state == ContainerState::Pulling;
+        let pull = is_pulled.then(|| progress::of(&status.image)).flatten();
+        ContainerStatus { update: update.filter(|_| self.is_released), pull, ..status.clone() }
     }
 
     /// The place that a container is in, which its files in `/run/containers` and its control group are named by.
@@ -208,6 +212,9 @@ impl Manager {
             )));
         }
         let order = match action {
+            ContainerAction::Pause | ContainerAction::Unpause => {
+                return self.freeze(name, action == ContainerAction::Pause);
+            }
             ContainerAction::Stop => Order::Halt,
             ContainerAction::Start if is_on_its_way(*task.order.borrow(), state) => return Ok(()),
             ContainerAction::Start | ContainerAction::Restart => {
@@ -219,13 +226,40 @@ impl Manager {
         Ok(())
     }
 
-    /// The place of a container that runs. As with Bottlerocket, a host container is also known without its group.
+    /// Has a container that runs do nothing, or go on.
+    fn freeze(&self, name: &str, is_paused: bool) -> Result<(), Refused> {
+        let instance = self.alive(name)?;
+        let name = rollout::name(&instance);
+        let word = if is_paused { "pause" } else { "unpause" };
+        freeze::set(&Places::of(&instance), is_paused)
+            .map_err(|error| Refused::Conflict(format!("cannot {word} {name}, which may be ending: {error}")))?;
+        if let Some((_, status)) = self.statuses.borrow_mut().get_mut(&instance) {
+            status.state = if is_paused { ContainerState::Paused } else { ContainerState::Running };
+        }
+        eprintln!("<5>container {name}: {word}d by hand");
+        // Its keeper is to look.
+        self.tasks.get(&instance).iter().for_each(|task| task.order.send_modify(|_| ()));
+        Ok(())
+    }
+
+    /// The place of a container that runs and is not paused. As with Bottlerocket, a host container is also known without its group.
     pub fn running(&self, name: &str) -> Result<String, Refused> {
+        let name = self.alive(name)?;
+        match self.status(&name).map(|status| status.state) {
+            Some(ContainerState::Paused) => Err(Refused::Conflict(format!(
+                "{name} is paused, and a process in it would be too: apiclient container unpause {name} lets it go on"
+            ))),
+            _ => Ok(name),
+        }
+    }
+
+    /// The same, also of one that is paused.
+    pub fn alive(&self, name: &str) -> Result<String, Refused> {
         let of_host = format!("host-containers.{name}");
         let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
         let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
         let name = status.name;
-        if status.state == ContainerState::Running {
+        if matches!(status.state, ContainerState::Running | ContainerState::Paused) {
             return Ok(self.instance(&name));
         }
         let how = match status.state {
@@ -236,6 +270,7 @@ impl Manager {
             }
             ContainerState::Scheduled => "its time has not come; apiclient container start starts it now",
             ContainerState::Running
+            | ContainerState::Paused
             | ContainerState::Exited
             | ContainerState::Failed
             | ContainerState::Stopped => "apiclient container start starts it",
@@ -323,7 +358,7 @@ impl Manager {
     /// Whether something would be lost if it were started anew.
     fn runs(&self, instance: &str) -> bool {
         let state = self.statuses.borrow().get(instance).map(|(_, status)| status.state);
-        matches!(state, Some(ContainerState::Running | ContainerState::Starting))
+        matches!(state, Some(ContainerState::Running | ContainerState::Paused | ContainerState::Starting))
     }
 
     /// Goes on with what an agent before this one was about.
@@ -458,11 +493,12 @@ mod tests {
 
     #[test]
     fn a_start_does_not_disturb_what_is_on_its_way() {
-        use ContainerState::{BackOff, Exited, Failed, Pulling, Running, Starting, Stopped, Stopping};
+        use ContainerState::{BackOff, Exited, Failed, Paused, Pulling, Running, Starting, Stopped, Stopping};
         for (order, state, expected) in [
             (Order::Run(0), Pulling, true),
             (Order::Run(1), Starting, true),
             (Order::Run(0), Running, true),
+            (Order::Run(0), Paused, true),
             (Order::Run(0), Stopping, true),
             // Started at once, and not when its time comes.
             (Order::Run(0), BackOff, false),
@@ -484,6 +520,7 @@ mod tests {
             ("web", ContainerState::Running),
             ("host-containers.admin", ContainerState::Running),
             ("db", ContainerState::BackOff),
+            ("held", ContainerState::Paused),
         ] {
             let status = json!({
                 "name": name, "image": "i", "state": state, "pid": null, "exit-code": null, "restarts": 0, "delay-ms": null,
@@ -496,8 +533,11 @@ mod tests {
         assert_eq!(manager.running("admin"), Ok("host-containers.admin".to_owned()));
         let Err(Refused::Conflict(waits)) = manager.running("db") else { panic!() };
         assert!(waits.starts_with("db does not run: it has ended, and waits"), "{waits}");
+        let Err(Refused::Conflict(paused)) = manager.running("held") else { panic!() };
+        assert!(paused.contains("apiclient container unpause held"), "{paused}");
+        assert_eq!(manager.alive("held"), Ok("held".to_owned()));
         let Err(Refused::Unknown(unknown)) = manager.running("wbe") else { panic!() };
-        assert!(unknown.ends_with("there are db, host-containers.admin, web"), "{unknown}");
+        assert!(unknown.ends_with("there are db, held, host-containers.admin, web"), "{unknown}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::container::blob::{self, Part, Refused};
 use crate::container::bundle::ImageConfig;
 use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
 use crate::container::layer::Layer;
+use crate::container::progress::Progress;
 use crate::container::unpack::{LARGEST_TREE, RESERVE, Tree};
 use crate::space::Space;
 
@@ -176,12 +177,16 @@ impl Pull<'_> {
         // A layer may be there twice.
         let blobs: BTreeMap<&str, &OciDescriptor> =
             self.manifest.layers.iter().map(|layer| (layer.digest.as_str(), layer)).collect();
-        let fetches = blobs.into_values().map(|layer| self.fetch_layer(layer, &work));
+        let size = |layer: &OciDescriptor| u64::try_from(layer.size).unwrap_or(0);
+        let progress =
+            Progress::begin(self.reference, blobs.iter().map(|(digest, layer)| (*digest, size(layer))));
+        let fetches = blobs.into_values().map(|layer| self.fetch_layer(layer, &work, &progress));
         let fetched: Result<(), Failure> =
             stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await;
         // What is there of them is of use to the next attempt, and to none when the disk is at fault: it may be full of them.
         work.is_kept = matches!(&fetched, Err(failure) if failure.kind == Kind::Server);
         fetched?;
+        progress.unpacks();
         let given_up = GiveUp::default();
         let flag = given_up.0.clone();
         // The folder goes with the task, which outlives this future: nobody else takes it before the task has ended.
@@ -209,7 +214,12 @@ impl Pull<'_> {
         Failure { kind, error: PullError { message, transient } }
     }
 
-    async fn fetch_layer(&self, layer: &OciDescriptor, work: &Work) -> Result<(), Failure> {
+    async fn fetch_layer(
+        &self,
+        layer: &OciDescriptor,
+        work: &Work,
+        progress: &Progress,
+    ) -> Result<(), Failure> {
         let size = u64::try_from(layer.size).unwrap_or(0);
         let open = async |at| {
             let answer = self.client.pull_blob_stream_partial(&self.parsed, layer, at, None).await;
@@ -224,10 +234,11 @@ impl Pull<'_> {
                     return Err(Refused { is_transient: error.transient, error });
                 }
             };
-            Ok(Part { is_whole, stream: sized.stream })
+            let from = if is_whole { 0 } else { at };
+            Ok(Part { is_whole, stream: progress.counted(&layer.digest, from, sized.stream) })
         };
         let done = blob::fetch(&work.blob(&layer.digest), &layer.digest, size, open).await;
-        done.map_err(|failure| match failure {
+        done.map(|()| progress.has_layer(&layer.digest)).map_err(|failure| match failure {
             blob::Failure::Server(error) => error.into(),
             blob::Failure::Disk(error) => self.not_stored(&error),
             blob::Failure::Broken(error) => PullError {

@@ -1,11 +1,12 @@
-//! `container-shim --exec REQUEST`: runs a further process in a container, for whom its standard input is connected to.
+//! `container-shim --exec REQUEST`: runs a further process in a container, for whom its standard input is connected to; `container-shim
+//! --copy REQUEST` runs what carries files of one ([`files`](crate::container::files)).
 //!
 //! One process for each, the parent of what it runs: so it knows how that ended, which the runtime in the foreground does not tell
 //! (exit code 9 and SIGKILL are the same there), and ends it when nobody is there for it any more. It answers the request
-//! ([`apiserver::agent::Exec`]) on the connection itself, and then speaks [`frames`](apiserver::exec::frames): the agent hands the
+//! ([`apiserver::agent::Exec`], [`apiserver::agent::Copy`]) on the connection itself, and then speaks [`frames`](apiserver::exec::frames): the agent hands the
 //! connection over and carries no byte. It ends with the agent: one that comes after would know nothing of it.
 
-use apiserver::agent::{ErrorKind, Exec, Response};
+use apiserver::agent::{Copy, ErrorKind, Exec, Response};
 use apiserver::exec::frames::{FromAgent, Size, ToAgent};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,6 +26,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -36,11 +38,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::container::files as container_files;
 use crate::container::inside;
 use crate::container::process::process;
 use crate::container::profile;
 use crate::container::record::Places;
 use crate::container::runtime::{YOUKI, forget, youki_with_log};
+use crate::container::shim::SHIM;
 use crate::files;
 
 /// For a process to become its command: less than the API server waits, and than the runtime's leftovers are kept for.
@@ -58,8 +62,23 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Ends the input of a terminal (termios(3), VEOF).
 const END_OF_INPUT: u8 = 4;
 
-/// Runs it to its end.
+/// What is run.
+enum Work {
+    Command(Exec),
+    Files(Copy),
+}
+
+/// Runs a command to its end.
 pub fn run(request: &str) -> ExitCode {
+    serve_to_the_end(serde_json::from_str(request).map(Work::Command))
+}
+
+/// Carries files to the end.
+pub fn copy(request: &str) -> ExitCode {
+    serve_to_the_end(serde_json::from_str(request).map(Work::Files))
+}
+
+fn serve_to_the_end(work: serde_json::Result<Work>) -> ExitCode {
     // Before anything else is open: these two have to have the numbers that they have in the process.
     let passed = Passed::open();
     let begun = passed.and_then(|passed| {
@@ -78,7 +97,7 @@ pub fn run(request: &str) -> ExitCode {
     let ended = begun.and_then(|(passed, connection)| {
         runtime?.block_on(async {
             let (from, to) = tokio::net::UnixStream::from_std(connection)?.into_split();
-            serve(request, passed, from, to).await
+            serve(work?, passed, from, to).await
         })
     });
     match ended {
@@ -114,13 +133,22 @@ impl Passed {
     }
 }
 
-async fn serve(request: &str, passed: Passed, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
-    let request: Exec = serde_json::from_str(request)?;
+async fn serve(work: Work, passed: Passed, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let connection = to.as_ref().as_fd().try_clone_to_owned()?;
     // Given up, it ends: the runtime with its future, and a process that waits for its profile with the socket.
+    let begin = async {
+        match &work {
+            Work::Command(exec) => begin(exec, passed).await,
+            Work::Files(copy) => {
+                // For a container's process, which this one is not.
+                drop(passed);
+                begin_copy(copy)
+            }
+        }
+    };
     let begun = tokio::select! {
-        begun = timeout(STARTING, begin(&request, passed)) => {
+        begun = timeout(STARTING, begin) => {
             begun.unwrap_or_else(|_| Err(format!("it did not begin within {} s", STARTING.as_secs())))
         }
         () = hung_up(&connection) => return Ok(()),
@@ -196,12 +224,32 @@ struct Theirs {
     errors: Stdio,
 }
 
+/// Out of the agent's group: this one ends what it runs after the agent has ended.
+fn leave_agent(places: &Places) -> io::Result<()> {
+    fs::write(places.group.join("shim/cgroup.procs"), "0")
+}
+
+/// What carries files says on its own what it cannot do.
+#[expect(clippy::zombie_processes, reason = "`wait` waits for it")]
+fn begin_copy(copy: &Copy) -> Result<Running, String> {
+    let places = Places::of(&copy.name);
+    leave_agent(&places).map_err(|error| format!("{} has ended meanwhile: {error}", copy.name))?;
+    let cannot = |error: io::Error| format!("cannot start {SHIM}: {error}");
+    let request = serde_json::to_string(copy).map_err(|error| error.to_string())?;
+    let (streams, theirs) = pipes(true).map_err(cannot)?;
+    let mut command = std::process::Command::new(SHIM);
+    command.arg(container_files::WORD).arg(request).process_group(0);
+    command.stdin(theirs.input).stdout(theirs.output).stderr(theirs.errors);
+    let child = command.spawn().map_err(cannot)?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+    Ok(Running { pid, group: places.group.join("shim"), streams })
+}
+
 async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
     let places = Places::of(&request.name);
     let name = &request.name;
     let gone = |error: io::Error| format!("{name} has ended meanwhile: {error}");
-    // Out of the agent's group: this one ends what it runs after the agent has ended.
-    fs::write(places.group.join("shim/cgroup.procs"), "0").map_err(gone)?;
+    leave_agent(&places).map_err(gone)?;
     let config = fs::read(places.bundle().join("config.json")).map_err(gone)?;
     let config: Value = serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))?;
     let programs = match &config["linux"]["seccomp"] {

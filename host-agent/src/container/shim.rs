@@ -1,6 +1,6 @@
 //! The shim of a container, from the agent's side. It may be a child of this agent or of one before it.
 
-use apiserver::agent::Exec;
+use apiserver::agent::{Copy, Exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -31,10 +31,18 @@ pub fn start(name: &str, image: &str) -> io::Result<Child> {
 
 /// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself.
 pub fn exec(exec: &Exec, connection: UnixStream) -> io::Result<Child> {
-    let request = serde_json::to_string(exec)?;
+    begin("--exec", serde_json::to_string(exec)?, connection)
+}
+
+/// The same, with what carries its files.
+pub fn copy(copy: &Copy, connection: UnixStream) -> io::Result<Child> {
+    begin("--copy", serde_json::to_string(copy)?, connection)
+}
+
+fn begin(what: &str, request: String, connection: UnixStream) -> io::Result<Child> {
     let connection = OwnedFd::from(connection.into_std()?);
     let mut command = Command::new(SHIM);
-    command.arg("--exec").arg(request).env_clear().env("PATH", "/usr/bin");
+    command.arg(what).arg(request).env_clear().env("PATH", "/usr/bin");
     command.stdin(connection).stdout(Stdio::null()).spawn()
 }
 

@@ -3,11 +3,11 @@
 //! A layer is hostile: every name is resolved inside the tree by the kernel (openat2(2) with RESOLVE_IN_ROOT), so that
 //! neither `..` nor a symbolic link of an earlier layer leads out; entries and bytes are bounded; devices are left out.
 
+use apiserver::files::gate::Gate;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
@@ -17,7 +17,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
 use tar::{Archive, EntryType};
 
 const MOST_ENTRIES: u64 = 500_000;
@@ -25,8 +24,6 @@ pub const LARGEST_TREE: u64 = 16 << 30;
 const DEEPEST: usize = 128;
 /// Left free on the file system.
 pub const RESERVE: u64 = 16 << 20;
-/// Long names and attributes (GNU tar's, PAX) of one file. The tar library reads them whole into memory.
-const LARGEST_EXTENSIONS: u64 = 1 << 20;
 
 /// One tree that layers are unpacked into, the lowest first.
 pub struct Tree {
@@ -50,16 +47,12 @@ impl Tree {
 
     /// Unpacks one layer, an uncompressed tar archive.
     pub fn add_layer(&mut self, layer: impl Read) -> io::Result<()> {
-        let until = Rc::new(Cell::new(LARGEST_EXTENSIONS));
-        let at = Rc::new(Cell::new(0));
-        let mut archive = Archive::new(Gate { layer, at: at.clone(), until: until.clone() });
+        let (gate, keeper) = Gate::new(layer);
+        let mut archive = Archive::new(gate);
         let mut added = Added::default();
         for entry in archive.entries()? {
             let mut entry = entry?;
-            // A sparse file's size is not that of what is in the archive.
-            let sparse = entry.header().entry_type() == EntryType::GNUSparse;
-            let content = if sparse { entry.header().entry_size()? } else { entry.size() };
-            until.set(at.get().saturating_add(content).saturating_add(LARGEST_EXTENSIONS));
+            keeper.open(&entry)?;
             self.count_entry()?;
             let Some(path) = plain(&entry.path()?)? else { continue };
             self.add(&path, &mut entry, &mut added)
@@ -238,28 +231,6 @@ impl Added {
     /// Whether the layer has this path, or something below it.
     fn has(&self, path: &Path) -> bool {
         self.paths.contains(&self.keys.hash_one(path))
-    }
-}
-
-/// Lets the tar library read one entry, and of what lies between two entries no more than memory can take.
-struct Gate<R> {
-    layer: R,
-    at: Rc<Cell<u64>>,
-    until: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Gate<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.get().saturating_sub(self.at.get());
-        if left == 0 {
-            return Err(refused(format!(
-                "the names and attributes of a file are larger than {LARGEST_EXTENSIONS} bytes"
-            )));
-        }
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.layer.read(&mut buffer[..most])?;
-        self.at.set(self.at.get() + read as u64);
-        Ok(read)
     }
 }
 
