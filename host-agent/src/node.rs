@@ -223,6 +223,7 @@ mod tests {
             health: None,
             waits_for: None,
             addresses: Vec::new(),
+            user_namespace: None,
         }
     }
 

@@ -7,6 +7,8 @@ mod bootstrap;
 mod change;
 mod container;
 mod container_network;
+mod container_sysctl;
+mod device;
 mod dns;
 #[cfg(test)]
 mod docs;
@@ -37,6 +39,7 @@ pub use bootstrap::{ApiclientCommand, BootstrapCommands, BootstrapContainer, Boo
 pub use change::Change;
 pub use container::{Container, MOST_CONTAINERS, Restart, StopSeconds, StopSignal, UserDataFile};
 pub use container_network::{ContainerNetwork, NetworkName, Protocol, PublishedPort, Subnet4, Subnet6};
+pub use device::Device;
 pub use dns::Dns;
 pub use health_check::{HealthCheck, HealthUrl, Retries};
 pub use host_container::HostContainer;

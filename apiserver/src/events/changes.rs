@@ -71,6 +71,7 @@ mod tests {
             health: None,
             waits_for: None,
             addresses: Vec::new(),
+            user_namespace: None,
         }
     }
 

@@ -215,6 +215,7 @@ fn running(name: &str) -> ContainerStatus {
         health: None,
         waits_for: None,
         addresses: Vec::new(),
+        user_namespace: None,
     }
 }
 

@@ -44,6 +44,7 @@ fn node() -> Metrics {
         health: None,
         waits_for: None,
         addresses: Vec::new(),
+        user_namespace: None,
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

@@ -257,6 +257,7 @@ mod tests {
             health: None,
             waits_for: None,
             addresses: Vec::new(),
+            user_namespace: None,
         };
         use ContainerState::{Exited, Failed, Pulling, Running, Starting, Stopping};
         for state in [Pulling, Starting, Running, Stopping] {

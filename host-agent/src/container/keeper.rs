@@ -1,6 +1,6 @@
 //! Keeps one container: pulls its image, starts shims, and decides about restarts.
 
-use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus};
+use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus, UserNamespace};
 use serde_json::Value;
 use settings::{OciDefaults, Restart};
 use sha2::{Digest, Sha256};
@@ -25,8 +25,9 @@ use crate::container::networks::{self, Plan};
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
+use crate::container::root::{self, Preparation};
 use crate::container::spec::{self, Spec};
-use crate::container::{netavark, runtime, shim, volumes};
+use crate::container::{devices, identities, netavark, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -168,6 +169,7 @@ impl Keeper {
             health: None,
             waits_for: None,
             addresses: Vec::new(),
+            user_namespace: None,
         }
     }
 
@@ -559,7 +561,10 @@ impl Keeper {
         let own = self.spec.container.user.as_ref().map(|user| user.as_str());
         let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
-        let config = bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults)?;
+        let preparation = self.plan_preparation(image, user)?;
+        preparation.write(&self.places).map_err(|error| failed(&self.places.preparation(), &error))?;
+        let config =
+            bundle::config(&self.name, &self.spec, &image.config, user, &seccomp, &defaults, &preparation)?;
         let path = bundle.join("config.json");
         files::replace(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;
@@ -581,6 +586,32 @@ impl Keeper {
             write_user_data(&folder, content).map_err(|error| failed(&folder.join("user-data"), &error))?;
         }
         std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
+    }
+
+    /// What the shim is to make for it: its ids, its volumes with these, and its devices.
+    fn plan_preparation(&self, image: &Image, user: bundle::User) -> Result<Preparation, String> {
+        let container = &self.spec.container;
+        let highest = image.highest_id.max(user.uid).max(user.gid);
+        let why_of_node = identities::why_of_node(&self.spec, highest);
+        let why_of_node = why_of_node.map_err(|error| format!("{}: {error}", spec::key(&self.name)))?;
+        let ids = match &why_of_node {
+            Some(_) => None,
+            None => Some(
+                identities::free(&self.name, &root::taken(&self.name))
+                    .ok_or_else(|| "containers have all ids that there are for them".to_owned())?,
+            ),
+        };
+        let told = match (ids, why_of_node) {
+            (Some(ids), _) => Some(UserNamespace::First(ids.first())),
+            (None, Some(why)) if self.spec.kind == ContainerKind::Container => Some(UserNamespace::Off(why)),
+            (None, _) => None,
+        };
+        self.set(|status| status.user_namespace = told);
+        let volumes = container.volumes.as_ref().filter(|_| ids.is_some());
+        let folders = volumes.map(|volumes| volumes::mapped(&self.name, volumes)).unwrap_or_default();
+        let devices = devices::find(container.devices.as_deref().unwrap_or_default())
+            .map_err(|error| format!("{}.devices: {error}", spec::key(&self.name)))?;
+        Ok(Preparation { ids, folders, devices })
     }
 
     /// Its part in the networks that it has instead of the node's.
