@@ -468,8 +468,10 @@ impl Keeper {
 
     fn set_running(&self, pid: u32, since: u64) {
         let addresses = netavark::addresses(&self.places);
+        let user_namespace = Preparation::read(&self.places).ok().and_then(Preparation::user_namespace);
         self.set(|status| {
             status.addresses = addresses;
+            status.user_namespace = user_namespace;
             status.state = ContainerState::Running;
             status.pid = Some(pid);
             status.error = None;
@@ -601,17 +603,13 @@ impl Keeper {
                     .ok_or_else(|| "containers have all ids that there are for them".to_owned())?,
             ),
         };
-        let told = match (ids, why_of_node) {
-            (Some(ids), _) => Some(UserNamespace::First(ids.first())),
-            (None, Some(why)) if self.spec.kind == ContainerKind::Container => Some(UserNamespace::Off(why)),
-            (None, _) => None,
-        };
-        self.set(|status| status.user_namespace = told);
         let volumes = container.volumes.as_ref().filter(|_| ids.is_some());
         let folders = volumes.map(|volumes| volumes::mapped(&self.name, volumes)).unwrap_or_default();
         let devices = devices::find(container.devices.as_deref().unwrap_or_default())
             .map_err(|error| format!("{}.devices: {error}", spec::key(&self.name)))?;
-        Ok(Preparation { ids, folders, devices })
+        // Of one that looks after the node nobody expects another thing.
+        let why_of_node = why_of_node.filter(|_| self.spec.kind == ContainerKind::Container);
+        Ok(Preparation { ids, why_of_node, folders, devices })
     }
 
     /// Its part in the networks that it has instead of the node's.

@@ -3,6 +3,7 @@
 //! All of it is mounted in a folder that is the container's for the moment (`Places::mounts`): the runtime mounts it again where the container sees
 //! it, and then it is taken off.
 
+use apiserver::agent::UserNamespace;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -27,6 +28,8 @@ use crate::container::user_namespace::{as_root_of, create, mount_mapped};
 pub struct Preparation {
     /// The ids of its own; without, it has the node's.
     pub ids: Option<Range>,
+    /// Why it has the node's, to be told.
+    pub why_of_node: Option<String>,
     /// Folders of the node that it is to have with its ids, by their names among its mounts.
     pub folders: BTreeMap<String, PathBuf>,
     pub devices: Vec<devices::Node>,
@@ -39,6 +42,14 @@ impl Preparation {
 
     pub fn write(&self, places: &Places) -> io::Result<()> {
         crate::files::replace(&places.preparation(), &serde_json::to_vec(self)?)
+    }
+
+    /// As it is told of the container.
+    pub fn user_namespace(self) -> Option<UserNamespace> {
+        match self.ids {
+            Some(ids) => Some(UserNamespace::First(ids.first())),
+            None => self.why_of_node.map(UserNamespace::Off),
+        }
     }
 }
 
