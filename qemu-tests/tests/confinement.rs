@@ -415,21 +415,13 @@ fn users_of_a_container_are_nobody_on_the_node() {
 
     // What the kernel keeps for the whole node, and what would open it, is refused.
     for (container, expected) in [
-        (
-            json!({"sysctls": {"vm.swappiness": "1"}}),
-            "settings.containers.web.sysctls.\"vm.swappiness\": it is the whole node's",
-        ),
+        (json!({"sysctls": {"vm.swappiness": "1"}}), "it is the whole node's"),
+        (json!({"sysctls": {"net.core.somaxconn": "1"}}), "it would be the node's"),
         (json!({"devices": ["/dev/vda"]}), "is not a device that containers may have"),
-        (
-            json!({"networks": [], "ports": [], "sysctls": null, "user-namespace": true}),
-            "it needs `networks` of its own",
-        ),
+        (json!({"user-namespace": true}), "it needs `networks` of its own"),
     ] {
-        let mut container = container;
-        container.as_object_mut().unwrap().retain(|_, value| !value.is_null());
         let refusal = node.try_set(&json!({"containers": {"of-node": container}})).unwrap_err();
-        let expected = expected.replace(".web.", ".of-node.");
-        assert!(refusal.contains(&expected) || refusal.contains(&expected.replace('"', "\\\"")), "{refusal}");
+        assert!(refusal.contains("settings.containers.of-node.") && refusal.contains(expected), "{refusal}");
     }
     node.set(&json!({"containers": {"of-node": {"devices": ["/dev/kvm"]}}}));
     let error = node

@@ -141,8 +141,8 @@ impl Shim {
         // Never /dev/null: youki would open it for reading, and the container's writes would fail.
         let (out, out_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
         let (err, err_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
-        for writer in [&out, &err] {
-            runtime::give(writer, &config, preparation.ids).map_err(cannot_pipe)?;
+        for pipe in [&out, &err] {
+            runtime::give(pipe, &config, preparation.ids).map_err(cannot_pipe)?;
         }
         let mut streams = Streams {
             log: ContainerLog::open(&self.places.log),

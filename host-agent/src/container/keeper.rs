@@ -1,6 +1,6 @@
 //! Keeps one container: pulls its image, starts shims, and decides about restarts.
 
-use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus, UserNamespace};
+use apiserver::agent::{ContainerHealthState, ContainerKind, ContainerState, ContainerStatus};
 use serde_json::Value;
 use settings::{OciDefaults, Restart};
 use sha2::{Digest, Sha256};

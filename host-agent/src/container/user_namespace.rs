@@ -10,7 +10,7 @@ use nix::libc::{self, c_int, c_long, c_uint};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, getpid, setfsgid, setfsuid};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -19,16 +19,19 @@ use std::path::Path;
 
 use crate::container::identities::{COUNT, Range};
 
+/// An argument of a system call that is not there.
+const NONE: c_long = 0;
+
 /// Makes one in which the ids of a range begin with 0. It is there while somebody holds it.
 pub fn create(ids: Range) -> io::Result<File> {
     let parent = getpid();
     let flags = c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     // SAFETY: as fork(2) in a program of one thread. The child runs no code but the next lines, which allocate nothing.
-    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, NONE, NONE, NONE, NONE) };
     if child == 0 {
         // SAFETY: system calls without pointers. It ends with its parent, also when that has ended before it could say so.
         unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::prctl(libc::PR_SET_PDEATHSIG, c_long::from(libc::SIGKILL));
             while libc::getppid() == parent.as_raw() {
                 libc::pause();
             }
@@ -69,13 +72,12 @@ pub fn mount_mapped(from: &Path, to: &Path, namespace: &File) -> io::Result<()> 
     };
     Errno::result(set)?;
     let to = path(to)?;
-    let empty: &CStr = c"";
     // SAFETY: both paths are strings that live until the call is over.
     let moved = unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             tree.as_raw_fd(),
-            empty.as_ptr(),
+            c"".as_ptr(),
             libc::AT_FDCWD,
             to.as_ptr(),
             c_long::from(libc::MOVE_MOUNT_F_EMPTY_PATH),
