@@ -575,6 +575,19 @@ pub struct ContainerStatus {
     /// While the layers of its image come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
+    /// Whose users its users are, as of its last start; `None` before that, and of one that looks after the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// Whether a container has users of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UserNamespace {
+    /// It has: its user 0 is this one of the node, and so on for 65536.
+    First(u32),
+    /// They are the node's, for this reason.
+    Off(String),
 }
 
 impl ContainerStatus {

@@ -247,6 +247,7 @@ mod tests {
             runs_once: false,
             addresses: Vec::new(),
             pull: None,
+            user_namespace: None,
         }
     }
 

@@ -32,5 +32,7 @@ pub use registry::{Published, Registry};
 pub use updates::{Change, Updates, newer_loader};
 pub use wire::Wire;
 
-pub use apiserver::agent::{ContainerHealthState, ContainerState, ContainerStatus, Health, Status};
+pub use apiserver::agent::{
+    ContainerHealthState, ContainerState, ContainerStatus, Health, Status, UserNamespace,
+};
 pub use build::vm::config::{Board, Firmware, Format};

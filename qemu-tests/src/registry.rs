@@ -99,7 +99,25 @@ impl Registry {
         published.unwrap_or_else(|error| panic!("{name}:{tag} cannot be pushed: {error:#}"))
     }
 
+    /// Pushes busybox with one more layer: what is written to a folder, as a user of the image's. The image names no command.
+    #[track_caller]
+    pub fn publish_files(&self, name: &str, owner: u32, write: impl FnOnce(&Path)) -> Published {
+        let publish = || -> Result<Published> {
+            let tree = self.folder.path().join(name.replace('/', "-"));
+            fs::create_dir(&tree)?;
+            write(&tree);
+            self.push(name, "latest", self.pack(&tree, owner)?, json!(["true"]))
+        };
+        publish().unwrap_or_else(|error| panic!("{name} cannot be pushed: {error:#}"))
+    }
+
     fn try_publish(&self, name: &str, tag: &str, story: &str, bytes: usize) -> Result<Published> {
+        let command = json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]);
+        self.push(name, tag, self.layer(story, bytes)?, command)
+    }
+
+    /// Pushes busybox with one more layer, given with its diff id.
+    fn push(&self, name: &str, tag: &str, layer: (String, Vec<u8>), command: Value) -> Result<Published> {
         let bench = bench();
         let layout = oci::preload(&bench.project, &bench.toolbox, "busybox")?.entry.path.join("layout");
         let read_json = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
@@ -112,10 +130,10 @@ impl Registry {
         let mut config = read_json(&blob(&manifest["config"]["digest"]))?;
         self.push_blob(name, fs::read(blob(&manifest["layers"][0]["digest"]))?)?;
 
-        let (diff_id, layer) = self.layer(story, bytes)?;
+        let (diff_id, layer) = layer;
         let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().context("an image without layers")?;
         diff_ids.push(json!(diff_id));
-        config["config"]["Cmd"] = json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]);
+        config["config"]["Cmd"] = command;
         let media = "application/vnd.oci.image.layer.v1.tar+gzip";
         let layers = manifest["layers"].as_array_mut().context("an image without layers")?;
         layers.push(json!({"mediaType": media, "digest": digest(&layer), "size": layer.len()}));
@@ -143,9 +161,15 @@ impl Registry {
         fs::write(tree.join("etc/large"), blocks.take(bytes).collect::<Vec<u8>>())?;
         // A whiteout (OCI Image Specification, layer.md): the file of the layers below is gone.
         fs::write(tree.join("etc/.wh.group"), "")?;
+        self.pack(&tree, 0)
+    }
+
+    /// What is in a folder, as a gzipped layer and its diff id.
+    fn pack(&self, tree: &Path, owner: u32) -> Result<(String, Vec<u8>)> {
         let tar = self.folder.path().join("layer.tar");
         let mut command = bench().toolbox.command("tar");
-        command.args(["--owner=0", "--group=0", "-cf"]).arg(&tar).arg("-C").arg(&tree).arg("etc");
+        let owners = [format!("--owner=+{owner}"), format!("--group=+{owner}")];
+        command.args(owners).arg("-cf").arg(&tar).arg("-C").arg(tree).arg(".");
         run_quiet(&mut command, "tar")?;
         let diff_id = digest(&fs::read(&tar)?);
         let layer = run_quiet(bench().toolbox.command("gzip").args(["-n", "-c"]).arg(&tar), "gzip")?;

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::container_network::{NetworkName, PublishedPort};
+use crate::container_sysctl;
+use crate::device::{self, Device};
 use crate::health_check::HealthCheck;
+use crate::kernel::{SysctlKey, SysctlValue};
 use crate::oci::{Capability, LimitName, ResourceLimit, limit_mistakes};
 use crate::order::circle;
 use crate::parse::Mistake;
@@ -143,6 +146,19 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = json!(["8080:80", "127.0.0.1:53:53/udp"]))]
     pub ports: Option<Vec<PublishedPort>>,
+    /// Devices of the node that it has: at most 16. None is a disk; those come as volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!(["/dev/fuse", "/dev/net/tun:rw"]))]
+    pub devices: Option<Vec<Device>>,
+    /// Parameters of the kernel that it has for itself: `net.*` with `networks` of its own, `kernel.shm*`, `kernel.msg*`, `kernel.sem`
+    /// and `fs.mqueue.*`. At most 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = json!({"net.core.somaxconn": "8192"}), extend("x-default" = "the kernel's"))]
+    pub sysctls: Option<BTreeMap<SysctlKey, SysctlValue>>,
+    /// Whether its users, root too, are users of the node that own nothing there. One in the network of the node cannot have that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = false, extend("x-default" = "true with `networks`, unless its image has users above 65535"))]
+    pub user_namespace: Option<bool>,
     /// Whether the node is healthy only while it runs and, with a health check, while that succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("x-default" = "false"))]
@@ -400,6 +416,23 @@ impl Container {
         }
         for (key, reason) in self.volumes.iter().flat_map(volume::mistakes) {
             wrong(&key, reason);
+        }
+        for reason in device::mistakes(self.devices.as_deref().unwrap_or_default()) {
+            wrong("devices", reason);
+        }
+        let has_own_network = self.networks.as_ref().is_some_and(|networks| !networks.is_empty());
+        for (key, reason) in
+            self.sysctls.iter().flat_map(|all| container_sysctl::mistakes(all, has_own_network))
+        {
+            wrong(&key, reason);
+        }
+        if self.user_namespace == Some(true) && !has_own_network {
+            wrong(
+                "user-namespace",
+                "it needs `networks` of its own, such as [\"none\"]: the kernel gives users of another namespace no part in the \
+                 network of the node"
+                    .to_owned(),
+            );
         }
         mistakes.extend(limit_mistakes(&format!("{own}.resource-limits"), self.resource_limits.as_ref()));
         mistakes

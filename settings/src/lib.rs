@@ -7,6 +7,8 @@ mod bootstrap;
 mod change;
 mod container;
 mod container_network;
+mod container_sysctl;
+mod device;
 mod dns;
 #[cfg(test)]
 mod docs;
@@ -42,6 +44,7 @@ pub use container::{
     UserDataFile,
 };
 pub use container_network::{ContainerNetwork, NetworkName, Protocol, PublishedPort, Subnet4, Subnet6};
+pub use device::Device;
 pub use dns::Dns;
 pub use health_check::{HealthCheck, HealthUrl, Retries};
 pub use host_container::HostContainer;

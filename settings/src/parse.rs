@@ -330,7 +330,8 @@ mod tests {
                 "path": "/v", "kind": "host", "name": "n", "source": "/sys", "size": "1MiB", "read-only": true,
             }},
             "networks": ["front"], "ports": ["8080:80"], "env-files": ["/data/mnt/a/b"], "env-secrets": {"P": "s"}, "secrets": ["s"],
-            "schedule": "0 3 * * *", "replicas": 2, "update": "start-first",
+            "schedule": "0 3 * * *", "replicas": 2, "update": "start-first", "devices": ["/dev/fuse:r"],
+            "sysctls": {"net.core.somaxconn": "1"}, "user-namespace": true,
         }});
         let full = json!({
             "motd": "m",
@@ -490,6 +491,9 @@ mod tests {
             volumes: Some(volumes),
             networks: Some(_),
             ports: Some(_),
+            devices: Some(_),
+            sysctls: Some(_),
+            user_namespace: Some(_),
         } = &containers.first_key_value().unwrap().1
         else {
             panic!()
@@ -561,7 +565,7 @@ mod tests {
         let error = mistake(json!({"containers": {"web": {"zzzzzzzz": 1}}}));
         assert!(
             error.contains("known here: image, command, args, ")
-                && error.ends_with(", networks, ports, essential"),
+                && error.ends_with(", ports, devices, sysctls, user-namespace, essential"),
             "{error}"
         );
     }

@@ -52,6 +52,9 @@ const CONTAINER: Shape = Shape::Table(&[
     ("volumes", Shape::Map(&VOLUME)),
     ("networks", Shape::Texts),
     ("ports", Shape::Texts),
+    ("devices", Shape::Texts),
+    ("sysctls", Shape::Map(&Shape::Text)),
+    ("user-namespace", Shape::Switch),
     ("essential", Shape::Switch),
 ]);
 

@@ -76,6 +76,7 @@ mod tests {
             runs_once: false,
             addresses: Vec::new(),
             pull: None,
+            user_namespace: None,
         }
     }
 

@@ -220,6 +220,7 @@ fn running(name: &str) -> ContainerStatus {
         runs_once: false,
         addresses: Vec::new(),
         pull: None,
+        user_namespace: None,
     }
 }
 

@@ -49,6 +49,7 @@ fn node() -> Metrics {
         runs_once: false,
         addresses: Vec::new(),
         pull: None,
+        user_namespace: None,
     };
     let usage =
         |name: &str| BTreeMap::from([(name.to_owned(), Usage { cpu_us: 1_500_000, memory_bytes: 4096 })]);

@@ -8,7 +8,6 @@
 //! command line, keeps the container's output in a bounded log, and outlives a restart of the host agent. One thread.
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -28,6 +27,7 @@ use host_agent::clock::boottime_ms;
 use host_agent::container::bundle::{STOP_SIGNAL, STOP_TIMEOUT};
 use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
+use host_agent::container::root::{self, Preparation};
 use host_agent::container::runtime::{self, YOUKI, youki};
 use host_agent::container::{files, freeze, inside, netavark, session, shim, spec};
 use host_agent::files::replace;
@@ -135,12 +135,19 @@ impl Shim {
         runtime::clear(&self.name, &self.places);
         let _ = fs::remove_file(runtime::log(&self.places));
         let config = self.config()?;
-        self.mount_root(&config)?;
+        let preparation = Preparation::read(&self.places)
+            .map_err(|error| format!("{}: {error}", self.places.preparation().display()))?;
+        let may_gain = config["process"]["noNewPrivileges"] == false;
+        root::make(&self.places, &preparation, &self.image, may_gain)?;
+        runtime::allow_limits(&config);
         self.check_command(&config)?;
         let cannot_pipe = |error: nix::Error| format!("cannot make a pipe: {error}");
         // Never /dev/null: youki would open it for reading, and the container's writes would fail.
         let (out, out_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
         let (err, err_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
+        for pipe in [&out, &err] {
+            runtime::give(pipe, &config, preparation.ids).map_err(cannot_pipe)?;
+        }
         let mut streams = Streams {
             log: ContainerLog::open(&self.places.log),
             readers: vec![("stdout", File::from(out)), ("stderr", File::from(err))],
@@ -166,6 +173,8 @@ impl Shim {
         if created != Some(0) {
             return Err(self.refusal("made", &streams, &self.runtime_log()));
         }
+        // The container has its own by now.
+        root::take_off(&self.places);
         let payload =
             fs::read_to_string(self.places.pid()).ok().and_then(|text| text.trim().parse::<i32>().ok());
         let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
@@ -219,24 +228,6 @@ impl Shim {
         let config = fs::read(self.places.bundle().join("config.json"));
         let config = config.map_err(|error| format!("config.json: {error}"))?;
         serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))
-    }
-
-    /// The container's root: the image below, a layer of its own above.
-    fn mount_root(&self, config: &Value) -> Result<(), String> {
-        let lower = fs::canonicalize(self.places.lower())
-            .map_err(|error| format!("the image's files are gone: {error}"))?;
-        let (upper, work) = (self.places.data.join("upper"), self.places.data.join("work"));
-        for folder in [&upper, &work, &self.places.rootfs()] {
-            fs::create_dir_all(folder)
-                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        }
-        let options =
-            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-        // Programs that may gain privileges have to be able to.
-        let may_gain = config["process"]["noNewPrivileges"] == false;
-        let flags = if may_gain { MsFlags::empty() } else { MsFlags::MS_NODEV | MsFlags::MS_NOSUID };
-        mount(Some("overlay"), &self.places.rootfs(), Some("overlay"), flags, Some(options.as_str()))
-            .map_err(|error| format!("cannot mount the container's root: {error}"))
     }
 
     /// A command that is not there is told by name, before the runtime says it in its own words.

@@ -262,6 +262,7 @@ mod tests {
             runs_once: false,
             addresses: Vec::new(),
             pull: None,
+            user_namespace: None,
         };
         use ContainerState::{Exited, Failed, Pulling, Running, Starting, Stopping};
         for state in [Pulling, Starting, Running, Stopping] {

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::record::Places;
+use crate::container::root::{self, Preparation};
 use crate::container::spec::Spec;
 use crate::container::volumes;
-use crate::container::{confinement, environment, rollout};
+use crate::container::{confinement, devices, environment, rollout};
 
 /// The part of an OCI image configuration that matters (OCI Image Specification 1.1, config.md).
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -129,8 +130,7 @@ fn resource_limits(defaults: &OciDefaults, container: &Container) -> Vec<Value> 
     all.into_iter().map(|(name, (soft, hard))| json!({"type": name, "soft": soft, "hard": hard})).collect()
 }
 
-/// The whole `config.json` of the container in a place of its own. `seccomp` is the profile of all containers, an object of `linux.seccomp`; `variables` is what files of the node
-/// say.
+/// The whole `config.json` of the container in this place. `seccomp` is the profile of all containers, an object of `linux.seccomp`.
 pub fn config(
     name: &str,
     spec: &Spec,
@@ -138,9 +138,10 @@ pub fn config(
     user: User,
     seccomp: &Value,
     defaults: &OciDefaults,
-    variables: BTreeMap<String, String>,
+    preparation: &Preparation,
 ) -> Result<Value, String> {
     let container = &spec.container;
+    let places = Places::of(name);
     let own_name = rollout::name(name);
     let arguments = command(container, image)?;
     let working_dir = match &container.working_directory {
@@ -157,10 +158,7 @@ pub fn config(
     let bind = |from: &Path, to: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]});
     let (resolv_conf, hosts) = match spec.networks {
         None => ("/etc/resolv.conf".into(), "/etc/hosts".into()),
-        Some(_) => {
-            let places = Places::of(name);
-            (places.resolv_conf(), places.hosts())
-        }
+        Some(_) => (places.resolv_conf(), places.hosts()),
     };
     let mut mounts = vec![
         mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
@@ -179,11 +177,18 @@ pub fn config(
     ];
     mounts.extend(confinement::mounts(name, spec));
     if container.secrets.is_some() {
-        mounts.push(bind(&Places::of(name).secrets(), environment::SECRETS));
+        mounts.push(bind(&places.secrets(), environment::SECRETS));
     }
     let image_variables = image.config.env.as_deref().unwrap_or_default();
-    let environment = environment::variables(image_variables, variables, container, &spec.secrets);
-    mounts.extend(container.volumes.iter().flat_map(|volumes| volumes::mounts(own_name, volumes)));
+    let environment = environment::variables(image_variables, container, &spec.secrets);
+    mounts.extend(devices::mounts(&preparation.devices, &places.mounts.join(root::DEVICES)));
+    mounts.extend(
+        container
+            .volumes
+            .iter()
+            .flat_map(|volumes| volumes::mounts(own_name, volumes, &preparation.folders, &places.mounts)),
+    );
+    let namespace = preparation.ids.map(|_| places.mounts.join(root::NAMESPACE));
     let mut config = json!({
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs", "readonly": container.read_only == Some(true)},
@@ -200,9 +205,9 @@ pub fn config(
         },
         "mounts": mounts,
         "linux": {
-            "namespaces": confinement::namespaces(spec),
+            "namespaces": confinement::namespaces(spec, namespace.as_deref()),
             "cgroupsPath": format!("/containers/{name}/payload"),
-            "resources": resources(spec),
+            "resources": resources(spec, &preparation.devices),
             "maskedPaths": masked,
             "readonlyPaths": read_only,
         },
@@ -210,9 +215,9 @@ pub fn config(
     if let Some(seccomp) = confinement::seccomp(spec, seccomp) {
         config["linux"]["seccomp"] = seccomp;
     }
-    if spec.networks.is_some() {
-        // As Docker does: in a network of its own no port is worth more than another.
-        config["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
+    let sysctls = confinement::sysctls(spec, preparation.ids.is_some());
+    if !sysctls.is_empty() {
+        config["linux"]["sysctl"] = json!(sysctls);
     }
     // One that looks after the node has its name.
     if !looks_after_the_node {
@@ -233,11 +238,11 @@ pub fn config(
 const CPU_PERIOD: u64 = 100_000;
 
 /// What the kernel lets it have.
-fn resources(spec: &Spec) -> Value {
+fn resources(spec: &Spec, own: &[devices::Node]) -> Value {
     let container = &spec.container;
     let mut resources = json!({
         "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
-        "devices": confinement::devices(spec),
+        "devices": [confinement::devices(spec), devices::rules(own)].concat(),
     });
     if let Some(memory) = &container.memory {
         resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
@@ -332,7 +337,7 @@ mod tests {
             User { uid: 0, gid: 0 },
             &json!({"x": 1}),
             &defaults(json!({})),
-            BTreeMap::new(),
+            &Preparation::default(),
         )
         .unwrap();
         assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);

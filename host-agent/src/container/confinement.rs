@@ -3,7 +3,8 @@
 use apiserver::agent::ContainerKind;
 use serde_json::{Value, json};
 use settings::{Capability, OciDefaults};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use crate::container::spec::{self, Spec};
 
@@ -112,11 +113,29 @@ pub(super) fn no_new_privileges(spec: &Spec) -> bool {
     trust(spec) < Trust::Superpowered
 }
 
-pub(super) fn namespaces(spec: &Spec) -> Value {
+/// `user` is the user namespace that is there for it, if it has ids of its own: the others are made in it, and belong to it.
+pub(super) fn namespaces(spec: &Spec, user: Option<&Path>) -> Value {
     let own = ["ipc", "uts", "mount", "cgroup"].into_iter();
     let pid = (trust(spec) < Trust::Bootstrap).then_some("pid");
     let network = spec.networks.is_some().then_some("network");
-    own.chain(pid).chain(network).map(|kind| json!({"type": kind})).collect()
+    let own = own.chain(pid).chain(network).map(|kind| json!({"type": kind}));
+    own.chain(user.map(|path| json!({"type": "user", "path": path}))).collect()
+}
+
+/// Parameters of the kernel in its namespaces.
+pub(super) fn sysctls(spec: &Spec, has_own_ids: bool) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    if spec.networks.is_some() {
+        // As Docker does: in a network of its own no port is worth more than another.
+        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+    }
+    if has_own_ids {
+        // The seccomp profile lets it make none either. Holes of the kernel are often behind the rights that one has in those.
+        all.insert("user.max_user_namespaces".to_owned(), "0".to_owned());
+    }
+    let own = spec.container.sysctls.iter().flatten();
+    all.extend(own.map(|(name, value)| (name.to_string(), value.to_string())));
+    all
 }
 
 /// `profile` is the one of all containers; none is none.
@@ -134,9 +153,9 @@ pub(super) fn seccomp(spec: &Spec, profile: &Value) -> Option<Value> {
 }
 
 /// Device rules, which the kernel enforces by a BPF program.
-pub(super) fn devices(spec: &Spec) -> Value {
+pub(super) fn devices(spec: &Spec) -> Vec<Value> {
     if trust(spec) >= Trust::Bootstrap {
-        return json!([{"allow": true, "access": "rwm"}]);
+        return vec![json!({"allow": true, "access": "rwm"})];
     }
     let allow = |major: u32, minor: Option<u32>| {
         let mut rule = json!({"allow": true, "type": "c", "access": "rwm", "major": major});
@@ -231,7 +250,7 @@ mod tests {
             let mounts = mounts(name, spec);
             let destinations: Vec<&str> =
                 mounts.iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
-            let own_processes = namespaces(spec).to_string().contains("pid");
+            let own_processes = namespaces(spec, None).to_string().contains("pid");
             let calls = seccomp(spec, &profile).map(|profile| profile["syscalls"].as_array().unwrap().len());
             (
                 destinations.contains(&"/run/api.sock"),
@@ -254,12 +273,25 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_the_settings_lie_over_ours() {
+        let sysctls_of = |container: Value, has_own_ids| {
+            let settings = settings::from_json(&json!({"containers": {"a": container}})).unwrap();
+            sysctls(&lasting(&settings)["a"], has_own_ids)
+        };
+        assert!(sysctls_of(json!({"image": "i"}), false).is_empty());
+        let own = json!({"image": "i", "networks": ["f"], "sysctls": {"net.ipv4.ip_unprivileged_port_start": "80", "kernel.sem": "1"}});
+        let all = sysctls_of(own, true);
+        assert_eq!(all["net.ipv4.ip_unprivileged_port_start"], "80");
+        assert_eq!((all["user.max_user_namespaces"].as_str(), all["kernel.sem"].as_str()), ("0", "1"));
+    }
+
+    #[test]
     fn devices_are_denied_first_unless_all_are_allowed() {
         assert_eq!(devices(&spec("a", false))[0], json!({"allow": false, "access": "rwm"}));
         assert_eq!(devices(&spec("host-containers.a", false)), devices(&spec("a", false)));
         assert_eq!(
             devices(&spec("bootstrap-containers.a", false)),
-            json!([{"allow": true, "access": "rwm"}])
+            [json!({"allow": true, "access": "rwm"})]
         );
     }
 }

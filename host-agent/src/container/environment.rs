@@ -16,33 +16,27 @@ const LARGEST_FILE: u64 = 256 << 10;
 /// Where a container finds its secrets.
 pub(super) const SECRETS: &str = "/run/secrets";
 
-/// The image's environment with that of the settings over it: what files say, what the settings say, secrets. Pure.
+/// The image's environment, and what files say, with that of the settings over it, and secrets over all. Pure.
 pub(super) fn variables(
-    image: &[String],
-    files: BTreeMap<String, String>,
+    before: &[String],
     container: &Container,
     secrets: &BTreeMap<String, SecretText>,
 ) -> Vec<String> {
-    let mut all: BTreeMap<String, String> = BTreeMap::new();
-    for variable in std::iter::once(DEFAULT_PATH).chain(image.iter().map(String::as_str)) {
+    let mut all: BTreeMap<&str, &str> = BTreeMap::new();
+    for variable in std::iter::once(DEFAULT_PATH).chain(before.iter().map(String::as_str)) {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        all.insert(name.to_owned(), value.to_owned());
+        all.insert(name, value);
     }
-    all.extend(files);
-    let own = container.env.iter().flatten();
-    all.extend(own.map(|(name, value)| (name.as_str().to_owned(), value.reveal().to_owned())));
-    for (name, secret) in container.env_secrets.iter().flatten() {
-        // It is there: a commit without it is refused.
-        if let Some(secret) = secrets.get(secret.as_str()) {
-            all.insert(name.as_str().to_owned(), secret.reveal().to_owned());
-        }
-    }
+    all.extend(container.env.iter().flatten().map(|(name, value)| (name.as_str(), value.reveal())));
+    // Each is there: a commit without it is refused.
+    let of_secrets = container.env_secrets.iter().flatten();
+    all.extend(of_secrets.filter_map(|(name, of)| Some((name.as_str(), secrets.get(of.as_str())?.reveal()))));
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// The variables of files, the later over the earlier.
-pub(super) fn of_files(files: &[EnvFile]) -> Result<BTreeMap<String, String>, String> {
-    let mut all = BTreeMap::new();
+/// The variables of files, as `NAME=VALUE`, in their order.
+pub(super) fn of_files(files: &[EnvFile]) -> Result<Vec<String>, String> {
+    let mut all = Vec::new();
     for file in files {
         let path = Path::new(file.as_str());
         let text =
@@ -75,7 +69,7 @@ fn read(path: &Path) -> io::Result<String> {
 
 /// `NAME=VALUE` on each line, as docker's --env-file has it: no quotes, what is behind `=` is the value. The error has the line. What is
 /// written there may be a secret, and is not told.
-fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'static str)> {
+fn parse(text: &str) -> Result<Vec<String>, (usize, &'static str)> {
     let mut all = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim_start();
@@ -88,7 +82,7 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'static str)> {
         if value.contains('\0') {
             return Err((number, "there is a byte that is zero"));
         }
-        all.push((name.as_str().to_owned(), value.to_owned()));
+        all.push(format!("{}={value}", name.as_str()));
     }
     Ok(all)
 }
@@ -137,11 +131,9 @@ mod tests {
 
     #[test]
     fn each_lies_over_the_one_before() {
-        let image = ["A=image", "B=image", "C=image", "D=image", "PATH=/bin"].map(str::to_owned);
-        let files = [("B", "file"), ("C", "file"), ("D", "file")];
-        let files = files.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let before = ["A=image", "B=image", "C=image", "D=image", "PATH=/bin", "B=file", "C=file", "D=file"];
         let container = container(json!({"env": {"C": "env", "D": "env"}, "env-secrets": {"D": "db"}}));
-        let all = variables(&image, files.into(), &container, &secrets());
+        let all = variables(&before.map(str::to_owned), &container, &secrets());
         assert_eq!(all, ["A=image", "B=file", "C=env", "D=hunter2\n", "PATH=/bin"]);
     }
 
@@ -150,8 +142,7 @@ mod tests {
         let text = "# of the app\n\nA=1\n  B = 2 \"x\"\n";
         assert_eq!(parse(text), Err((4, "what is before '=' is not the name of a variable")));
         let text = "# of the app\r\n\r\nA=1\r\n  B== 2 \"x\"\nC=";
-        let expected = [("A", "1"), ("B", "= 2 \"x\""), ("C", "")];
-        assert_eq!(parse(text).unwrap(), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(parse(text).unwrap(), ["A=1", "B== 2 \"x\"", "C="]);
         assert_eq!(parse("A=1\nhunter2"), Err((2, "there is no '='")));
     }
 

@@ -15,6 +15,8 @@ const PRELOADED: &str = "/usr/lib/caisson/images";
 pub const PULLED: &str = "/data/images";
 /// In the folder of a pull: the reference that it is for.
 pub const PULLED_FOR: &str = "reference";
+/// In the folder of an image that was pulled: the highest user or group that a file of it has.
+pub const HIGHEST_ID: &str = "highest-id";
 const REFERENCES: &str = "/data/images/references.json";
 /// A list of the references that are kept though no setting names them.
 const PINNED: &str = "/data/images/pinned.json";
@@ -37,6 +39,8 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Image {
     pub rootfs: PathBuf,
     pub config: ImageConfig,
+    /// The highest user or group that a file of it has.
+    pub highest_id: u32,
 }
 
 /// As the build writes it.
@@ -84,7 +88,13 @@ pub fn load(folder: &Path) -> io::Result<Image> {
         return Err(io::Error::other("the image's configuration is too large"));
     }
     let config = serde_json::from_slice(&fs::read(path)?)?;
-    Ok(Image { rootfs: folder.join("rootfs"), config })
+    // Those that are part of the system have none, and no such users.
+    let highest_id = match fs::read_to_string(folder.join(HIGHEST_ID)) {
+        Ok(text) => text.parse().map_err(io::Error::other)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    Ok(Image { rootfs: folder.join("rootfs"), config, highest_id })
 }
 
 /// The images that are part of the system.

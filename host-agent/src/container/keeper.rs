@@ -25,9 +25,10 @@ use crate::container::networks::{self, Plan};
 use crate::container::pull::pull;
 use crate::container::record::{Exit, Kept, Places, State};
 use crate::container::restart::{Next, Restarts};
+use crate::container::root::{self, Preparation};
 use crate::container::schedule::{self, Look};
 use crate::container::spec::{self, Spec};
-use crate::container::{environment, freeze, netavark, rollout, runtime, shim, volumes};
+use crate::container::{devices, environment, freeze, identities, netavark, rollout, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -177,7 +178,13 @@ impl Keeper {
             runs_once: self.spec.container.restart == Some(Restart::No),
             addresses: Vec::new(),
             pull: None,
+            user_namespace: None,
         }
+    }
+
+    /// The key of its settings.
+    fn key(&self) -> String {
+        spec::key(self.spec.replica_of.as_deref().unwrap_or(&self.name))
     }
 
     fn speaks(&self) -> bool {
@@ -443,8 +450,7 @@ impl Keeper {
         let Some(exit) = &self.exit else { return };
         let memory = exit.out_of_memory.then(|| match self.spec.kind {
             ContainerKind::Container => {
-                let key = spec::key(self.spec.replica_of.as_deref().unwrap_or(&self.name));
-                format!("the container used up its memory limit: raise {key}.memory")
+                format!("the container used up its memory limit: raise {}.memory", self.key())
             }
             _ => "the kernel ended it, as the node has no memory left".to_owned(),
         });
@@ -539,8 +545,10 @@ impl Keeper {
 
     fn set_running(&self, pid: u32, since: u64) {
         let addresses = netavark::addresses(&self.places);
+        let user_namespace = Preparation::read(&self.places).ok().and_then(Preparation::user_namespace);
         self.set(|status| {
             status.addresses = addresses;
+            status.user_namespace = user_namespace;
             status.state = ContainerState::Running;
             status.pid = Some(pid);
             status.error = None;
@@ -649,11 +657,15 @@ impl Keeper {
         let own = self.spec.container.user.as_ref().map(|user| user.as_str());
         let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
-        let variables = environment::of_files(self.spec.container.env_files.as_deref().unwrap_or_default())?;
+        let preparation = self.plan_preparation(image, user)?;
+        preparation.write(&self.places).map_err(|error| failed(&self.places.preparation(), &error))?;
+        let mut of_image = image.config.clone();
+        let env_files = self.spec.container.env_files.as_deref().unwrap_or_default();
+        of_image.config.env.get_or_insert_default().extend(environment::of_files(env_files)?);
         let config =
-            bundle::config(&self.instance, &self.spec, &image.config, user, &seccomp, &defaults, variables)?;
+            bundle::config(&self.instance, &self.spec, &of_image, user, &seccomp, &defaults, &preparation)?;
         let secrets = self.places.secrets();
-        environment::write_secrets(&secrets, &self.spec.container, &self.spec.secrets, user)
+        environment::write_secrets(&secrets, &self.spec.container, &self.spec.secrets, preparation.on_node(user))
             .map_err(|error| failed(&secrets, &error))?;
         let path = bundle.join("config.json");
         files::replace_secretly(&path, &serde_json::to_vec(&config).unwrap_or_default())
@@ -676,6 +688,28 @@ impl Keeper {
             write_user_data(&folder, content).map_err(|error| failed(&folder.join("user-data"), &error))?;
         }
         std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
+    }
+
+    /// What the shim is to make for it: its ids, its volumes with these, and its devices.
+    fn plan_preparation(&self, image: &Image, user: bundle::User) -> Result<Preparation, String> {
+        let container = &self.spec.container;
+        let highest = image.highest_id.max(user.uid).max(user.gid);
+        let why_of_node = identities::why_of_node(&self.spec, highest);
+        let why_of_node = why_of_node.map_err(|error| format!("{}: {error}", self.key()))?;
+        let ids = match &why_of_node {
+            Some(_) => None,
+            None => Some(
+                identities::free(&self.instance, &root::taken(&self.instance))
+                    .ok_or_else(|| "containers have all ids that there are for them".to_owned())?,
+            ),
+        };
+        let volumes = container.volumes.as_ref().filter(|_| ids.is_some());
+        let folders = volumes.map(|volumes| volumes::mapped(&self.name, volumes)).unwrap_or_default();
+        let devices = devices::find(container.devices.as_deref().unwrap_or_default())
+            .map_err(|error| format!("{}.devices: {error}", self.key()))?;
+        // Of one that looks after the node nobody expects another thing.
+        let why_of_node = why_of_node.filter(|_| self.spec.kind == ContainerKind::Container);
+        Ok(Preparation { ids, why_of_node, folders, devices })
     }
 
     /// Its part in the networks that it has instead of the node's.

@@ -191,7 +191,8 @@ impl Pull<'_> {
         let flag = given_up.0.clone();
         // The folder goes with the task, which outlives this future: nobody else takes it before the task has ended.
         self.blocking(move || {
-            work.unpack(&layers, &diff_ids, &flag)?;
+            let highest_id = work.unpack(&layers, &diff_ids, &flag)?;
+            fs::write(work.path.join(image::HIGHEST_ID), highest_id.to_string())?;
             fs::write(work.path.join("config.json"), text)?;
             work.finish()
         })
@@ -359,13 +360,14 @@ impl Work {
         self.path.join(digest.replace(':', "-"))
     }
 
-    /// Unpacks the layers, of these media types; each has to be what the image's configuration says.
+    /// Unpacks the layers, of these media types; each has to be what the image's configuration says. Returns the highest user or group of
+    /// their files.
     fn unpack(
         &self,
         layers: &[(String, String)],
         diff_ids: &[String],
         given_up: &Arc<AtomicBool>,
-    ) -> io::Result<()> {
+    ) -> io::Result<u32> {
         let rootfs = self.path.join(ROOTFS);
         fs::create_dir(&rootfs)?;
         let mut tree = Tree::open(&rootfs)?;
@@ -384,7 +386,7 @@ impl Work {
                 fs::remove_file(path)?;
             }
         }
-        Ok(())
+        Ok(tree.highest_id())
     }
 
     /// Everything is on the disk before the folder gets the name that says that it is complete.

@@ -16,6 +16,8 @@ pub struct Places {
     pub data: PathBuf,
     pub log: PathBuf,
     pub group: PathBuf,
+    /// What lies ready for the runtime is mounted here. Nothing below it is removed with what is in it.
+    pub mounts: PathBuf,
 }
 
 impl Places {
@@ -25,6 +27,7 @@ impl Places {
             data: Path::new("/data/containers").join(name),
             log: Path::new("/data/log/containers").join(format!("{name}.log")),
             group: Path::new("/sys/fs/cgroup/containers").join(name),
+            mounts: Path::new("/run/container-mounts").join(name),
         }
     }
 
@@ -39,6 +42,11 @@ impl Places {
     /// The image's files below the container's own layer.
     pub fn lower(&self) -> PathBuf {
         self.run.join("lower")
+    }
+
+    /// What the shim does before the runtime begins.
+    pub fn preparation(&self) -> PathBuf {
+        self.run.join("preparation.json")
     }
 
     pub fn pid(&self) -> PathBuf {

@@ -1,14 +1,20 @@
 //! The OCI runtime's command line, and what it leaves behind when nobody ends a container in order.
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Gid, Uid, fchown};
+use serde_json::Value;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::container::identities::Range;
 use crate::container::netavark;
 use crate::container::record::Places;
+use crate::container::root;
 use crate::signals;
 
 pub const YOUKI: &str = "/usr/bin/youki";
@@ -31,6 +37,52 @@ pub fn youki_with_log(log: &Path) -> Command {
     signals::none_blocked(&mut command);
     command.arg("--root").arg(ROOT).arg("--log").arg(log);
     command
+}
+
+/// Gives the container's user a pipe, both ends of it: opened by its name (`/dev/stdout`), a pipe is a file with an owner.
+pub fn give(pipe: &OwnedFd, config: &Value, ids: Option<Range>) -> nix::Result<()> {
+    let id = |name: &str| {
+        let id = config["process"]["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+        ids.map_or(id, |ids| ids.on_node(id))
+    };
+    fchown(pipe, Some(Uid::from_raw(id("uid"))), Some(Gid::from_raw(id("gid"))))
+}
+
+/// Lets this program, and so the runtime, have what the container's processes are to be limited to. In a user namespace the runtime cannot
+/// raise a limit by itself. `config` is what it is told.
+pub fn allow_limits(config: &Value) {
+    for limit in config["process"]["rlimits"].as_array().into_iter().flatten() {
+        let (Some(name), Some(wanted)) = (limit["type"].as_str(), limit["hard"].as_u64()) else { continue };
+        let Some(resource) = resource(name) else { continue };
+        if let Ok((soft, hard)) = getrlimit(resource)
+            && hard < wanted
+            && let Err(error) = setrlimit(resource, soft, wanted)
+        {
+            eprintln!("<4>cannot raise {name} to {wanted}: {error}");
+        }
+    }
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "RLIMIT_AS" => Resource::RLIMIT_AS,
+        "RLIMIT_CORE" => Resource::RLIMIT_CORE,
+        "RLIMIT_CPU" => Resource::RLIMIT_CPU,
+        "RLIMIT_DATA" => Resource::RLIMIT_DATA,
+        "RLIMIT_FSIZE" => Resource::RLIMIT_FSIZE,
+        "RLIMIT_LOCKS" => Resource::RLIMIT_LOCKS,
+        "RLIMIT_MEMLOCK" => Resource::RLIMIT_MEMLOCK,
+        "RLIMIT_MSGQUEUE" => Resource::RLIMIT_MSGQUEUE,
+        "RLIMIT_NICE" => Resource::RLIMIT_NICE,
+        "RLIMIT_NOFILE" => Resource::RLIMIT_NOFILE,
+        "RLIMIT_NPROC" => Resource::RLIMIT_NPROC,
+        "RLIMIT_RSS" => Resource::RLIMIT_RSS,
+        "RLIMIT_RTPRIO" => Resource::RLIMIT_RTPRIO,
+        "RLIMIT_RTTIME" => Resource::RLIMIT_RTTIME,
+        "RLIMIT_SIGPENDING" => Resource::RLIMIT_SIGPENDING,
+        "RLIMIT_STACK" => Resource::RLIMIT_STACK,
+        _ => return None,
+    })
 }
 
 /// What the runtime found wrong.
@@ -59,6 +111,7 @@ pub fn clear(name: &str, places: &Places) {
     let rootfs = places.rootfs();
     // One upon the other, if a shim before this one ended without taking its own away.
     while umount2(&rootfs, MntFlags::empty()).is_ok() || umount2(&rootfs, MntFlags::MNT_DETACH).is_ok() {}
+    root::take_off(places);
 }
 
 /// Takes away what further processes of a container have left in the runtime's folder of it: a socket each, and a link for a terminal.

@@ -43,7 +43,8 @@ use crate::container::inside;
 use crate::container::process::process;
 use crate::container::profile;
 use crate::container::record::Places;
-use crate::container::runtime::{YOUKI, forget, youki_with_log};
+use crate::container::root::Preparation;
+use crate::container::runtime::{self, YOUKI, forget, youki_with_log};
 use crate::container::shim::SHIM;
 use crate::files;
 
@@ -252,6 +253,8 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
     leave_agent(&places).map_err(gone)?;
     let config = fs::read(places.bundle().join("config.json")).map_err(gone)?;
     let config: Value = serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))?;
+    let ids = Preparation::read(&places).map_err(gone)?.ids;
+    runtime::allow_limits(&config);
     let programs = match &config["linux"]["seccomp"] {
         Value::Null => Vec::new(),
         profile => profile::programs(profile)?,
@@ -263,7 +266,8 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
             (Some(listener.map_err(|error| format!("cannot make a socket: {error}"))?), None)
         }
         None => {
-            let pipes = pipes(request.apart).map_err(|error| format!("cannot make a pipe: {error}"))?;
+            let give = |pipe: &OwnedFd| Ok(runtime::give(pipe, &config, ids)?);
+            let pipes = pipes(request.apart, give).map_err(|error| format!("cannot make a pipe: {error}"))?;
             (None, Some(pipes))
         }
     };
@@ -317,13 +321,15 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
     }
 }
 
-/// Pipes to and from a process.
-fn pipes(apart: bool) -> io::Result<(Streams, Theirs)> {
+/// Pipes to and from a process, given to its user.
+fn pipes(apart: bool, give: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<(Streams, Theirs)> {
     let (their_input, input) = pipe2(OFlag::O_CLOEXEC)?;
     let (output, their_output) = pipe2(OFlag::O_CLOEXEC)?;
+    give(&their_input).and_then(|()| give(&their_output))?;
     let mut outputs = vec![(receiver(output)?, FromAgent::Output as Wrap)];
     let their_errors = if apart {
         let (errors, their_errors) = pipe2(OFlag::O_CLOEXEC)?;
+        give(&their_errors)?;
         outputs.push((receiver(errors)?, FromAgent::Errors as Wrap));
         their_errors
     } else {

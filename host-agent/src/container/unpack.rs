@@ -30,6 +30,7 @@ pub struct Tree {
     root: OwnedFd,
     entries: u64,
     bytes: u64,
+    highest_id: u32,
 }
 
 /// A place in the tree: an open folder and a name in it.
@@ -42,7 +43,12 @@ impl Tree {
     /// Opens an existing, empty folder.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let root = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self { root, entries: 0, bytes: 0 })
+        Ok(Self { root, entries: 0, bytes: 0, highest_id: 0 })
+    }
+
+    /// The highest user or group that a file was given to, also one that a later layer took away.
+    pub fn highest_id(&self) -> u32 {
+        self.highest_id
     }
 
     /// Unpacks one layer, an uncompressed tar archive.
@@ -143,7 +149,9 @@ impl Tree {
         let id = |number: io::Result<u64>| {
             u32::try_from(number?).map_err(|_| io::Error::other("an owner beyond 32 bits"))
         };
-        let (uid, gid) = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
+        let (uid, gid) = (id(header.uid())?, id(header.gid())?);
+        self.highest_id = self.highest_id.max(uid).max(gid);
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         fchownat(&spot.folder, spot.name.as_os_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if header.entry_type() != EntryType::Symlink {
             fchmodat(&spot.folder, spot.name.as_os_str(), mode, FchmodatFlags::FollowSymlink)?;

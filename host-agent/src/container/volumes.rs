@@ -24,8 +24,35 @@ fn folder(container: &str, name: &ContainerName, volume: &Volume) -> PathBuf {
     })
 }
 
-/// As the runtime is told of them, those that lie in others after those. Pure.
-pub(super) fn mounts(container: &str, volumes: &BTreeMap<ContainerName, Volume>) -> Vec<Value> {
+/// Where one is on the node that is a folder there, and not the kernel's. Pure.
+fn place_on_node(container: &str, name: &ContainerName, volume: &Volume) -> Option<PathBuf> {
+    match volume.kind.unwrap_or_default() {
+        VolumeKind::Named => Some(folder(container, name, volume)),
+        VolumeKind::Host => Some(PathBuf::from(volume.source.as_ref()?.as_str())),
+        VolumeKind::Tmpfs => None,
+    }
+}
+
+/// Those whose files a container with ids of its own is to have with these ids: folders of the node, by their names among the container's
+/// mounts. What the kernel shows in `/sys` stays root's. Pure.
+pub(super) fn mapped(
+    container: &str,
+    volumes: &BTreeMap<ContainerName, Volume>,
+) -> BTreeMap<String, PathBuf> {
+    let mapped = volumes.iter().filter_map(|(name, volume)| {
+        let place = place_on_node(container, name, volume).filter(|place| place != Path::new("/sys"))?;
+        Some((format!("volume-{name}"), place))
+    });
+    mapped.collect()
+}
+
+/// As the runtime is told of them, those that lie in others after those; of the folders that are mapped, where that is. Pure.
+pub(super) fn mounts(
+    container: &str,
+    volumes: &BTreeMap<ContainerName, Volume>,
+    mapped: &BTreeMap<String, PathBuf>,
+    folder_of_mapped: &Path,
+) -> Vec<Value> {
     let mut all: Vec<(&str, Value)> = volumes
         .iter()
         .filter_map(|(name, volume)| {
@@ -39,9 +66,12 @@ pub(super) fn mounts(container: &str, volumes: &BTreeMap<ContainerName, Volume>)
                     "options": ["rbind", access, "nosuid", "nodev", "rprivate"],
                 })
             };
+            let key = format!("volume-{name}");
             let mount = match volume.kind.unwrap_or_default() {
-                VolumeKind::Named => bind(&folder(container, name, volume)),
-                VolumeKind::Host => bind(Path::new(volume.source.as_ref()?.as_str())),
+                VolumeKind::Named | VolumeKind::Host if mapped.contains_key(&key) => {
+                    bind(&folder_of_mapped.join(key))
+                }
+                VolumeKind::Named | VolumeKind::Host => bind(&place_on_node(container, name, volume)?),
                 VolumeKind::Tmpfs => {
                     let size = volume.size.as_ref().map_or(TMPFS_SIZE, settings::Memory::bytes);
                     json!({
@@ -117,7 +147,7 @@ mod tests {
             "c": {"path": "/shared", "name": "uploads", "read-only": true},
             "d": {"path": "/logs", "kind": "host", "source": "/data/log"},
         }));
-        let all = mounts("web", &volumes);
+        let all = mounts("web", &volumes, &BTreeMap::new(), Path::new("/run/x"));
         let told: Vec<String> = all
             .iter()
             .map(|mount| format!("{} {} {}", mount["destination"], mount["source"], mount["options"][1]))
@@ -132,6 +162,9 @@ mod tests {
             ]
         );
         assert!(all[3]["options"].as_array().unwrap().contains(&json!("size=1048576")));
+        let all = mounts("web", &volumes, &mapped("web", &volumes), Path::new("/run/x"));
+        let sources: Vec<&str> = all.iter().map(|mount| mount["source"].as_str().unwrap()).collect();
+        assert_eq!(sources, ["/run/x/volume-d", "/run/x/volume-c", "/run/x/volume-b", "tmpfs"]);
     }
 
     #[test]
