@@ -107,7 +107,9 @@ enum Bench {
     /// Time from the kernel's start to init, to the API, to a running container; memory when idle
     Boot(bench::boot::Options),
     /// Starts, stops and memory of containers, beside containerd, podman, crun and youki in the same guest; fails when a goal is missed
-    #[command(after_help = "It takes about a quarter of an hour without KVM, and is best alone on its machine.")]
+    #[command(
+        after_help = "It takes about a quarter of an hour without KVM, and is best alone on its machine."
+    )]
     Container(bench::container::Options),
     /// Bytes of what is shipped, and of what is in the root
     Size {

@@ -16,14 +16,14 @@ use crate::place::{NODE_RUN, RIVALS};
 
 /// What Caisson told its runtime of a container, and the image's files.
 #[derive(Clone)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     config: Value,
     lower: PathBuf,
 }
 
 impl Pattern {
     /// Of a container of Caisson's that runs.
-    pub fn of(container: &str) -> Result<Self> {
+    pub(crate) fn of(container: &str) -> Result<Self> {
         let folder = Path::new(NODE_RUN).join("containers").join(container);
         let config = fs::read(folder.join("bundle/config.json")).context("Caisson's bundle")?;
         Ok(Self { config: serde_json::from_slice(&config)?, lower: fs::read_link(folder.join("lower"))? })
@@ -39,14 +39,14 @@ impl Pattern {
     }
 }
 
-pub struct Bare {
+pub(crate) struct Bare {
     name: &'static str,
     program: &'static str,
     pattern: Pattern,
 }
 
 impl Bare {
-    pub fn new(name: &'static str, program: &'static str, pattern: &Pattern) -> Self {
+    pub(crate) fn new(name: &'static str, program: &'static str, pattern: &Pattern) -> Self {
         Self { name, program, pattern: pattern.clone() }
     }
 
@@ -73,7 +73,7 @@ impl Bare {
 }
 
 /// A handle on the process that a file names.
-pub fn pidfd(file: &str) -> Result<OwnedFd> {
+pub(crate) fn pidfd(file: &str) -> Result<OwnedFd> {
     let pid = fs::read_to_string(file).with_context(|| format!("no process is in {file}"))?;
     let pid = rustix::process::Pid::from_raw(pid.trim().parse()?).context("no process")?;
     Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)

@@ -15,12 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at one that is being stopped. Looking more often would be measured.
 const LOOK: Duration = Duration::from_millis(20);
 
-pub struct Caisson {
+pub(crate) struct Caisson {
     image: String,
 }
 
 impl Caisson {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { image: String::new() }
     }
 
@@ -29,7 +29,10 @@ impl Caisson {
             .iter()
             .map(|(name, image)| {
                 let out = json!({"path": "/out", "name": "bench"});
-                (name.to_string(), json!({"image": image, "command": ["/bin/say", name], "volumes": {"out": out}}))
+                (
+                    name.to_string(),
+                    json!({"image": image, "command": ["/bin/say", name], "volumes": {"out": out}}),
+                )
             })
             .collect();
         ask(Method::PATCH, "/settings?tx=bench", &json!({"containers": all}).to_string())?;

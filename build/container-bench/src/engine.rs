@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 /// One way to run containers. Every call returns when its command has, or the node has answered: when a container has put out
 /// something is seen elsewhere.
-pub trait Engine {
+pub(crate) trait Engine {
     fn name(&self) -> &'static str;
 
     /// The programs that run beside containers, by the names of their files.
@@ -58,7 +58,7 @@ pub trait Engine {
 }
 
 /// A program whose words are kept. They go to a file, not to a pipe: what outlives the command has it too.
-pub fn command(of: &str, program: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command(of: &str, program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     if let Ok(log) = File::options().create(true).append(true).open(log(of)) {
@@ -75,14 +75,14 @@ fn log(of: &str) -> String {
 }
 
 /// The end of what it said.
-pub fn last_words(of: &str) -> String {
+pub(crate) fn last_words(of: &str) -> String {
     let text = fs::read_to_string(log(of)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join(" | ")
 }
 
 /// Runs a command of an engine to its end.
-pub fn finish(of: &str, mut command: Command) -> Result<()> {
+pub(crate) fn finish(of: &str, mut command: Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{of}: cannot run {:?}", command.get_program()))?;
     if !status.success() {
         bail!("{of}: {command:?}: {status}: {}", last_words(of));

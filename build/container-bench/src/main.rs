@@ -20,7 +20,7 @@ use serde_json::json;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::bare::{Bare, Pattern};
@@ -167,7 +167,12 @@ fn millis(nanos: u64) -> f64 {
 }
 
 /// From now until the container has put something out, in milliseconds.
-fn until_said(said: &Said, names: &[String], patience: Duration, start: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn until_said(
+    said: &Said,
+    names: &[String],
+    patience: Duration,
+    start: impl FnOnce() -> Result<()>,
+) -> Result<f64> {
     let begun = said::now()?;
     start()?;
     let last = said.wait(names, patience)?;
@@ -181,7 +186,7 @@ fn one(engine: &dyn Engine, said: &Said, round: u32) -> Result<()> {
             tell(row, engine.name(), ms);
         }
     };
-    let mut stop = |name: &String| -> Result<()> {
+    let stop = |name: &String| -> Result<()> {
         settle(SETTLE);
         let begun = said::now()?;
         engine.stop(name)?;

@@ -4,9 +4,9 @@ use std::fs;
 
 /// Of processes, in KiB. Pages that several have count for each in its part (`pss`), or wholly (`rss`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Resident {
-    pub pss: u64,
-    pub rss: u64,
+pub(crate) struct Resident {
+    pub(crate) pss: u64,
+    pub(crate) rss: u64,
 }
 
 /// A field of `smaps_rollup` or `meminfo`, in KiB.
@@ -21,7 +21,7 @@ fn of_process(pid: &str) -> Resident {
 }
 
 /// Of all processes that run one of these programs, by the names of their files.
-pub fn of_programs(programs: &[&str]) -> Resident {
+pub(crate) fn of_programs(programs: &[&str]) -> Resident {
     let mut all = Resident::default();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(program) = fs::read_link(entry.path().join("exe")) else { continue };
@@ -35,7 +35,7 @@ pub fn of_programs(programs: &[&str]) -> Resident {
 }
 
 /// What could still be had of the node, in KiB.
-pub fn available() -> u64 {
+pub(crate) fn available() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable")
 }
 

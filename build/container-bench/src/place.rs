@@ -11,13 +11,13 @@ use std::path::Path;
 /// The node's files, for a superpowered host container.
 const NODE: &str = "/.bottlerocket/rootfs";
 /// Where the node's `/run` is afterwards.
-pub const NODE_RUN: &str = "/node/run";
-pub const API: &str = "/node/run/api.sock";
-pub const YOUKI: &str = "/usr/local/bin/youki";
+pub(crate) const NODE_RUN: &str = "/node/run";
+pub(crate) const API: &str = "/node/run/api.sock";
+pub(crate) const YOUKI: &str = "/usr/local/bin/youki";
 /// A volume that all containers have, as `/out`.
-pub const OUT: &str = "/data/volumes/bench";
+pub(crate) const OUT: &str = "/data/volumes/bench";
 /// What the other runtimes keep.
-pub const RIVALS: &str = "/data/rivals";
+pub(crate) const RIVALS: &str = "/data/rivals";
 
 fn bind(from: &Path, to: &Path, more: MsFlags) -> Result<()> {
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | more, None::<&str>)
@@ -30,7 +30,7 @@ fn fresh(kind: &str, to: &Path) -> Result<()> {
 }
 
 /// Makes the file system that `tree` is the root of ours. In a superpowered host container.
-pub fn enter(tree: &Path) -> Result<()> {
+pub(crate) fn enter(tree: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("cannot have mounts of our own")?;
     // What Caisson mounts meanwhile is not to be in the other runtimes' way.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;

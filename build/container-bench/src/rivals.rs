@@ -14,13 +14,13 @@ use crate::place::{OUT, RIVALS};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Containerd {
+pub(crate) struct Containerd {
     image: String,
     daemon: Option<Child>,
 }
 
 impl Containerd {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { image: String::new(), daemon: None }
     }
 
@@ -127,20 +127,32 @@ impl Engine for Containerd {
     }
 }
 
-pub struct Podman {
+pub(crate) struct Podman {
     image: String,
 }
 
 impl Podman {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { image: String::new() }
     }
 
     fn podman(&self, arguments: &[&str]) -> Command {
         let root = format!("{RIVALS}/podman");
         let common = [
-            "--root", &root, "--runroot", "/run/podman", "--storage-driver", "overlay", "--runtime", "crun",
-            "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--log-level", "error",
+            "--root",
+            &root,
+            "--runroot",
+            "/run/podman",
+            "--storage-driver",
+            "overlay",
+            "--runtime",
+            "crun",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "file",
+            "--log-level",
+            "error",
         ];
         command(self.name(), "podman", &[&common[..], arguments].concat())
     }
@@ -148,8 +160,20 @@ impl Podman {
     fn command(&self, container: &str, image: &str) -> Command {
         let volume = format!("{OUT}:/out");
         self.podman(&[
-            "run", "--detach", "--network", "host", "--tls-verify=false", "--log-driver", "k8s-file",
-            "--volume", &volume, "--name", container, image, "/bin/say", container,
+            "run",
+            "--detach",
+            "--network",
+            "host",
+            "--tls-verify=false",
+            "--log-driver",
+            "k8s-file",
+            "--volume",
+            &volume,
+            "--name",
+            container,
+            image,
+            "/bin/say",
+            container,
         ])
     }
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// Nanoseconds.
-pub fn now() -> Result<u64> {
+pub(crate) fn now() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     Ok(u64::try_from(now.tv_sec() * 1_000_000_000 + now.tv_nsec())?)
 }
@@ -23,11 +23,11 @@ fn parse(line: &str) -> Option<(String, u64)> {
     Some((name.to_owned(), time.trim().parse().ok()?))
 }
 
-pub struct Said(Receiver<(String, u64)>);
+pub(crate) struct Said(Receiver<(String, u64)>);
 
 impl Said {
     /// Makes the FIFO in a folder.
-    pub fn listen(folder: &Path) -> Result<Self> {
+    pub(crate) fn listen(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o777))?;
         let path = folder.join("said");
@@ -48,15 +48,20 @@ impl Said {
     }
 
     /// Waits until each of the names was told; the time of the last.
-    pub fn wait(&self, names: &[String], patience: Duration) -> Result<u64> {
+    pub(crate) fn wait(&self, names: &[String], patience: Duration) -> Result<u64> {
         let deadline = Instant::now() + patience;
         let mut missing: Vec<&String> = names.iter().collect();
         let mut last = 0;
         while !missing.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok((name, time)) = self.0.recv_timeout(left) else {
-                bail!("{} of {} containers put nothing out within {} s, the first is {}",
-                    missing.len(), names.len(), patience.as_secs(), missing[0]);
+                bail!(
+                    "{} of {} containers put nothing out within {} s, the first is {}",
+                    missing.len(),
+                    names.len(),
+                    patience.as_secs(),
+                    missing[0]
+                );
             };
             missing.retain(|wanted| **wanted != name);
             last = last.max(time);

@@ -88,7 +88,8 @@ fn image(toolbox: &Toolbox, folder: &Path, busybox: &Path, say: &Path, number: u
 
 /// So many bytes of hexadecimal digits, other ones for each seed. Pure.
 fn text(seed: u32, bytes: usize) -> String {
-    let numbers = (0_u64..).map(|number| hex(&Sha256::digest([number, seed.into()].map(u64::to_le_bytes).concat())));
+    let numbers =
+        (0_u64..).map(|number| hex(&Sha256::digest([number, seed.into()].map(u64::to_le_bytes).concat())));
     let mut text: String = numbers.take(bytes.div_ceil(64)).collect();
     text.truncate(bytes);
     text

@@ -166,9 +166,8 @@ pub fn measure(project: &Project, artifacts: &Artifacts, options: &Options) -> R
     };
     let share = toolbox.with_share(&artifacts.dir).with_share(folder.path());
     let machine = Machine::start(&share, &vsock, &config, folder.path().to_owned(), Signals::Shared)?;
-    let figures = follow(&machine).with_context(|| {
-        format!("the end of its console:\n{}", tail(&machine.places.serial_log(), 20))
-    })?;
+    let figures = follow(&machine)
+        .with_context(|| format!("the end of its console:\n{}", tail(&machine.places.serial_log(), 20)))?;
     let rows = rows(figures);
     let accelerator = match accelerator {
         Accelerator::Kvm => "kvm",
@@ -176,7 +175,17 @@ pub fn measure(project: &Project, artifacts: &Artifacts, options: &Options) -> R
     };
     let goals = goals(&rows);
     let Options { rounds, many, rounds_of_many, cpus, memory: memory_mib, .. } = *options;
-    Ok(Figures { bench: "container", accelerator, rounds, many, rounds_of_many, cpus, memory_mib, rows, goals })
+    Ok(Figures {
+        bench: "container",
+        accelerator,
+        rounds,
+        many,
+        rounds_of_many,
+        cpus,
+        memory_mib,
+        rows,
+        goals,
+    })
 }
 
 fn user_data(options: &Options) -> String {
@@ -240,9 +249,8 @@ fn goals(rows: &BTreeMap<String, BTreeMap<String, Spread>>) -> Vec<Goal> {
         (Some(ours), Some(theirs)) if theirs > 0.0 => ours / theirs,
         _ => f64::INFINITY,
     };
-    let mut goals = vec![
-        Goal::new("start of a stopped one / bare youki's", ratio("start", "youki"), BARE_LIMIT),
-    ];
+    let mut goals =
+        vec![Goal::new("start of a stopped one / bare youki's", ratio("start", "youki"), BARE_LIMIT)];
     for (row, title) in ROWS {
         let title = title.split(',').next().unwrap_or(title);
         for rival in ["containerd", "podman"] {
@@ -252,7 +260,11 @@ fn goals(rows: &BTreeMap<String, BTreeMap<String, Spread>>) -> Vec<Goal> {
     let ours = |row: &str| median(row, "caisson").unwrap_or(f64::INFINITY);
     let resident = (ours("agent-pss") + ours("shims-pss")) / 1024.0;
     goals.push(Goal::new("agent and shims beside 20 containers, MiB", resident, RESIDENT_LIMIT));
-    goals.push(Goal::new("memory of the node for an idle container, KiB", ours("memory-of-node"), EACH_LIMIT));
+    goals.push(Goal::new(
+        "memory of the node for an idle container, KiB",
+        ours("memory-of-node"),
+        EACH_LIMIT,
+    ));
     goals
 }
 
@@ -317,7 +329,11 @@ mod tests {
     fn goals_are_ratios_of_medians() {
         let mut all = Vec::new();
         for (row, _) in ROWS {
-            all.extend([figure(row, "caisson", 9.0), figure(row, "caisson", 10.0), figure(row, "caisson", 11.0)]);
+            all.extend([
+                figure(row, "caisson", 9.0),
+                figure(row, "caisson", 10.0),
+                figure(row, "caisson", 11.0),
+            ]);
             all.extend([figure(row, "containerd", 20.0), figure(row, "podman", 9.0)]);
         }
         all.extend([figure("start", "youki", 8.0), figure("agent-pss", "caisson", 1024.0)]);
@@ -332,7 +348,12 @@ mod tests {
     #[test]
     fn user_data_is_settings() {
         let options = Options {
-            variant: "default".to_owned(), rounds: 5, many: 50, rounds_of_many: 2, cpus: 2, memory: 4096,
+            variant: "default".to_owned(),
+            rounds: 5,
+            many: 50,
+            rounds_of_many: 2,
+            cpus: 2,
+            memory: 4096,
         };
         let value: toml::Value = toml::from_str(&user_data(&options)).unwrap();
         let command = value["settings"]["host-containers"]["bench"]["command"][2].as_str().unwrap();
