@@ -7,7 +7,7 @@
 mod disk;
 
 use anyhow::{Context, Result, bail, ensure};
-use apiserver::client::{Endpoint, request_blocking};
+use apiserver::client::{Answer, Endpoint, request_blocking};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -208,7 +208,8 @@ fn follow(machine: &Machine) -> Result<Vec<(String, String, f64)>> {
         ensure!(begun.elapsed() < PATIENCE, "the bench did not end within {} s", PATIENCE.as_secs());
         let uri = "/containers/host-containers.bench/logs";
         let answer = request_blocking(&endpoint, Method::GET, uri, Vec::new(), LOOK);
-        let Ok(answer) = answer else { continue };
+        // There may be no such container yet.
+        let Some(answer) = answer.ok().filter(Answer::is_success) else { continue };
         let mut figures = Vec::new();
         for (number, line) in answer.text().lines().enumerate() {
             match serde_json::from_str(line) {
@@ -220,9 +221,7 @@ fn follow(machine: &Machine) -> Result<Vec<(String, String, f64)>> {
                 Ok(Line::Progress { .. }) => {}
                 Ok(Line::Error { error }) => bail!("the driver in the guest: {error}"),
                 Ok(Line::Done { .. }) => return Ok(figures),
-                Err(_) if answer.is_success() => bail!("the driver in the guest said {line:?}"),
-                // There is no such container yet.
-                Err(_) => {}
+                Err(_) => bail!("the driver in the guest said {line:?}"),
             }
         }
     }
