@@ -30,6 +30,8 @@ pub enum Set {
     Tests,
     /// What programs of the image for containers' networks are made of.
     Network,
+    /// What images of the tests' containers are made of, and who asks them.
+    Workload,
 }
 
 impl Set {
@@ -38,6 +40,15 @@ impl Set {
             Self::Build => BUILD_PACKAGES.to_vec(),
             Self::Tests => [SYSTEM, TESTS_PACKAGES].concat(),
             Self::Network => [SYSTEM, NETWORK_PACKAGES].concat(),
+            Self::Workload => [SYSTEM, WORKLOAD_PACKAGES].concat(),
+        }
+    }
+
+    /// Of the cache, which keeps four results of each: those that make an image are not to push each other out.
+    fn step(self) -> &'static str {
+        match self {
+            Self::Build | Self::Tests | Self::Network => "toolbox",
+            Self::Workload => "toolbox-workload",
         }
     }
 
@@ -47,6 +58,7 @@ impl Set {
             Self::Build => "os/toolbox.lock",
             Self::Tests => "os/toolbox-tests.lock",
             Self::Network => "os/toolbox-network.lock",
+            Self::Workload => "os/toolbox-workload.lock",
         }
     }
 }
@@ -78,6 +90,17 @@ const NETWORK_PACKAGES: &[&str] = &[
     "binutils",
     "protobuf-compiler",
     "libprotobuf-dev",
+];
+
+const WORKLOAD_PACKAGES: &[&str] = &[
+    // servers, and with them psql, pgbench, redis-cli and redis-benchmark
+    "postgresql-17",
+    "redis-server",
+    "nginx-light",
+    "libnginx-mod-stream",
+    // what shows extended attributes of files
+    "attr",
+    "libcap2-bin",
 ];
 
 /// What is installed to build and to run, by purpose.
@@ -198,7 +221,7 @@ impl Toolbox {
             key = key.text(&format!("{:?}", std::time::SystemTime::now()));
         }
         let entry =
-            project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, set, out))?;
+            project.cache.step(set.step(), "Debian 13 packages by apt", key, |out| make(project, set, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
             &fs::read(entry.path.join("packages.json"))
                 .context("the toolbox in the cache has no packages.json")?,
@@ -317,7 +340,7 @@ fn compare_with_lock(packages: &[Package], locked: &str, lock_file: &Path, polic
 }
 
 fn make(project: &Project, set: Set, out: &Path) -> Result<()> {
-    let log = project.log("toolbox");
+    let log = project.log(set.step());
     let _ = fs::remove_file(&log);
     let apt = out.join("apt");
     for folder in ["lists/partial", "cache/archives/partial", "log"] {
