@@ -187,7 +187,7 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    pub fn digest(&self) -> String {
+    pub(crate) fn digest(&self) -> String {
         digest(&self.data)
     }
 
