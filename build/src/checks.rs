@@ -71,6 +71,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         // The tests need it too; built here, its progress is shown.
         let toolbox = toolbox::Toolbox::open(project, LockPolicy::Newest)?;
         toolbox::Toolbox::for_tests(project)?;
+        toolbox::Toolbox::open_set(project, toolbox::Set::Workload, LockPolicy::Newest)?;
         guest::vhost_device_vsock(project, &toolbox, &guest::Rust::find(project)?)?;
     }
     let mut tests = Command::new(nextest);

@@ -19,7 +19,9 @@ use crate::{disk, esp, guest, kernel, oci, root, sbom, secure_boot, uki};
 pub fn build(project: &Project, variant: &str, lock: LockPolicy) -> Result<Artifacts> {
     let variant = Variant::load(project, variant)?;
     if lock == LockPolicy::Update {
-        Toolbox::open_set(project, Set::Tests, lock)?;
+        for set in [Set::Tests, Set::Workload] {
+            Toolbox::open_set(project, set, lock)?;
+        }
     }
     build_in(project, &variant, lock, Artifacts::of(project, &variant.name))
 }

@@ -32,6 +32,8 @@ pub enum Set {
     Network,
     /// Other container runtimes, and a registry: a system that runs in a guest, beside ours.
     Runtimes,
+    /// What images of the tests' containers are made of, and who asks them.
+    Workload,
 }
 
 impl Set {
@@ -41,6 +43,16 @@ impl Set {
             Self::Tests => [SYSTEM, TESTS_PACKAGES].concat(),
             Self::Network => [SYSTEM, NETWORK_PACKAGES].concat(),
             Self::Runtimes => [SYSTEM, RUNTIMES_PACKAGES].concat(),
+            Self::Workload => [SYSTEM, WORKLOAD_PACKAGES].concat(),
+        }
+    }
+
+    /// Of the cache, which keeps four results of each: those that make an image are not to push each other out.
+    fn step(self) -> &'static str {
+        match self {
+            Self::Build | Self::Tests | Self::Network => "toolbox",
+            Self::Runtimes => "toolbox-runtimes",
+            Self::Workload => "toolbox-workload",
         }
     }
 
@@ -51,6 +63,7 @@ impl Set {
             Self::Tests => "os/toolbox-tests.lock",
             Self::Network => "os/toolbox-network.lock",
             Self::Runtimes => "os/toolbox-runtimes.lock",
+            Self::Workload => "os/toolbox-workload.lock",
         }
     }
 }
@@ -85,6 +98,16 @@ const NETWORK_PACKAGES: &[&str] = &[
 ];
 
 const RUNTIMES_PACKAGES: &[&str] = &["containerd", "runc", "podman", "crun", "conmon", "docker-registry"];
+const WORKLOAD_PACKAGES: &[&str] = &[
+    // servers, and with them psql, pgbench, redis-cli and redis-benchmark
+    "postgresql-17",
+    "redis-server",
+    "nginx-light",
+    "libnginx-mod-stream",
+    // what shows extended attributes of files
+    "attr",
+    "libcap2-bin",
+];
 
 /// What is installed to build and to run, by purpose.
 const BUILD_PACKAGES: &[&str] = &[
@@ -203,8 +226,9 @@ impl Toolbox {
             // What the mirror has now, whatever was taken before.
             key = key.text(&format!("{:?}", std::time::SystemTime::now()));
         }
-        let entry =
-            project.cache.step("toolbox", "Debian 13 packages by apt", key, |out| make(project, set, out))?;
+        let entry = project
+            .cache
+            .step(set.step(), "Debian 13 packages by apt", key, |out| make(project, set, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
             &fs::read(entry.path.join("packages.json"))
                 .context("the toolbox in the cache has no packages.json")?,
@@ -323,7 +347,7 @@ fn compare_with_lock(packages: &[Package], locked: &str, lock_file: &Path, polic
 }
 
 fn make(project: &Project, set: Set, out: &Path) -> Result<()> {
-    let log = project.log("toolbox");
+    let log = project.log(set.step());
     let _ = fs::remove_file(&log);
     let apt = out.join("apt");
     for folder in ["lists/partial", "cache/archives/partial", "log"] {

@@ -37,6 +37,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, String)>,
     /// A server of the host that the guest reaches: `(address:port, program that the connection is handed to)`.
     pub guest_forward: Option<(String, String)>,
+    /// Ports of the host's loopback that lead into the guest.
+    pub ports: Vec<(u16, u16)>,
     /// Instead of a network that leads nowhere: the one of [`crate::Lan::attach`].
     pub tap: Option<Tap>,
     /// The guest's clock jumps over what it would only wait for.
@@ -69,6 +71,7 @@ impl Config {
             cmdline: None,
             fw_cfg: Vec::new(),
             guest_forward: None,
+            ports: Vec::new(),
             tap: None,
             skip_idle_time: false,
             keep_memory: false,

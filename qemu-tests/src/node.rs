@@ -105,7 +105,7 @@ impl Node {
             drives,
             kernel: self.config.kernel.clone().unwrap_or_else(|| bench.artifacts.vmlinux()),
             cmdline: self.config.cmdline.clone().unwrap_or_else(|| bench.cmdline.clone()),
-            ports: Vec::new(),
+            ports: self.config.ports.clone(),
             guest_forward: self.config.guest_forward.clone(),
             online: false,
             tap: self.config.tap.clone(),
@@ -213,6 +213,15 @@ impl Node {
     pub fn cut_power(&mut self) {
         self.machine.as_mut().expect("the machine is off").kill();
         self.settle();
+    }
+
+    /// Cuts the power of a machine whose disk is [`Format::Recorded`], as the strictest disk there may be: nothing is left of what
+    /// was not flushed. `before` is the disk as it was when the record began.
+    #[track_caller]
+    pub fn cut_power_of_cache(&mut self, before: &Path) {
+        self.cut_power();
+        let rebuilt = sweep::rebuild(before, &self.record(), &self.disk_path());
+        rebuilt.unwrap_or_else(|error| panic!("the disk after the cut: {error:#}"));
     }
 
     /// Cuts the power later, whatever the story does then; [`Node::wait_for_end`] returns after it.

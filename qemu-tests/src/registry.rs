@@ -1,14 +1,12 @@
 //! Debian's docker-registry on the host's loopback, and an image in it.
 
 use anyhow::{Context, Result, ensure};
-use build::cache::hex;
 use build::command::{run_quiet, tail};
-use build::oci;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -18,6 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::bench::bench;
+use crate::oci::{self, Archive, Document, Image, Layer, Packing};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -106,74 +105,73 @@ impl Registry {
             let tree = self.folder.path().join(name.replace('/', "-"));
             fs::create_dir(&tree)?;
             write(&tree);
-            self.push(name, "latest", self.pack(&tree, owner)?, json!(["true"]))
+            let tar = self.folder.path().join("layer.tar");
+            let mut command = bench().toolbox.command("tar");
+            let owners = [format!("--owner=+{owner}"), format!("--group=+{owner}")];
+            command.args(owners).arg("-cf").arg(&tar).arg("-C").arg(&tree).arg(".");
+            run_quiet(&mut command, "tar")?;
+            let layer = Layer::new(&fs::read(&tar)?, Packing::Gzip);
+            self.try_push(name, "latest", &Image::busybox().layer(layer).with("Cmd", json!(["true"])))
         };
         publish().unwrap_or_else(|error| panic!("{name} cannot be pushed: {error:#}"))
     }
 
     fn try_publish(&self, name: &str, tag: &str, story: &str, bytes: usize) -> Result<Published> {
-        let command = json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]);
-        self.push(name, tag, self.layer(story, bytes)?, command)
+        let blocks = (0..bytes.div_ceil(32)).flat_map(|number| Sha256::digest(number.to_le_bytes()));
+        let large: Vec<u8> = blocks.take(bytes).collect();
+        let archive = Archive::new()
+            .file("etc/story", 0o644, format!("{story}\n").as_bytes())
+            .file("etc/large", 0o644, &large)
+            .whiteout("etc/group");
+        let image = Image::busybox()
+            .layer(Layer::new(&archive.finish(), Packing::Gzip))
+            .with("Cmd", json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]));
+        self.try_push(name, tag, &image)
     }
 
-    /// Pushes busybox with one more layer, given with its diff id.
-    fn push(&self, name: &str, tag: &str, layer: (String, Vec<u8>), command: Value) -> Result<Published> {
-        let bench = bench();
-        let layout = oci::preload(&bench.project, &bench.toolbox, "busybox")?.entry.path.join("layout");
-        let read_json = |path: &Path| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-        let blob = |digest: &Value| {
-            let digest = digest.as_str().unwrap_or_default();
-            layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
-        };
-        let index = read_json(&layout.join("index.json"))?;
-        let mut manifest = read_json(&blob(&index["manifests"][0]["digest"]))?;
-        let mut config = read_json(&blob(&manifest["config"]["digest"]))?;
-        self.push_blob(name, fs::read(blob(&manifest["layers"][0]["digest"]))?)?;
+    /// Pushes an image.
+    #[track_caller]
+    pub fn push(&self, name: &str, tag: &str, image: &Image) -> Published {
+        self.try_push(name, tag, image)
+            .unwrap_or_else(|error| panic!("{name}:{tag} cannot be pushed: {error:#}"))
+    }
 
-        let (diff_id, layer) = layer;
-        let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().context("an image without layers")?;
-        diff_ids.push(json!(diff_id));
-        config["config"]["Cmd"] = command;
-        let media = "application/vnd.oci.image.layer.v1.tar+gzip";
-        let layers = manifest["layers"].as_array_mut().context("an image without layers")?;
-        layers.push(json!({"mediaType": media, "digest": digest(&layer), "size": layer.len()}));
-        self.push_blob(name, layer)?;
-        let config = serde_json::to_vec(&config)?;
-        manifest["config"]["digest"] = json!(digest(&config));
-        manifest["config"]["size"] = json!(config.len());
-        self.push_blob(name, config)?;
-        let manifest = serde_json::to_vec(&manifest)?;
-        let manifest_digest = digest(&manifest);
-        let media = "application/vnd.oci.image.manifest.v1+json";
-        self.send(Method::PUT, &format!("/v2/{name}/manifests/{tag}"), media, manifest)?;
+    fn try_push(&self, name: &str, tag: &str, image: &Image) -> Result<Published> {
+        self.push_manifest(name, tag, &self.push_content(name, image)?)
+    }
+
+    /// Pushes one image for each architecture, and what names them all, in the format of the first.
+    #[track_caller]
+    pub fn push_index(&self, name: &str, tag: &str, images: &[(&str, Image)]) -> Published {
+        let push = || -> Result<Published> {
+            let mut manifests = Vec::new();
+            for (architecture, image) in images {
+                let manifest = self.push_content(name, image)?;
+                self.push_manifest(name, &manifest.digest(), &manifest)?;
+                manifests.push((*architecture, manifest));
+            }
+            let is_docker = images.first().is_some_and(|(_, image)| image.is_docker);
+            self.push_manifest(name, tag, &oci::index(&manifests, is_docker))
+        };
+        push().unwrap_or_else(|error| panic!("{name}:{tag} cannot be pushed: {error:#}"))
+    }
+
+    /// All of an image but its manifest, which is returned.
+    fn push_content(&self, name: &str, image: &Image) -> Result<Document> {
+        let (blobs, manifest) = image.describe();
+        for blob in blobs {
+            self.push_blob(name, blob)?;
+        }
+        Ok(manifest)
+    }
+
+    fn push_manifest(&self, name: &str, tag: &str, manifest: &Document) -> Result<Published> {
+        let uri = format!("/v2/{name}/manifests/{tag}");
+        self.send(Method::PUT, &uri, &manifest.media, manifest.data.clone())?;
         Ok(Published {
             by_tag: format!("{}/{name}:{tag}", Self::ADDRESS),
-            by_digest: format!("{}/{name}@{manifest_digest}", Self::ADDRESS),
+            by_digest: format!("{}/{name}@{}", Self::ADDRESS, manifest.digest()),
         })
-    }
-
-    /// A gzipped layer and its diff id.
-    fn layer(&self, story: &str, bytes: usize) -> Result<(String, Vec<u8>)> {
-        let tree = self.folder.path().join("layer");
-        fs::create_dir_all(tree.join("etc"))?;
-        fs::write(tree.join("etc/story"), format!("{story}\n"))?;
-        let blocks = (0..bytes.div_ceil(32)).flat_map(|number| Sha256::digest(number.to_le_bytes()));
-        fs::write(tree.join("etc/large"), blocks.take(bytes).collect::<Vec<u8>>())?;
-        // A whiteout (OCI Image Specification, layer.md): the file of the layers below is gone.
-        fs::write(tree.join("etc/.wh.group"), "")?;
-        self.pack(&tree, 0)
-    }
-
-    /// What is in a folder, as a gzipped layer and its diff id.
-    fn pack(&self, tree: &Path, owner: u32) -> Result<(String, Vec<u8>)> {
-        let tar = self.folder.path().join("layer.tar");
-        let mut command = bench().toolbox.command("tar");
-        let owners = [format!("--owner=+{owner}"), format!("--group=+{owner}")];
-        command.args(owners).arg("-cf").arg(&tar).arg("-C").arg(tree).arg(".");
-        run_quiet(&mut command, "tar")?;
-        let diff_id = digest(&fs::read(&tar)?);
-        let layer = run_quiet(bench().toolbox.command("gzip").args(["-n", "-c"]).arg(&tar), "gzip")?;
-        Ok((diff_id, layer))
     }
 
     /// A monolithic upload (OCI Distribution Specification, "Pushing blobs").
@@ -182,7 +180,7 @@ impl Registry {
         let location = self.send(Method::POST, &format!("/v2/{name}/blobs/uploads/"), media, Vec::new())?;
         let location = location.context("the registry says nothing about where to upload")?;
         let path = location.split_once("/v2/").map_or(location.as_str(), |(_, path)| path);
-        let uri = format!("/v2/{path}&digest={}", digest(&data));
+        let uri = format!("/v2/{path}&digest={}", oci::digest(&data));
         self.send(Method::PUT, &uri, media, data).map(drop)
     }
 
@@ -223,8 +221,4 @@ impl Drop for Registry {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
-}
-
-fn digest(data: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(data)))
 }

@@ -75,7 +75,8 @@ fn readers_keep_nobody_out_who_acts() {
 #[test]
 fn secrets_of_containers_are_told_to_the_agent_alone() {
     let server = Server::start();
-    let change = |secret: &str| json!({"secrets": {"db": secret}, "motd": secret.len().to_string()}).to_string();
+    let change =
+        |secret: &str| json!({"secrets": {"db": secret}, "motd": secret.len().to_string()}).to_string();
     server.send(Method::PATCH, "/settings", &change("hunter1"));
     server.send(Method::POST, "/tx/commit", "");
     server.send(Method::PATCH, "/settings?tx=t", &change("hunter22"));

@@ -665,8 +665,13 @@ impl Keeper {
         let config =
             bundle::config(&self.instance, &self.spec, &of_image, user, &seccomp, &defaults, &preparation)?;
         let secrets = self.places.secrets();
-        environment::write_secrets(&secrets, &self.spec.container, &self.spec.secrets, preparation.on_node(user))
-            .map_err(|error| failed(&secrets, &error))?;
+        environment::write_secrets(
+            &secrets,
+            &self.spec.container,
+            &self.spec.secrets,
+            preparation.on_node(user),
+        )
+        .map_err(|error| failed(&secrets, &error))?;
         let path = bundle.join("config.json");
         files::replace_secretly(&path, &serde_json::to_vec(&config).unwrap_or_default())
             .map_err(|error| failed(&path, &error))?;

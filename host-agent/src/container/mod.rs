@@ -1,6 +1,8 @@
 //! Containers: images, what the OCI runtime is told, when they are started, and the shims that watch them.
 
 pub mod access;
+mod archive;
+mod attributes;
 mod blob;
 pub mod bundle;
 mod confinement;

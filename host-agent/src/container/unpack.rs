@@ -3,21 +3,24 @@
 //! A layer is hostile: every name is resolved inside the tree by the kernel (openat2(2) with RESOLVE_IN_ROOT), so that
 //! neither `..` nor a symbolic link of an earlier layer leads out; entries and bytes are bounded; devices are left out.
 
-use apiserver::files::gate::Gate;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::BuildHasher;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use tar::{Archive, EntryType};
+use tar_core::EntryType;
+
+use crate::container::archive::{Archive, Chunk, Content, Entry};
+use crate::container::attributes;
 
 const MOST_ENTRIES: u64 = 500_000;
 pub const LARGEST_TREE: u64 = 16 << 30;
@@ -53,15 +56,12 @@ impl Tree {
 
     /// Unpacks one layer, an uncompressed tar archive.
     pub fn add_layer(&mut self, layer: impl Read) -> io::Result<()> {
-        let (gate, keeper) = Gate::new(layer);
-        let mut archive = Archive::new(gate);
+        let mut archive = Archive::new(layer);
         let mut added = Added::default();
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            keeper.open(&entry)?;
+        while let Some(entry) = archive.next()? {
             self.count_entry()?;
-            let Some(path) = plain(&entry.path()?)? else { continue };
-            self.add(&path, &mut entry, &mut added)
+            let Some(path) = plain(&entry.path)? else { continue };
+            self.add(&path, &entry, archive.content(&entry), &mut added)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         }
         Ok(())
@@ -78,7 +78,8 @@ impl Tree {
     fn add<R: Read>(
         &mut self,
         path: &Path,
-        entry: &mut tar::Entry<'_, R>,
+        entry: &Entry,
+        mut content: Content<'_, R>,
         added: &mut Added,
     ) -> io::Result<()> {
         let spot = self.spot(path)?;
@@ -91,9 +92,8 @@ impl Tree {
             };
         }
         added.insert(path);
-        let header = entry.header().clone();
-        let mode = Mode::from_bits_truncate(header.mode()? & 0o7777);
-        match header.entry_type() {
+        let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
+        match entry.kind {
             EntryType::Directory => {
                 match mkdirat(&spot.folder, spot.name.as_os_str(), Mode::from_bits_truncate(0o700)) {
                     Ok(()) => {}
@@ -106,26 +106,25 @@ impl Tree {
                     Err(error) => return Err(error.into()),
                 }
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => {
                 remove(&spot.folder, &spot.name)?;
                 let flags =
                     OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let file =
                     openat(&spot.folder, spot.name.as_os_str(), flags, Mode::from_bits_truncate(0o600))?;
-                self.write(&mut File::from(file), entry)?;
+                self.write(&mut File::from(file), &mut content)?;
             }
             EntryType::Symlink => {
-                let target = entry
-                    .link_name_bytes()
-                    .ok_or_else(|| io::Error::other("a symbolic link without a target"))?;
+                let target = entry.target.as_deref();
+                let target = target.ok_or_else(|| refused("a symbolic link without a target".to_owned()))?;
                 remove(&spot.folder, &spot.name)?;
-                symlinkat(OsStr::from_bytes(&target), &spot.folder, spot.name.as_os_str())?;
+                symlinkat(target, &spot.folder, spot.name.as_os_str())?;
             }
             EntryType::Link => {
-                let target =
-                    entry.link_name()?.ok_or_else(|| io::Error::other("a hard link without a target"))?;
-                let Some(target) = plain(&target)? else {
-                    return Err(io::Error::other("a hard link to the root"));
+                let target = entry.target.as_deref();
+                let target = target.ok_or_else(|| refused("a hard link without a target".to_owned()))?;
+                let Some(target) = plain(Path::new(target))? else {
+                    return Err(refused("a hard link to the root".to_owned()));
                 };
                 let target = self.spot(&target)?;
                 remove(&spot.folder, &spot.name)?;
@@ -146,42 +145,64 @@ impl Tree {
             // Devices are made by the runtime, by its own list; other kinds carry nothing for a tree.
             _ => return Ok(()),
         }
-        let id = |number: io::Result<u64>| {
-            u32::try_from(number?).map_err(|_| io::Error::other("an owner beyond 32 bits"))
-        };
-        let (uid, gid) = (id(header.uid())?, id(header.gid())?);
+        let id =
+            |number: u64| u32::try_from(number).map_err(|_| refused("an owner beyond 32 bits".to_owned()));
+        let (uid, gid) = (id(entry.uid)?, id(entry.gid)?);
         self.highest_id = self.highest_id.max(uid).max(gid);
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         fchownat(&spot.folder, spot.name.as_os_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if header.entry_type() != EntryType::Symlink {
+        if entry.kind != EntryType::Symlink {
             fchmodat(&spot.folder, spot.name.as_os_str(), mode, FchmodatFlags::FollowSymlink)?;
+        }
+        if !matches!(entry.kind, EntryType::Symlink | EntryType::Fifo) {
+            // A change of the owner takes capabilities away.
+            attributes::set(&spot.folder, &spot.name, &entry.attributes)?;
+        }
+        if entry.kind != EntryType::Directory {
+            // A folder's own changes with what comes into it.
+            let time = TimeSpec::new(i64::try_from(entry.mtime).unwrap_or(0), 0);
+            utimensat(&spot.folder, spot.name.as_os_str(), &time, &time, UtimensatFlags::NoFollowSymlink)?;
         }
         Ok(())
     }
 
-    /// Copies a file's content within the bounds of the tree and of the disk.
-    fn write(&mut self, file: &mut File, content: &mut impl Read) -> io::Result<()> {
+    /// Copies a file's content within the bounds of the tree and of the disk. Zeros take no room there.
+    fn write<R: Read>(&mut self, file: &mut File, content: &mut Content<'_, R>) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
+        let mut end = 0;
         loop {
-            let read = content.read(&mut buffer)?;
-            if read == 0 {
-                return Ok(());
+            let (size, data) = match content.next(&mut buffer)? {
+                Chunk::End => return file.set_len(end),
+                Chunk::Hole(size) => (size, &[][..]),
+                Chunk::Data(size) => (size as u64, &buffer[..size]),
+            };
+            self.count_bytes(file, size)?;
+            end += size;
+            if is_zero(data) {
+                file.seek(SeekFrom::Start(end))?;
+            } else {
+                file.write_all(data)?;
             }
-            if self.bytes >> 24 != (self.bytes + read as u64) >> 24 || self.bytes == 0 {
-                let stat = nix::sys::statvfs::fstatvfs(&*file)?;
-                if stat.blocks_available() * stat.fragment_size() < RESERVE {
-                    return Err(io::Error::new(
-                        io::ErrorKind::StorageFull,
-                        "the data partition is full: give the machine a larger disk",
-                    ));
-                }
-            }
-            self.bytes += read as u64;
-            if self.bytes > LARGEST_TREE {
-                return Err(refused(format!("the image unpacks to more than {} GiB", LARGEST_TREE >> 30)));
-            }
-            file.write_all(&buffer[..read])?;
         }
+    }
+
+    fn count_bytes(&mut self, file: &File, more: u64) -> io::Result<()> {
+        let before = self.bytes;
+        self.bytes = before.saturating_add(more);
+        if self.bytes > LARGEST_TREE {
+            return Err(refused(format!("the image unpacks to more than {} GiB", LARGEST_TREE >> 30)));
+        }
+        // Not at each: now and then.
+        if before == 0 || before >> 24 != self.bytes >> 24 {
+            let stat = nix::sys::statvfs::fstatvfs(file)?;
+            if stat.blocks_available() * stat.fragment_size() < RESERVE {
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "the data partition is full: give the machine a larger disk",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The folder of a path, made where it is missing, resolved inside the tree.
@@ -240,6 +261,11 @@ impl Added {
     fn has(&self, path: &Path) -> bool {
         self.paths.contains(&self.keys.hash_one(path))
     }
+}
+
+/// In steps that the compiler makes wide ones of.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Trying again does not help.
@@ -311,7 +337,8 @@ fn plain(path: &Path) -> io::Result<Option<PathBuf>> {
 mod tests {
     use super::*;
     use std::fs;
-    use tar::{Builder, Header};
+    use std::os::unix::fs::MetadataExt;
+    use tar::{Builder, EntryType, Header};
 
     enum Item<'a> {
         File(&'a str, &'a str),
@@ -422,7 +449,7 @@ mod tests {
         };
         unpack(&[named(200)]).1.unwrap();
         let error = unpack(&[named(2 << 20)]).1.unwrap_err();
-        assert!(error.to_string().contains("larger than 1048576"), "{error}");
+        assert!(error.to_string().contains("> 1048576 bytes"), "{error}");
         // A large file is no large name.
         let large = layer(&[Item::File("a", &"x".repeat(3 << 20)), Item::File("b", "y")]);
         unpack(&[large]).1.unwrap();
@@ -465,9 +492,139 @@ mod tests {
         assert_eq!((read(&dir, "a/d").as_deref(), read(&dir, "b").as_deref()), (Some("y"), Some("y")));
     }
 
+    /// A header of our own, so that the test needs no privilege.
+    fn header(size: u64) -> Header {
+        let mut header = Header::new_ustar();
+        header.set_path("./GNUSparseFile.0/name").unwrap();
+        header.set_uid(u64::from(Uid::current().as_raw()));
+        header.set_gid(u64::from(Gid::current().as_raw()));
+        header.set_mode(0o640);
+        header.set_mtime(1_234_567_890);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    }
+
+    #[test]
+    fn holes_take_no_room_in_any_format() {
+        const SIZE: u64 = 64 << 20;
+        const AT: u64 = 40 << 20;
+        let content = [7; 4096];
+        let pax = |records: &[(&str, &str)], stored: &[u8]| {
+            let mut builder = Builder::new(Vec::new());
+            builder
+                .append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes())))
+                .unwrap();
+            builder.append(&header(stored.len() as u64), stored).unwrap();
+            builder.into_inner().unwrap()
+        };
+        let (size, at) = (SIZE.to_string(), AT.to_string());
+        let map = format!("{at},4096,{size},0");
+        let mut list = format!("2\n{at}\n4096\n{size}\n0\n").into_bytes();
+        list.resize(512, 0);
+        let whole = {
+            let mut whole = vec![0; SIZE as usize];
+            whole[AT as usize..AT as usize + 4096].fill(7);
+            whole
+        };
+        let gnu = {
+            let mut file = tempfile::tempfile().unwrap();
+            file.set_len(SIZE).unwrap();
+            file.seek(SeekFrom::Start(AT)).unwrap();
+            file.write_all(&content).unwrap();
+            file.rewind().unwrap();
+            let mut builder = Builder::new(Vec::new());
+            builder.append_file("file", &mut file).unwrap();
+            builder.into_inner().unwrap()
+        };
+        assert!(gnu.len() < 1 << 20, "no archive of a file with holes");
+        for (format, archive) in [
+            ("GNU", gnu),
+            (
+                "PAX 0.0",
+                pax(
+                    &[
+                        ("GNU.sparse.size", &size),
+                        ("GNU.sparse.offset", &at),
+                        ("GNU.sparse.numbytes", "4096"),
+                        ("path", "file"),
+                    ],
+                    &content,
+                ),
+            ),
+            (
+                "PAX 0.1",
+                pax(
+                    &[("GNU.sparse.size", &size), ("GNU.sparse.name", "file"), ("GNU.sparse.map", &map)],
+                    &content,
+                ),
+            ),
+            (
+                "PAX 1.0",
+                pax(
+                    &[
+                        ("GNU.sparse.major", "1"),
+                        ("GNU.sparse.minor", "0"),
+                        ("GNU.sparse.name", "file"),
+                        ("GNU.sparse.realsize", &size),
+                    ],
+                    &[&list[..], &content].concat(),
+                ),
+            ),
+            ("none", pax(&[("path", "file")], &whole)),
+        ] {
+            let (dir, result) = unpack(&[archive]);
+            result.unwrap_or_else(|error| panic!("{format}: {error}"));
+            let path = dir.path().join("rootfs/file");
+            assert!(fs::read(&path).unwrap() == whole, "{format}: not what was packed");
+            let room = fs::metadata(path).unwrap().blocks() * 512;
+            assert!(room < 1 << 20, "{format}: it takes {room} bytes");
+        }
+    }
+
+    #[test]
+    fn attributes_and_times_are_those_of_the_archive() {
+        let archive = {
+            let mut builder = Builder::new(Vec::new());
+            let records: [(&str, &[u8]); 3] = [
+                // Any bytes: what follows is none of it.
+                ("SCHILY.xattr.user.any", b"a\n\nb\0c"),
+                ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+                ("path", b"file"),
+            ];
+            builder.append_pax_extensions(records).unwrap();
+            builder.append(&header(1), &b"x"[..]).unwrap();
+            builder.into_inner().unwrap()
+        };
+        let (dir, result) = unpack(&[archive]);
+        result.unwrap();
+        let path = dir.path().join("rootfs/file");
+        let mut value = [0; 16];
+        let size = rustix::fs::lgetxattr(&path, "user.any", &mut value).unwrap();
+        assert_eq!(&value[..size], b"a\n\nb\0c");
+        assert!(rustix::fs::lgetxattr(&path, "trusted.overlay.opaque", &mut value).is_err());
+        let about = fs::metadata(&path).unwrap();
+        assert_eq!((about.mtime(), about.mode() & 0o7777), (1_234_567_890, 0o640));
+    }
+
+    #[test]
+    fn attributes_that_no_file_can_have_are_refused() {
+        let mut builder = Builder::new(Vec::new());
+        builder.append_pax_extensions([("SCHILY.xattr.user.large", &[7; 4000][..])]).unwrap();
+        builder.append(&header(0), io::empty()).unwrap();
+        let error = unpack(&[builder.into_inner().unwrap()]).1.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+
     #[test]
     fn a_layer_that_is_cut_short_is_an_error() {
-        let whole = layer(&[Item::File("a", &"x".repeat(5000))]);
-        assert!(unpack(&[whole[..1500].to_vec()]).1.is_err());
+        let whole = layer(&[Item::File("a", &"x".repeat(5000)), Item::File("b", "y")]);
+        for cut in [100, 512, 1500, 5700, 6144, 6145] {
+            assert!(unpack(&[whole[..cut].to_vec()]).1.is_err(), "{cut}");
+        }
+        // Some archivers write no blocks of zeros at the end, or one.
+        for end in [6656, 6656 + 512] {
+            unpack(&[whole[..end].to_vec()]).1.unwrap();
+        }
     }
 }

@@ -4,6 +4,7 @@
 mod cuts;
 mod fat;
 mod judge;
+mod rebuild;
 mod record;
 mod store;
 #[cfg(test)]
@@ -12,5 +13,6 @@ mod tests;
 pub use cuts::{Kind, Report, Subject, sweep};
 pub use fat::add_name;
 pub use judge::{Boots, Judge, Known};
+pub use rebuild::rebuild;
 pub use record::{EMPTY_RECORD, Event, read_record};
 pub use store::{StoreJudge, Tree};

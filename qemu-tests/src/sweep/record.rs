@@ -39,13 +39,27 @@ pub enum Event {
 /// restart of the guest. A write that is to be on the disk at once (FUA) is one with a flush after it: stricter than
 /// what it says, and virtio has none.
 pub fn read_record(record: &[u8]) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    read(record, &mut events)?;
+    Ok(events)
+}
+
+/// The events up to the last flush of a record whose QEMU was killed: it may end in what was not written to it any more.
+pub(super) fn read_flushed(record: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    let _ = read(record, &mut events);
+    events.truncate(events.iter().rposition(|event| *event == Event::Flush).unwrap_or(0));
+    events
+}
+
+fn read(record: &[u8], events: &mut Vec<Event>) -> Result<()> {
     ensure!(number(record, 0)? == MAGIC && number(record, 8)? == 1, "this is no record of writes");
     let count = number(record, 16)?;
-    let mut events = Vec::new();
     let mut at = SECTOR;
     for entry in 0..count {
         let (sector, sectors, flags) =
             (number(record, at)?, number(record, at + 8)?, number(record, at + 16)?);
+        ensure!(sectors > 0 || flags > 0, "entry {entry} of {count} was not written");
         at += SECTOR;
         // What comes with a flush is written after it.
         if flags & FLUSH != 0 {
@@ -68,7 +82,7 @@ pub fn read_record(record: &[u8]) -> Result<Vec<Event>> {
             events.push(Event::Flush);
         }
     }
-    Ok(events)
+    Ok(())
 }
 
 fn number(record: &[u8], at: usize) -> Result<u64> {
