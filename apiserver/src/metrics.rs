@@ -22,7 +22,7 @@ const SERVICE_STATES: [ServiceState; 7] = [
     ServiceState::Done,
     ServiceState::Failed,
 ];
-const CONTAINER_STATES: [ContainerState; 9] = [
+const CONTAINER_STATES: [ContainerState; 10] = [
     ContainerState::Pulling,
     ContainerState::Starting,
     ContainerState::Running,
