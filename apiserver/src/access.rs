@@ -41,8 +41,9 @@ impl Access {
                 Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason))
             }
             (Self::ReadOnly, ["exec"]) => {
-                let reason =
-                    format!("running a process in a container, or copying its files, is not for this socket, which only reads: {elsewhere}");
+                let reason = format!(
+                    "running a process in a container, or copying its files, is not for this socket, which only reads: {elsewhere}"
+                );
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }
             (Self::ReadOnly, ["containers", _, "logs"]) => {

@@ -142,7 +142,9 @@ fn processes(found: &ContainerProcesses) -> String {
         "{:>7} {:>8} {:>6} STATE {:>7} {:>10} {:>10}  COMMAND\n",
         "PID", "NODE PID", "USER", "THREADS", "CPU TIME", "MEMORY"
     );
-    for ContainerProcess { pid, node_pid, uid, state, threads, cpu_ms, memory_bytes, command } in &found.processes {
+    for ContainerProcess { pid, node_pid, uid, state, threads, cpu_ms, memory_bytes, command } in
+        &found.processes
+    {
         let time = format!("{:.1} s", *cpu_ms as f64 / 1e3);
         text.push_str(&format!(
             "{pid:>7} {node_pid:>8} {uid:>6} {state:<5} {threads:>7} {time:>10} {:>10}  {}\n",
@@ -197,7 +199,8 @@ mod tests {
             command: command.to_owned(),
         };
         let hostile = "\u{1b}[2J\rls \u{202e}\"ä\"\n 1 root";
-        let found = ContainerProcesses { processes: vec![process(1, "nginx -g"), process(12, hostile)], more: 3 };
+        let found =
+            ContainerProcesses { processes: vec![process(1, "nginx -g"), process(12, hostile)], more: 3 };
         let shown = processes(&found);
         let rows: Vec<String> =
             shown.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();

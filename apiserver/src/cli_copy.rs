@@ -42,7 +42,10 @@ pub(crate) struct Copy {
 /// One end.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    Container { name: String, path: String },
+    Container {
+        name: String,
+        path: String,
+    },
     Here(PathBuf),
     /// A tar archive, of the standard input or output.
     Archive,
@@ -55,7 +58,9 @@ fn end(text: &OsStr) -> Result<End, String> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b':') {
         Some(at) if at > 0 && !bytes[..at].contains(&b'/') => {
-            let whole = text.to_str().ok_or_else(|| format!("{text:?} is not UTF-8, as paths in containers have to be"))?;
+            let whole = text
+                .to_str()
+                .ok_or_else(|| format!("{text:?} is not UTF-8, as paths in containers have to be"))?;
             let (name, path) = (whole[..at].to_owned(), whole[at + 1..].to_owned());
             if path.is_empty() {
                 return Err(format!("{text:?} names no path in the container, such as {name}:/etc/hosts"));
@@ -85,14 +90,16 @@ pub(crate) fn copy(api: &Api, copy: &Copy) -> Result<String, Failure> {
         }
         (End::Here(from), End::Container { name, path }) => {
             let failed = |error: io::Error| Failure::Failed(error.to_string());
-            let (source, descriptors) = (Source::open(&from).map_err(failed)?, Descriptors::open().map_err(failed)?);
+            let (source, descriptors) =
+                (Source::open(&from).map_err(failed)?, Descriptors::open().map_err(failed)?);
             let files = Files::Into { path, is_contents: is_of_contents(&from) };
             let packed = into_container(api, name, files, || {
                 let (pieces, input) = mpsc::channel(1);
                 let (result, packed) = results::channel();
                 std::thread::spawn(move || {
                     let to = BufWriter::with_capacity(PIECE, Pieces(pieces));
-                    let _ = result.send(pack(source, &descriptors, to, |text| eprintln!("apiclient: {text}")));
+                    let _ =
+                        result.send(pack(source, &descriptors, to, |text| eprintln!("apiclient: {text}")));
                 });
                 (input, Some(packed))
             })?;
@@ -204,7 +211,9 @@ fn failed(ended: Result<u8, String>, said: Option<Said>) -> Failure {
         // Nobody is to think of a process here.
         Err(reason) => reason.strip_prefix("failed to spawn process: ").unwrap_or(&reason).to_owned(),
         Ok(_) if !said.is_empty() => said,
-        Ok(code) => format!("it was ended before it was done (exit code {code}); what was copied until then stays"),
+        Ok(code) => {
+            format!("it was ended before it was done (exit code {code}); what was copied until then stays")
+        }
     })
 }
 
@@ -271,7 +280,8 @@ mod tests {
 
     #[test]
     fn one_end_is_in_a_container_and_paths_here_may_have_colons() {
-        let container = |name: &str, path: &str| Ok(End::Container { name: name.to_owned(), path: path.to_owned() });
+        let container =
+            |name: &str, path: &str| Ok(End::Container { name: name.to_owned(), path: path.to_owned() });
         let here = |path: &str| Ok(End::Here(path.into()));
         for (text, expected) in [
             ("web:/etc", container("web", "/etc")),

@@ -58,7 +58,8 @@ mod tests {
         for second in 0..=200 {
             let phase = if second > 100 { PullPhase::Unpacking } else { PullPhase::Downloading };
             let bytes = (second << 20).min(100 << 20);
-            let pull = PullProgress { phase, bytes, total_bytes: 100 << 20, layers: second / 50, total_layers: 3 };
+            let pull =
+                PullProgress { phase, bytes, total_bytes: 100 << 20, layers: second / 50, total_layers: 3 };
             lines.extend(log.line(begun + Duration::from_secs(second), &pull).map(|line| (second, line)));
         }
         let expected = [

@@ -1,6 +1,8 @@
 //! The agent's own socket: who may ask, and what is answered.
 
-use apiserver::agent::{Copy, ErrorKind, Exec, Files, ImageRequest, LARGEST_LINE, LogFrom, Request, Response};
+use apiserver::agent::{
+    Copy, ErrorKind, Exec, Files, ImageRequest, LARGEST_LINE, LogFrom, Request, Response,
+};
 use init_control::Request as InitRequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use settings::Settings;
@@ -321,7 +323,9 @@ impl Agent {
             Request::Images { .. } if has_gone(asker) => failed(GONE.to_owned()),
             Request::Images { what } => self.of_images(what).await,
             // Answered by what runs it.
-            Request::Exec(_) | Request::Copy(_) => failed("a process is run on a connection of its own".to_owned()),
+            Request::Exec(_) | Request::Copy(_) => {
+                failed("a process is run on a connection of its own".to_owned())
+            }
             Request::UpdateStatus => match self.updates.status() {
                 Ok(Some(status)) => Response::Updates { status: Box::new(status) },
                 Ok(None) => Response::Error {
@@ -353,9 +357,10 @@ async fn of_processes(name: &str) -> Response {
     match timeout(PATIENCE, listed).await {
         Ok(Ok(found)) => Response::ContainerProcesses(found),
         Ok(Err(error)) => failed(error.to_string()),
-        Err(_) => {
-            failed(format!("a process of {name} kept the node waiting for {} s: it is not told", PATIENCE.as_secs()))
-        }
+        Err(_) => failed(format!(
+            "a process of {name} kept the node waiting for {} s: it is not told",
+            PATIENCE.as_secs()
+        )),
     }
 }
 

@@ -158,11 +158,16 @@ fn files_are_copied_out_and_in() {
     assert_eq!(fs::read_link(here("d/out")).unwrap().as_os_str(), "/../../../../usr/lib/os-release");
     // A link that is named is followed, in the container. A file that nobody in the container may read can be, as the node may; one
     // that grows for ever ends.
-    for (from, to) in [("/tmp/in", "a"), ("/proc/1/root/tmp/d/a", "b"), ("tmp/secret/file", "c"), ("/tmp/grows", "e")] {
+    for (from, to) in
+        [("/tmp/in", "a"), ("/proc/1/root/tmp/d/a", "b"), ("tmp/secret/file", "c"), ("/tmp/grows", "e")]
+    {
         let (code, said) = copy(&node, &format!("web:{from}"), &here(to));
         assert_eq!(code, Some(0), "{from}: {said}");
     }
-    assert_eq!(fs::read_to_string(here("b")).unwrap() + &fs::read_to_string(here("c")).unwrap(), "hello\nsecret\n");
+    assert_eq!(
+        fs::read_to_string(here("b")).unwrap() + &fs::read_to_string(here("c")).unwrap(),
+        "hello\nsecret\n"
+    );
     shell(&node, "web", "kill $(cat /tmp/pid)");
     for (from, expected) in [
         ("web:/tmp/out", r#""/tmp/out": No such file"#),
@@ -182,12 +187,16 @@ fn files_are_copied_out_and_in() {
     assert!(code == Some(0) && said.contains("copied 3 files"), "{said}");
     let (code, said) = copy(&node, &here("a"), "web:/etc/new");
     assert_eq!(code, Some(0), "{said}");
-    let found = shell(&node, "web", "stat -c '%u %g %a' /tmp/site /tmp/site/a /etc/new; cksum < /tmp/site/sub/big");
+    let found =
+        shell(&node, "web", "stat -c '%u %g %a' /tmp/site /tmp/site/a /etc/new; cksum < /tmp/site/sub/big");
     assert_eq!(found, format!("1000 1001 755\n1000 1001 640\n1000 1001 640\n{made}"));
     // A link of the container's is not taken for the folder that it leads to.
     shell(&node, "web", "mkdir -p /tmp/trap /tmp/other; ln -s /tmp/other /tmp/trap/sub");
     let (code, said) = copy(&node, &here("d/."), "web:/tmp/trap");
-    assert!(code == Some(1) && said.contains(r#""sub": there is something by that name which is no folder"#), "{said}");
+    assert!(
+        code == Some(1) && said.contains(r#""sub": there is something by that name which is no folder"#),
+        "{said}"
+    );
     assert_eq!(shell(&node, "web", "ls /tmp/other"), "");
     // A root that cannot be written.
     let (code, said) = copy(&node, &here("a"), "fixed:/etc/new");
@@ -219,11 +228,18 @@ fn files_are_copied_out_and_in() {
     node.wait_for("nothing is left", Duration::from_secs(20), |node| {
         (shell(node, "admin", group).trim() == "1").then_some(())
     });
-    assert!(node.console().contains(r#"container web: the host copies out of it "/tmp/site""#), "{}", node.console());
+    assert!(
+        node.console().contains(r#"container web: the host copies out of it "/tmp/site""#),
+        "{}",
+        node.console()
+    );
     // It has to run.
     stop_quietly(&node, "web");
     let (code, said) = copy(&node, "web:/tmp/d", &here("never"));
-    assert!(code == Some(1) && said.contains("apiclient: web does not run: apiclient container start"), "{said}");
+    assert!(
+        code == Some(1) && said.contains("apiclient: web does not run: apiclient container start"),
+        "{said}"
+    );
 }
 
 fn stop_quietly(node: &Node, name: &str) {

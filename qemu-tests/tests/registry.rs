@@ -71,7 +71,10 @@ fn an_image_comes_over_a_line_that_breaks() {
     let far = node.wait_for("its layers come", Duration::from_secs(60), |node| {
         node.container("large").pull.filter(|pull| pull.bytes > 0)
     });
-    assert!(far.total_layers == 2 && far.total_bytes > SIZE as u64 && far.bytes <= far.total_bytes, "{far:?}");
+    assert!(
+        far.total_layers == 2 && far.total_bytes > SIZE as u64 && far.bytes <= far.total_bytes,
+        "{far:?}"
+    );
     let (_, list) = node.client(&["container", "list"]);
     assert!(list.contains(" of 2 layers") || list.contains("unpacking 2 layers"), "{list}");
     let log = node.wait_for_logs("large", "piece by piece");
@@ -81,7 +84,8 @@ fn an_image_comes_over_a_line_that_breaks() {
     watch.kill().unwrap();
     watch.wait().unwrap();
     let events = events.join().unwrap();
-    let of_pull: Vec<&Value> = events.iter().filter(|event| event["event"] == "pull").map(|event| &event["data"]).collect();
+    let of_pull: Vec<&Value> =
+        events.iter().filter(|event| event["event"] == "pull").map(|event| &event["data"]).collect();
     let bytes: Vec<u64> = of_pull.iter().filter_map(|pull| pull["bytes"].as_u64()).collect();
     assert!(!bytes.is_empty() && bytes.is_sorted() && of_pull.len() <= 14, "{events:?}");
     assert!(of_pull.iter().all(|pull| pull["reference"] == image.by_tag), "{events:?}");

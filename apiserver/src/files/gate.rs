@@ -44,7 +44,8 @@ impl<R: Read> Read for Gate<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.until.get().saturating_sub(self.at.get());
         if left == 0 {
-            let reason = format!("the names and attributes of a file are larger than {LARGEST_EXTENSIONS} bytes");
+            let reason =
+                format!("the names and attributes of a file are larger than {LARGEST_EXTENSIONS} bytes");
             // Trying again does not help.
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }

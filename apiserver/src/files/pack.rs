@@ -183,7 +183,8 @@ impl<W: Write, T: FnMut(String)> Packing<'_, W, T> {
             (&mut file).take(LARGEST_UNTOLD + 1).read_to_end(&mut content)?;
             let size = content.len() as u64;
             if size > LARGEST_UNTOLD {
-                let reason = format!("it does not say how long it is, and has more than {LARGEST_UNTOLD} bytes");
+                let reason =
+                    format!("it does not say how long it is, and has more than {LARGEST_UNTOLD} bytes");
                 return Err(io::Error::other(reason));
             }
             return self.head(EntryType::Regular, &stat, path, size, content.as_slice());

@@ -16,7 +16,8 @@ use tar::{Builder, EntryType, Header};
 fn packed(path: &Path) -> (Vec<u8>, io::Result<Sum>, Vec<String>) {
     let (mut archive, mut told) = (Vec::new(), Vec::new());
     let descriptors = Descriptors::open().unwrap();
-    let sum = Source::open(path).and_then(|source| pack(source, &descriptors, &mut archive, |text| told.push(text)));
+    let sum = Source::open(path)
+        .and_then(|source| pack(source, &descriptors, &mut archive, |text| told.push(text)));
     (archive, sum, told)
 }
 
@@ -79,7 +80,11 @@ fn what_is_copied_gets_the_name_that_was_meant() {
     ] {
         copied(&at(from), &at(to)).unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
         let content = fs::read_to_string(at(made)).unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
-        assert_eq!(content, made.rsplit('/').next().filter(|name| *name == "b").unwrap_or("a"), "{from} to {to}");
+        assert_eq!(
+            content,
+            made.rsplit('/').next().filter(|name| *name == "b").unwrap_or("a"),
+            "{from} to {to}"
+        );
     }
     for (from, to, expected) in [
         ("from/a", "nothing/", "no such folder"),
@@ -136,7 +141,10 @@ fn no_pipe_and_no_device_is_opened() {
     let (_, sum, mut told) = packed(&from);
     told.sort();
     assert_eq!(sum.unwrap(), Sum { files: 1, bytes: 1 });
-    assert_eq!(told, [r#"left out "from/pipe\n": it is a pipe"#, r#"left out "from/socket": it is a socket"#]);
+    assert_eq!(
+        told,
+        [r#"left out "from/pipe\n": it is a pipe"#, r#"left out "from/socket": it is a socket"#]
+    );
     for (path, expected) in [("/dev/zero", "it is a device"), ("/dev/full", "it is a device")] {
         let error = packed(Path::new(path)).1.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

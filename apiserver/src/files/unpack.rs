@@ -48,10 +48,12 @@ impl Place {
         };
         let folder = open(above, FOLDER, Mode::empty()).map_err(|error| at(above, error.into()))?;
         if is_contents {
-            mkdirat(&folder, name.as_os_str(), Mode::from_bits_truncate(0o755)).map_err(|error| match error {
-                Errno::EEXIST => at(path, io::Error::other("there is something else that is no folder")),
-                error => failed(error),
-            })?;
+            mkdirat(&folder, name.as_os_str(), Mode::from_bits_truncate(0o755)).map_err(
+                |error| match error {
+                    Errno::EEXIST => at(path, io::Error::other("there is something else that is no folder")),
+                    error => failed(error),
+                },
+            )?;
             let flags = FOLDER | OFlag::O_NOFOLLOW;
             return openat(&folder, name.as_os_str(), flags, Mode::empty()).map(into).map_err(failed);
         }
@@ -91,8 +93,9 @@ impl Place {
 
     fn below(&self, path: &Path) -> nix::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let resolve =
-            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let resolve = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         openat2(&self.folder, path, OpenHow::new().flags(FOLDER).resolve(resolve))
     }
 }
@@ -146,7 +149,8 @@ fn add<R: Read>(
         },
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             spot.make_room()?;
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let flags =
+                OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let mut file = File::from(openat(folder, name, flags, Mode::from_bits_truncate(mode))?);
             let written = io::copy(entry, &mut file);
             if written.is_err() {
@@ -163,15 +167,21 @@ fn add<R: Read>(
         }
         EntryType::Link => {
             let target = entry.link_name()?.ok_or_else(|| io::Error::other("a link to nothing"))?;
-            let target =
-                place.spot(&target)?.ok_or_else(|| io::Error::other("a second name for the folder itself"))?;
+            let target = place
+                .spot(&target)?
+                .ok_or_else(|| io::Error::other("a second name for the folder itself"))?;
             spot.make_room()?;
             linkat(&target.folder, target.name.as_os_str(), folder, name, LinkatFlags::empty())?;
         }
         EntryType::XGlobalHeader => return Ok(()),
         EntryType::Block | EntryType::Char => return Ok(tell(format!("left out {path:?}: it is a device"))),
         EntryType::Fifo => return Ok(tell(format!("left out {path:?}: it is a pipe"))),
-        other => return Ok(tell(format!("left out {path:?}: it is of the kind {:?}", char::from(other.as_byte())))),
+        other => {
+            return Ok(tell(format!(
+                "left out {path:?}: it is of the kind {:?}",
+                char::from(other.as_byte())
+            )));
+        }
     }
     sum.files += 1;
     Ok(())
@@ -199,7 +209,9 @@ fn plain(path: &Path) -> io::Result<Vec<&OsStr>> {
         match component {
             Component::Normal(part) => parts.push(part),
             Component::CurDir | Component::RootDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(io::Error::other("it leads out of the folder")),
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(io::Error::other("it leads out of the folder"));
+            }
         }
     }
     if parts.len() > DEEPEST + 1 {

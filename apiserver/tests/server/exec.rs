@@ -395,7 +395,8 @@ fn copier(server: &Server, archive: Vec<u8>, words: &'static str, code: u8) -> R
             let mut line = String::new();
             stream.read_line(&mut line).unwrap();
             let Ok(Request::Copy(copy)) = serde_json::from_str(&line) else { panic!("asked for {line}") };
-            let exec = Exec { name: String::new(), command: vec![], terminal: None, apart: true, asker: None };
+            let exec =
+                Exec { name: String::new(), command: vec![], terminal: None, apart: true, asker: None };
             let mut session = Session { exec, stream: stream.into_inner() };
             session.stream.write_all(answer(&Response::Done).as_bytes()).unwrap();
             let mut input = Vec::new();
@@ -468,7 +469,10 @@ fn what_the_node_cannot_copy_is_told_in_its_words() {
     let _asked = copier(&server, archive(&["a"]), words, 1);
     let here = tempfile::tempdir().unwrap();
     let (code, said) = copy(&server, Path::new("web:/srv"), here.path());
-    assert_eq!((code, said.as_str()), (Some(1), "apiclient: left out \"a\": it is a pipe\n\"/srv/b\": No space left on device\n"));
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "apiclient: left out \"a\": it is a pipe\n\"/srv/b\": No space left on device\n")
+    );
     // What it says when it is done is told too.
     let server = Server::start();
     let _asked = copier(&server, archive(&["a"]), "left out \"b\": it is a device\n", 0);

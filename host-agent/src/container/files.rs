@@ -76,7 +76,8 @@ fn carry(request: &str, tell: &mut dyn FnMut(String)) -> io::Result<Sum> {
     programs.push(no_code().map_err(io::Error::other)?);
     // By the node's /proc.
     let descriptors = Descriptors::open()?;
-    let failed = |error: io::Error| io::Error::other(format!("cannot enter {name}, which may have ended: {error}"));
+    let failed =
+        |error: io::Error| io::Error::other(format!("cannot enter {name}, which may have ended: {error}"));
     enter(&places).map_err(failed)?;
     become_user(&config["process"]["user"])?;
     for program in &programs {

@@ -189,8 +189,9 @@ impl Manager {
     fn freeze(&self, name: &str, is_paused: bool) -> Result<(), Refused> {
         let name = self.alive(name)?;
         let word = if is_paused { "pause" } else { "unpause" };
-        freeze::set(&Places::of(&name), is_paused)
-            .map_err(|error| Refused::Conflict(format!("cannot {word} {name}, which may be ending: {error}")))?;
+        freeze::set(&Places::of(&name), is_paused).map_err(|error| {
+            Refused::Conflict(format!("cannot {word} {name}, which may be ending: {error}"))
+        })?;
         if let Some((_, status)) = self.statuses.borrow_mut().get_mut(&name) {
             status.state = if is_paused { ContainerState::Paused } else { ContainerState::Running };
         }
@@ -333,7 +334,9 @@ mod tests {
 
     #[test]
     fn a_start_does_not_disturb_what_is_on_its_way() {
-        use ContainerState::{BackOff, Exited, Failed, Paused, Pulling, Running, Starting, Stopped, Stopping};
+        use ContainerState::{
+            BackOff, Exited, Failed, Paused, Pulling, Running, Starting, Stopped, Stopping,
+        };
         for (order, state, expected) in [
             (Order::Run(0), Pulling, true),
             (Order::Run(1), Starting, true),

@@ -71,7 +71,14 @@ fn text(folder: &OwnedFd, name: &str, most: u64) -> io::Result<String> {
 }
 
 /// What the kernel wrote; pure.
-fn read(pid: u32, status: &str, stat: &str, command: &str, map: &str, ticks: u64) -> Option<ContainerProcess> {
+fn read(
+    pid: u32,
+    status: &str,
+    stat: &str,
+    command: &str,
+    map: &str,
+    ticks: u64,
+) -> Option<ContainerProcess> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
     let number = |text: &str| text.split_whitespace().next()?.parse::<u64>().ok();
     // The name in stat is in parentheses, and may hold some itself.
