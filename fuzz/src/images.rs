@@ -1,8 +1,9 @@
-//! What a registry sends: layers, configurations; and what people call images.
+//! What a registry sends: manifests, layers, configurations; and what people call images.
 
 use host_agent::container::bundle::{ImageConfig, command, user};
 use host_agent::container::health;
 use host_agent::container::layer::Layer;
+use host_agent::container::manifest::{self, LARGEST_LAYER, Manifest};
 use host_agent::container::unpack::Tree;
 use settings::{Container, ImageReference};
 use std::fs::{self, File};
@@ -152,6 +153,38 @@ pub(crate) fn image_config_seeds() -> Vec<Vec<u8>> {
 web:x:7:8::/:/bin/sh
 ==web:x:8:
 "#.to_vec()]
+}
+
+/// What stands in a registry by an image's name: nothing that a node does not take, and nothing that would be another path.
+pub(crate) fn image_manifest(input: &[u8]) {
+    let is_digest = |text: &str| {
+        let hex = text.strip_prefix("sha256:").unwrap_or_default();
+        assert!(hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()), "{text:?}");
+    };
+    match manifest::read(input) {
+        Err(error) => assert!(error.len() < 4096, "{error}"),
+        Ok(Manifest::Index(digest)) => is_digest(&digest),
+        Ok(Manifest::Image(image)) => {
+            is_digest(&image.config.digest);
+            assert!((0..=4 << 20).contains(&image.config.size), "{}", image.config.size);
+            assert!(image.layers.len() <= 128);
+            for layer in &image.layers {
+                is_digest(&layer.digest);
+                assert!((0..=LARGEST_LAYER).contains(&layer.size), "{}", layer.size);
+            }
+        }
+    }
+}
+
+pub(crate) fn image_manifest_seeds() -> Vec<Vec<u8>> {
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let image = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":7}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":32654}}],"annotations":{{"a":"b"}}}}"#
+    );
+    let index = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.list.v2+json","manifests":[{{"mediaType":"application/vnd.docker.distribution.manifest.v2+json","digest":"{digest}","size":7,"platform":{{"architecture":"amd64","os":"linux","variant":"v1"}}}}]}}"#
+    );
+    vec![image.into_bytes(), index.into_bytes()]
 }
 
 /// What settings take for a reference, the registry's client takes too, and means the same by it.

@@ -136,6 +136,13 @@ pub const TARGETS: &[Target] = &[
         memory: 16 << 20,
     },
     Target {
+        name: "image-manifest",
+        check: images::image_manifest,
+        seeds: images::image_manifest_seeds,
+        largest: 16 << 10,
+        memory: 16 << 20,
+    },
+    Target {
         name: "image-reference",
         check: images::image_reference,
         seeds: images::image_reference_seeds,

@@ -270,7 +270,6 @@ mod tests {
     fn one_that_was_stopped_by_hand_is_a_problem_if_it_is_essential() {
         let paused = container_problem(&essential(ContainerState::Paused)).unwrap();
         assert!(paused.hint.contains("container unpause"), "{paused:?}");
-        assert_eq!(health(&ready, &[essential(ContainerState::Paused)], true, true), Health::Degraded);
         let stopped = essential(ContainerState::Stopped);
         let problem = container_problem(&stopped).unwrap();
         assert_eq!(problem.hint, "apiclient container start web starts it");
@@ -286,6 +285,7 @@ mod tests {
         assert_eq!(health(&ready, &[essential(ContainerState::Pulling)], true, true), Health::Starting);
         assert_eq!(health(&ready, &[essential(ContainerState::BackOff)], true, true), Health::Degraded);
         assert_eq!(health(&ready, &[essential(ContainerState::Stopped)], true, true), Health::Degraded);
+        assert_eq!(health(&ready, &[essential(ContainerState::Paused)], true, true), Health::Degraded);
         assert_eq!(health(&ready, &[], true, false), Health::Degraded);
         let checked = |state| {
             let checked = ContainerHealth { state, failures: 0, last_failure: None };

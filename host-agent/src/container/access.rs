@@ -10,6 +10,9 @@ use std::time::Duration;
 
 /// Never asked of a proxy.
 const LOCAL: [&str; 2] = ["localhost", "127.0.0.1"];
+const CONNECT: Duration = Duration::from_secs(20);
+/// A server that sends nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Names of one registry: what images say, and where it is.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
@@ -33,6 +36,13 @@ pub(super) struct Source {
     pub(super) server: String,
     /// Whether it is spoken to without TLS, if somebody said.
     plain: Option<bool>,
+}
+
+impl Source {
+    /// Whether it is spoken to without TLS: as settings say, else if it is one of `insecure`.
+    pub(super) fn is_plain(&self, insecure: &[String]) -> bool {
+        self.plain.unwrap_or_else(|| insecure.contains(&self.server))
+    }
 }
 
 impl Access {
@@ -102,16 +112,27 @@ impl Access {
         Ok(client.proxy(proxy))
     }
 
-    /// A client for one server. `insecure` are servers that are spoken to without TLS unless settings say otherwise.
+    /// The same for one that asks registries for manifests.
+    pub(super) fn http(&self) -> Result<reqwest::Client, String> {
+        let client = reqwest::Client::builder()
+            .user_agent("caisson")
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE);
+        let client = self.configure(client).and_then(reqwest::ClientBuilder::build);
+        client.map_err(|error| format!("the settings for registries cannot be used: {error}"))
+    }
+
+    /// A client for one server.
     pub(super) fn client(&self, source: &Source, insecure: &[String]) -> Result<Client, String> {
-        let plain = source.plain.unwrap_or_else(|| insecure.contains(&source.server));
+        let plain = source.is_plain(insecure);
         let authorities = self.authorities.values().flatten().filter(|der| is_authority(der));
         let certificate =
             |der: &Vec<u8>| Certificate { encoding: CertificateEncoding::Der, data: der.clone() };
         let config = ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain.then(|| source.server.clone()).into_iter().collect()),
-            connect_timeout: Some(Duration::from_secs(20)),
-            read_timeout: Some(Duration::from_secs(60)),
+            connect_timeout: Some(CONNECT),
+            read_timeout: Some(SILENCE),
             user_agent: "caisson",
             https_proxy: self.proxy.clone(),
             no_proxy: Some(self.no_proxy.clone()),

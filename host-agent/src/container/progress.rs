@@ -78,7 +78,9 @@ impl Drop for Progress {
 
 impl Counts {
     fn of(&self, digest: &str, change: impl FnOnce(&mut Layer)) {
-        locked(&self.0).1.get_mut(digest).into_iter().for_each(change);
+        if let Some(layer) = locked(&self.0).1.get_mut(digest) {
+            change(layer);
+        }
     }
 
     fn told(&self) -> PullProgress {

@@ -18,17 +18,16 @@ use tokio::io::AsyncWrite;
 use crate::container::access::{Access, Source};
 use crate::container::blob::{self, Part, Refused};
 use crate::container::bundle::ImageConfig;
-use crate::container::image::{self, LARGEST_CONFIG, Turn, folder_of};
+use crate::container::image::{self, Turn, folder_of};
 use crate::container::layer::Layer;
 use crate::container::progress::Progress;
+use crate::container::registry::{self, Registry};
 use crate::container::unpack::{LARGEST_TREE, RESERVE, Tree};
 use crate::space::Space;
 
 /// Layers that are downloaded at once.
 const AT_ONCE: usize = 3;
 const ROOTFS: &str = "rootfs";
-const MOST_LAYERS: usize = 128;
-const LARGEST_LAYER: i64 = 8 << 30;
 /// What all layers may unpack to: the files, and half a million headers and paddings.
 const LARGEST_STREAM: u64 = LARGEST_TREE + (1 << 30);
 /// Host names and ports of registries that speak plain HTTP; only the VMM can name them.
@@ -44,8 +43,6 @@ pub struct PullError {
 
 /// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come. The servers
 /// that may have it are asked one after the other.
-///
-/// The manifest is as large as the registry makes it: the client library reads it whole, whatever its size.
 pub async fn pull(reference: &str, access: &Access) -> Result<(), PullError> {
     let parsed: Reference = reference.parse().map_err(|error| PullError {
         message: format!("{reference} is not an image reference: {error}"),
@@ -84,13 +81,20 @@ impl From<PullError> for Failure {
 }
 
 async fn pull_from(reference: &str, access: &Access, source: Source) -> Result<(), Failure> {
-    let client = access
-        .client(&source, &insecure_registries())
-        .map_err(|message| Failure { kind: Kind::Node, error: PullError { message, transient: false } })?;
-    let login = access.login(&source.server);
-    let manifest = client.pull_image_manifest(&source.reference, &login).await;
-    let (manifest, digest) = manifest.map_err(|error| explain(reference, &source.server, &error))?;
-    check(&manifest).map_err(|message| refused(reference, &message))?;
+    let unusable = |message| Failure { kind: Kind::Node, error: PullError { message, transient: false } };
+    let insecure = insecure_registries();
+    let client = access.client(&source, &insecure).map_err(unusable)?;
+    let registry = Registry {
+        client: &client,
+        http: access.http().map_err(unusable)?,
+        scheme: if source.is_plain(&insecure) { "http" } else { "https" },
+        login: access.login(&source.server),
+    };
+    let manifest = registry.manifest(&source.reference).await;
+    let (manifest, digest) = manifest.map_err(|failure| match failure {
+        registry::Failure::Registry(error) => explain(reference, &source.server, &error),
+        registry::Failure::Unusable(message) => refused(reference, &message),
+    })?;
     let mut turn = image::turn(&digest).await;
     // Another container's pull may have brought it meanwhile.
     if let Err(error) = image::load(&folder_of(&digest)) {
@@ -115,29 +119,6 @@ async fn pull_from(reference: &str, access: &Access, source: Source) -> Result<(
 
 fn refused(reference: &str, message: &str) -> PullError {
     PullError { message: format!("the image {reference} cannot be used: {message}"), transient: false }
-}
-
-fn check(manifest: &OciImageManifest) -> Result<(), String> {
-    if manifest.layers.len() > MOST_LAYERS {
-        return Err(format!("it has {} layers, more than {MOST_LAYERS}", manifest.layers.len()));
-    }
-    if let Some(layer) = manifest.layers.iter().find(|layer| !(0..=LARGEST_LAYER).contains(&layer.size)) {
-        return Err(format!("a layer says that it has {} bytes", layer.size));
-    }
-    let is_digest = |text: &str| {
-        let hex = text.strip_prefix("sha256:").unwrap_or_default();
-        hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    if let Some(layer) = manifest.layers.iter().find(|layer| !is_digest(&layer.digest)) {
-        let shown: String = layer.digest.chars().take(80).collect();
-        return Err(format!("a layer's digest is no SHA-256: {shown:?}"));
-    }
-    let config = manifest.config.size;
-    if u64::try_from(config).is_ok_and(|size| size <= LARGEST_CONFIG) {
-        Ok(())
-    } else {
-        Err(format!("its configuration says that it has {config} bytes"))
-    }
 }
 
 /// An image that the node does not have.
@@ -356,7 +337,7 @@ impl Work {
     }
 
     fn blob(&self, digest: &str) -> PathBuf {
-        // What is no digest was refused before (`check`): there is no `/` in it.
+        // What is no digest was refused before (`manifest`): there is no `/` in it.
         self.path.join(digest.replace(':', "-"))
     }
 
@@ -465,27 +446,6 @@ mod tests {
     use super::*;
     use std::time::Duration;
     use tokio::io::AsyncWriteExt;
-
-    fn manifest(config: i64, layers: &[i64]) -> OciImageManifest {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        let descriptor =
-            |size: i64| OciDescriptor { size, digest: digest.clone(), ..OciDescriptor::default() };
-        OciImageManifest {
-            config: descriptor(config),
-            layers: layers.iter().map(|size| descriptor(*size)).collect(),
-            ..OciImageManifest::default()
-        }
-    }
-
-    #[test]
-    fn sizes_that_a_node_does_not_take_are_refused_before_anything_is_fetched() {
-        assert!(check(&manifest(2, &[0, LARGEST_LAYER])).is_ok());
-        for (config, layers) in
-            [(2, &[-1][..]), (2, &[LARGEST_LAYER + 1]), (-1, &[]), (5 << 20, &[]), (2, &[1; 129])]
-        {
-            assert!(check(&manifest(config, layers)).is_err(), "{config} {layers:?}");
-        }
-    }
 
     #[tokio::test]
     async fn no_more_is_taken_than_was_promised() {
