@@ -74,7 +74,7 @@ pub const CONTAINER_BENCH: GuestPackage = GuestPackage {
     programs: &["container-bench", "say"],
     tools: &[],
     features: &[],
-    folders: &["build/container-bench", "apiserver", "settings", "init/control"],
+    folders: &["build/container-bench"],
 };
 
 /// The Rust toolchain that compiles, from the host.

@@ -1,15 +1,12 @@
 //! Caisson, by its API.
 
-use anyhow::{Context, Result, bail, ensure};
-use apiserver::client::{Answer, Endpoint, request_blocking};
-use hyper::Method;
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::api::ask;
 use crate::engine::Engine;
-use crate::place::API;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at one that is being stopped. Looking more often would be measured.
@@ -35,13 +32,13 @@ impl Caisson {
                 )
             })
             .collect();
-        ask(Method::PATCH, "/settings?tx=bench", &json!({"containers": all}).to_string())?;
-        ask(Method::POST, "/tx/commit_and_apply?tx=bench", "").map(drop)
+        ask("PATCH", "/settings?tx=bench", &json!({"containers": all}).to_string())?;
+        ask("POST", "/tx/commit_and_apply?tx=bench", "").map(drop)
     }
 
     /// What the API tells of a container.
     fn state(name: &str) -> Result<Option<String>> {
-        let all: Vec<Value> = serde_json::from_slice(&ask(Method::GET, "/containers", "")?.body)?;
+        let all: Vec<Value> = serde_json::from_slice(&ask("GET", "/containers", "")?)?;
         let found = all.into_iter().find(|container| container["name"] == name);
         Ok(found.and_then(|container| container["state"].as_str().map(str::to_owned)))
     }
@@ -57,16 +54,6 @@ impl Caisson {
             std::thread::sleep(LOOK);
         }
     }
-}
-
-fn ask(method: Method, uri: &str, body: &str) -> Result<Answer> {
-    let endpoint = Endpoint::Unix(PathBuf::from(API));
-    let answer = request_blocking(&endpoint, method, uri, body.as_bytes().to_vec(), PATIENCE)
-        .with_context(|| format!("caisson: {uri}"))?;
-    if !answer.is_success() {
-        bail!("caisson: {uri} was refused: {}", answer.text());
-    }
-    Ok(answer)
 }
 
 impl Engine for Caisson {
@@ -102,18 +89,18 @@ impl Engine for Caisson {
     }
 
     fn stop(&self, container: &str) -> Result<()> {
-        ask(Method::POST, &format!("/containers/{container}/stop"), "")?;
+        ask("POST", &format!("/containers/{container}/stop"), "")?;
         Self::wait(container, Some("stopped"))
     }
 
     fn start(&self, container: &str) -> Result<()> {
-        ask(Method::POST, &format!("/containers/{container}/start"), "").map(drop)
+        ask("POST", &format!("/containers/{container}/start"), "").map(drop)
     }
 
     fn remove(&self, containers: &[String]) -> Result<()> {
         let keys: Vec<String> = containers.iter().map(|name| format!("settings.containers.{name}")).collect();
-        ask(Method::DELETE, &format!("/settings?keys={}&tx=bench", keys.join(",")), "")?;
-        ask(Method::POST, "/tx/commit_and_apply?tx=bench", "")?;
+        ask("DELETE", &format!("/settings?keys={}&tx=bench", keys.join(",")), "")?;
+        ask("POST", "/tx/commit_and_apply?tx=bench", "")?;
         containers.iter().try_for_each(|name| Self::wait(name, None))
     }
 }

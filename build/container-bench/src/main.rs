@@ -4,6 +4,7 @@
 //! A start is over when the container's program says so (`bin/say.rs`), for all in the same way. What a call or command takes until
 //! its own end counts in a stop only.
 
+mod api;
 mod bare;
 mod caisson;
 mod engine;
@@ -13,7 +14,6 @@ mod rivals;
 mod said;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use nix::sys::prctl;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
@@ -40,24 +40,36 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Containers that agent and shims are looked at beside.
 const FEW: u32 = 20;
 
-#[derive(Parser)]
 struct Options {
-    /// Where Debian's tree is mounted
-    #[arg(long)]
+    /// Where Debian's tree is mounted.
     tree: PathBuf,
-    #[arg(long)]
     rounds: u32,
-    /// Containers that are started at once
-    #[arg(long)]
+    /// Containers that are started at once.
     many: u32,
-    /// How often they are
-    #[arg(long)]
+    /// How often they are.
     rounds_of_many: u32,
 }
 
+impl Options {
+    /// Of `--NAME VALUE` pairs, as `cargo caisson bench container` gives them.
+    fn parse(words: &[String]) -> Result<Self> {
+        let value = |name: &str| {
+            let pair = words.chunks_exact(2).find(|pair| pair[0] == name);
+            pair.map(|pair| pair[1].clone()).with_context(|| format!("{name} is missing"))
+        };
+        let number = |name: &str| -> Result<u32> { Ok(value(name)?.parse()?) };
+        Ok(Self {
+            tree: value("--tree")?.into(),
+            rounds: number("--rounds")?,
+            many: number("--many")?,
+            rounds_of_many: number("--rounds-of-many")?,
+        })
+    }
+}
+
 fn main() {
-    let options = Options::parse();
-    match run(&options) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match Options::parse(&words).and_then(|options| run(&options)) {
         Ok(()) => println!("{}", json!({"done": true})),
         Err(error) => println!("{}", json!({"error": format!("{error:#}")})),
     }

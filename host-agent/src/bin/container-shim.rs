@@ -460,6 +460,41 @@ impl Streams {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::io::Write;
+
+    /// Until it is known whether the runtime or the container spoke, nothing is in the container's log; and then all of it, in order.
+    #[test]
+    fn what_a_container_says_before_the_runtime_has_ended_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.log");
+        let (out, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let mut writer = File::from(writer);
+        let mut streams = Streams {
+            log: ContainerLog::open(&path),
+            readers: vec![("stdout", File::from(out))],
+            said: Vec::new(),
+            held: Vec::new(),
+            phase: Phase::MadeAndStarted,
+        };
+        let said = || fs::read_to_string(&path).unwrap();
+        writer.write_all(b"first\n").unwrap();
+        streams.take();
+        assert_eq!((said().as_str(), streams.said.as_slice()), ("", &b"first\n"[..]));
+        streams.release();
+        streams.phase = Phase::Runs;
+        writer.write_all(b"second\n").unwrap();
+        streams.take();
+        let lines: Vec<String> =
+            said().lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned()).collect();
+        assert_eq!(lines, ["stdout first", "stdout second"]);
+        // More than a runtime says is the container's.
+        streams.phase = Phase::MadeAndStarted;
+        for _ in 0..3 {
+            writer.write_all(&[b'x'; 32 << 10]).unwrap();
+            streams.take();
+        }
+        assert!(streams.held.is_empty() && said().len() > MOST_WORDS, "{}", said().len());
+    }
 
     #[test]
     fn a_container_is_asked_to_end_as_its_image_or_its_settings_say() {
