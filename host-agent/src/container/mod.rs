@@ -1,12 +1,12 @@
 //! Containers: images, what the OCI runtime is told, when they are started, and the shims that watch them.
 
 pub mod access;
-mod archive;
-mod attributes;
+pub mod archive;
+pub mod attributes;
 mod blob;
 pub mod bundle;
 mod confinement;
-mod devices;
+pub mod devices;
 mod environment;
 mod exec;
 pub mod files;
@@ -39,5 +39,5 @@ pub mod session;
 pub mod shim;
 pub mod spec;
 pub mod unpack;
-mod user_namespace;
+pub mod user_namespace;
 mod volumes;

@@ -237,7 +237,7 @@ fn begin_copy(copy: &Copy) -> Result<Running, String> {
     leave_agent(&places).map_err(|error| format!("{} has ended meanwhile: {error}", copy.name))?;
     let cannot = |error: io::Error| format!("cannot start {SHIM}: {error}");
     let request = serde_json::to_string(copy).map_err(|error| error.to_string())?;
-    let (streams, theirs) = pipes(true).map_err(cannot)?;
+    let (streams, theirs) = pipes(true, |_| Ok(())).map_err(cannot)?;
     let mut command = std::process::Command::new(SHIM);
     command.arg(container_files::WORD).arg(request).process_group(0);
     command.stdin(theirs.input).stdout(theirs.output).stderr(theirs.errors);
@@ -279,7 +279,7 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
         errors: Stdio::null(),
     });
     let process = process(&config, &request.command, request.terminal.is_some());
-    files::replace(&folder.at("process.json"), process.to_string().as_bytes())
+    files::replace_secretly(&folder.at("process.json"), process.to_string().as_bytes())
         .map_err(|error| format!("cannot write what the runtime is told: {error}"))?;
     let Passed { program, inside, control } = passed;
     run_runtime(name, &folder, theirs, console.is_some()).await?;
@@ -647,7 +647,7 @@ mod tests {
     /// A process of this host in place of a container's, and who speaks to it.
     #[expect(clippy::zombie_processes, reason = "`wait` waits for it")]
     fn converse(script: &str, apart: bool) -> (Far, tokio::task::JoinHandle<io::Result<()>>, Pid) {
-        let (streams, theirs) = pipes(apart).unwrap();
+        let (streams, theirs) = pipes(apart, |_| Ok(())).unwrap();
         let mut command = std::process::Command::new("sh");
         command.args(["-c", script]).process_group(0);
         let child = command.stdin(theirs.input).stdout(theirs.output).stderr(theirs.errors).spawn().unwrap();

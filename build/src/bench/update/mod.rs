@@ -236,10 +236,14 @@ mod tests {
 
     #[test]
     fn an_update_that_brings_too_much_or_more_than_another_misses_a_goal() {
-        let missed = |fix, dependencies, kernel| -> Vec<&str> {
+        let missed = |fix, dependencies, kernel| -> Vec<String> {
             let pairs =
                 [measured("fix", fix), measured("dependencies", dependencies), measured("kernel", kernel)];
-            goals(&pairs).into_iter().filter(|goal| !goal.reached).map(|goal| goal.name).collect()
+            goals(&pairs)
+                .into_iter()
+                .filter(|goal| !goal.reached)
+                .map(|goal| goal.name.into_owned())
+                .collect()
         };
         assert_eq!(missed(150, 2400, 2500), [""; 0]);
         assert_eq!(missed(151, 2400, 2500), ["fix, percent of full zstd images"]);
