@@ -49,8 +49,11 @@ pub(crate) fn finish(end: End, console: &mut Console, mut watchdog: Option<File>
         sleep(STEP);
     }
     nix::unistd::sync();
-    for target in ["/data", "/state"] {
-        if let Err(error) = mounts::unmount(target) {
+    // Further disks, which containers have had.
+    let disks = fs::read_dir("/run/disks").into_iter().flatten().flatten();
+    let disks = disks.filter_map(|disk| disk.path().into_os_string().into_string().ok());
+    for target in disks.chain(["/data", "/state"].map(str::to_owned)) {
+        if let Err(error) = mounts::unmount(&target) {
             console.say(3, "init", &error);
         }
     }

@@ -38,6 +38,17 @@ fn nocloud_folder(folder: &Path, user_data: &[u8]) -> (PathBuf, PathBuf) {
     (content, folder.join("nocloud.img"))
 }
 
+/// An empty ext4 with a label, made in `folder`.
+#[track_caller]
+pub fn ext4_disk(folder: &Path, label: &str) -> PathBuf {
+    let image = folder.join(format!("{label}.img"));
+    File::create(&image).and_then(|file| file.set_len(32 << 20)).expect("a file of 32 MiB");
+    let mut command = bench().toolbox.command("mke2fs");
+    command.args(["-F", "-q", "-t", "ext4", "-L", label]).arg(&image);
+    run_quiet(&mut command, "mke2fs").unwrap_or_else(|error| panic!("{error:#}"));
+    image
+}
+
 /// Changes one byte of a file.
 #[track_caller]
 pub fn flip(file: &Path, offset: u64) {

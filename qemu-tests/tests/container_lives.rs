@@ -1,7 +1,8 @@
 //! When containers run and what they are told: secrets, schedules, replicas, and new settings that start beside the old ones.
 
 use hyper::Method;
-use qemu_tests::{Config, ContainerState, Lan, Node, install_in_slot_b, script};
+use build::vm::config::Drive;
+use qemu_tests::{Config, ContainerState, Lan, Node, ext4_disk, install_in_slot_b, script};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -37,6 +38,13 @@ image = "localhost/busybox"
 schedule = "* * * * *"
 command = ["sh", "-c", "echo ticked; exit 3"]
 
+[settings.containers.keeps]
+image = "localhost/busybox"
+networks = ["front"]
+io-write = "4MiB"
+volumes.disk = {kind = "disk", label = "more", path = "/more"}
+command = ["sh", "-c", "cat /more/kept; echo kept > /more/kept; sync; time dd if=/dev/zero of=/slow bs=1M count=12 conv=fsync; echo written; exec sleep 3600"]
+
 [settings.containers.web]
 image = "localhost/busybox"
 networks = ["front"]
@@ -44,10 +52,14 @@ replicas = 2
 command = ["httpd", "-f", "-p", "80", "-h", "/etc"]
 "#;
 
-/// What a container is told, nobody else is. Others wait for what runs once. A schedule is kept, and replicas are found by one name.
+/// What a container is told, nobody else is. Others wait for what runs once. A schedule is kept, and replicas are found by one name. A
+/// further disk is found by its label.
 #[test]
 fn secrets_schedules_and_replicas() {
-    let node = Node::boot_healthy(Config::direct().user_data(USER_DATA));
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::direct().user_data(USER_DATA);
+    config.drives.push(Drive { path: ext4_disk(folder.path(), "more"), read_only: false });
+    let node = Node::boot_healthy(config);
     let told = node.wait_for_logs("app", "told");
     assert!(told.contains("hunter2 debug hunter2 400 1000"), "{told}");
     let (job, app) = (node.container("job"), node.container("app"));
@@ -97,6 +109,21 @@ fn secrets_schedules_and_replicas() {
     assert_eq!(node.container("web").pid, first, "a further one changes nothing for the others");
     let refused = node.try_set(&json!({"containers": {"web": {"ports": ["80:80"]}}})).unwrap_err();
     assert!(refused.contains("3 replicas cannot have the same port"), "{refused}");
+
+    // What another disk holds outlives the container. Twelve mebibytes at four in a second take at least a part of that.
+    let kept = node.wait_for_logs("keeps", "written");
+    let seconds = kept.split("real").nth(1).and_then(|rest| rest.split('s').next()).unwrap_or_default();
+    let seconds: f64 = seconds.rsplit(['m', ' ']).next().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0);
+    assert!(seconds > 1.5, "{kept}");
+    node.set(&json!({"containers": {"keeps": {"stop-timeout": 1}}}));
+    node.wait_for("it begins anew, and the disk has what was written", SOON, |node| {
+        node.logs("keeps").lines().any(|line| line == "kept").then_some(())
+    });
+    let wrong = json!({"image": "localhost/busybox", "volumes": {"a": {"kind": "disk", "label": "none", "path": "/a"}}});
+    node.set(&json!({"containers": {"wrong": wrong}}));
+    node.wait_for_container("wrong", "it says what is missing", |wrong| {
+        wrong.error.as_ref().is_some_and(|error| error.contains("an ext4 with that label: mkfs.ext4 -L"))
+    });
 
     // By itself each minute, and by hand at once.
     node.wait_for("its minute has come", SOON, |node| node.logs("tick").contains("ticked").then_some(()));

@@ -113,6 +113,14 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"48MiB", extend("x-default" = "no limit"))]
     pub memory_high: Option<Memory>,
+    /// What it may read of the node's disk in a second. What the kernel has in memory counts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"20MiB", extend("x-default" = "no limit"))]
+    pub io_read: Option<Memory>,
+    /// What it may write to the node's disk in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"10MiB", extend("x-default" = "no limit"))]
+    pub io_write: Option<Memory>,
     /// How many processors it may keep busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"1.5", extend("x-default" = "no limit"))]

@@ -76,7 +76,7 @@ pub use step::Step;
 pub use text::read_json;
 pub use updates::{BaseUrl, FriendlyVersion, UpdateSeed, Updates};
 pub use user_data::{LARGEST_USER_DATA, UserData, from_user_data};
-pub use volume::{HostPath, Volume, VolumeKind};
+pub use volume::{DiskLabel, HostPath, Volume, VolumeKind};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

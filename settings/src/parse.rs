@@ -324,10 +324,11 @@ mod tests {
             "health-check": {
                 "command": ["c"], "http": "http://localhost", "tcp": 1, "interval": 1, "timeout": 1, "retries": 1, "start-period": 1,
             },
-            "after": ["web"], "memory-high": "32MiB", "cpus": "1", "capabilities": {"kill": false},
+            "after": ["web"], "memory-high": "32MiB", "io-read": "1MiB", "io-write": "1MiB", "cpus": "1", "capabilities": {"kill": false},
             "resource-limits": {"max-nice-priority": {"soft-limit": 1, "hard-limit": 1}}, "read-only": true,
             "volumes": {"v": {
                 "path": "/v", "kind": "host", "name": "n", "source": "/sys", "size": "1MiB", "read-only": true,
+                "label": "l",
             }},
             "networks": ["front"], "ports": ["8080:80"], "env-files": ["/data/mnt/a/b"], "env-secrets": {"P": "s"}, "secrets": ["s"],
             "schedule": "0 3 * * *", "replicas": 2, "update": "start-first", "devices": ["/dev/fuse:r"],
@@ -484,6 +485,8 @@ mod tests {
                 }),
             after: Some(_),
             memory_high: Some(_),
+            io_read: Some(_),
+            io_write: Some(_),
             cpus: Some(_),
             capabilities: Some(_),
             resource_limits: Some(_),

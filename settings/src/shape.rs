@@ -44,6 +44,8 @@ const CONTAINER: Shape = Shape::Table(&[
     ("after", Shape::Texts),
     ("memory", Shape::Text),
     ("memory-high", Shape::Text),
+    ("io-read", Shape::Text),
+    ("io-write", Shape::Text),
     ("cpus", Shape::Text),
     ("pids", Shape::Number),
     ("capabilities", Shape::Map(&Shape::Switch)),
@@ -76,9 +78,10 @@ const HEALTH_CHECK: Shape = Shape::Table(&[
 
 const VOLUME: Shape = Shape::Table(&[
     ("path", Shape::Text),
-    ("kind", Shape::Choice(&["named", "tmpfs", "host"])),
+    ("kind", Shape::Choice(&["named", "tmpfs", "host", "disk"])),
     ("name", Shape::Text),
     ("source", Shape::Text),
+    ("label", Shape::Text),
     ("size", Shape::Text),
     ("read-only", Shape::Switch),
 ]);

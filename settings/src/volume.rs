@@ -14,7 +14,8 @@ pub struct Volume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"/var/lib/app")]
     pub path: Option<ContainerPath>,
-    /// `named`: a folder on the data partition that stays; `tmpfs`: in memory, and empty at each start; `host`: a folder of the node.
+    /// `named`: a folder on the data partition that stays; `tmpfs`: in memory, and empty at each start; `host`: a folder of the node;
+    /// `disk`: a further disk of the node, by its label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"tmpfs", extend("x-default" = "`named`"))]
     pub kind: Option<VolumeKind>,
@@ -26,6 +27,10 @@ pub struct Volume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"/data/mnt/disk1")]
     pub source: Option<HostPath>,
+    /// The label of the disk's ext4: at most 16 letters, digits, `-`, `_` and `.`. Containers that name the same share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"database")]
+    pub label: Option<DiskLabel>,
     /// What may be written to one in memory. It counts as the container's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"64MiB", extend("x-default" = "`64MiB`"))]
@@ -44,7 +49,21 @@ pub enum VolumeKind {
     Named,
     Tmpfs,
     Host,
+    Disk,
 }
+
+checked_string!(
+    /// The label of a disk: 1 to 16 letters, digits, `-`, `_` and `.`, the first a letter or a digit.
+    DiskLabel,
+    |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if first && text.len() <= 16 && text.bytes().all(plain) {
+            return Ok(());
+        }
+        Err(format!("{} is not a label of a disk: at most 16 letters, digits, '-', '_' and '.', the first a letter or a digit", shown(text)))
+    }
+);
 
 checked_string!(
     /// A folder of the node that containers may have: `/data/mnt/NAME`, `/data/log` or `/sys`.
@@ -98,8 +117,15 @@ pub(crate) fn mistakes(all: &BTreeMap<ContainerName, Volume>) -> Vec<(String, St
             (VolumeKind::Host, Some(source)) if source.is_read_only() && volume.read_only == Some(false) => {
                 wrong("read-only", "no container may write there: it has to be true, or not set");
             }
-            (VolumeKind::Named | VolumeKind::Tmpfs, Some(_)) => {
+            (VolumeKind::Named | VolumeKind::Tmpfs | VolumeKind::Disk, Some(_)) => {
                 wrong("source", "only a volume of the kind host has it");
+            }
+            _ => {}
+        }
+        match (kind, &volume.label) {
+            (VolumeKind::Disk, None) => wrong("label", "missing: a volume of the kind disk needs it"),
+            (VolumeKind::Named | VolumeKind::Tmpfs | VolumeKind::Host, Some(_)) => {
+                wrong("label", "only a volume of the kind disk has it");
             }
             _ => {}
         }
@@ -136,6 +162,9 @@ mod tests {
                 "volumes.a.source: only a volume of the kind host",
             ),
             (json!({"a": {"path": "/x", "size": "1MiB"}}), "volumes.a.size: only"),
+            (json!({"a": {"path": "/x", "kind": "disk"}}), "volumes.a.label: missing"),
+            (json!({"a": {"path": "/x", "label": "db"}}), "volumes.a.label: only a volume of the kind disk"),
+            (json!({"a": {"path": "/x", "kind": "disk", "label": "../x"}}), "is not a label of a disk"),
             (
                 json!({"a": {"path": "/x", "kind": "host", "source": "/sys", "read-only": false}}),
                 "volumes.a.read-only: no container may write",

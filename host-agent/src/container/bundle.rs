@@ -207,7 +207,7 @@ pub fn config(
         "linux": {
             "namespaces": confinement::namespaces(spec, namespace.as_deref()),
             "cgroupsPath": format!("/containers/{name}/payload"),
-            "resources": resources(spec, &preparation.devices),
+            "resources": resources(spec, preparation),
             "maskedPaths": masked,
             "readonlyPaths": read_only,
         },
@@ -238,9 +238,9 @@ pub fn config(
 const CPU_PERIOD: u64 = 100_000;
 
 /// What the kernel lets it have.
-fn resources(spec: &Spec, own: &[devices::Node]) -> Value {
+fn resources(spec: &Spec, preparation: &Preparation) -> Value {
     let container = &spec.container;
-    let rules = [confinement::devices(spec), devices::rules(own)].concat();
+    let rules = [confinement::devices(spec), devices::rules(&preparation.devices)].concat();
     let mut resources = json!({
         "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
         "devices": rules,
@@ -249,7 +249,15 @@ fn resources(spec: &Spec, own: &[devices::Node]) -> Value {
         resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
     }
     if let Some(high) = &container.memory_high {
-        resources["unified"] = json!({"memory.high": high.bytes().to_string()});
+        resources["unified"]["memory.high"] = json!(high.bytes().to_string());
+    }
+    let io = [("rbps", &container.io_read), ("wbps", &container.io_write)];
+    let io: Vec<String> = io
+        .into_iter()
+        .filter_map(|(what, most)| Some(format!("{what}={}", most.as_ref()?.bytes())))
+        .collect();
+    if let Some(disk) = &preparation.disk {
+        resources["unified"]["io.max"] = json!(format!("{disk} {}", io.join(" ")));
     }
     if let Some(cpus) = &container.cpus {
         let quota = u64::from(cpus.hundredths()) * CPU_PERIOD / 100;
@@ -328,7 +336,10 @@ mod tests {
     #[test]
     fn what_settings_and_image_say_reaches_the_runtime() {
         let container = container(
-            json!({"image": "a", "command": ["x"], "memory": "64MiB", "pids": 20, "env": {"A": "settings"}}),
+            json!({
+                "image": "a", "command": ["x"], "memory": "64MiB", "memory-high": "32MiB", "pids": 20, "io-write": "1MiB",
+                "env": {"A": "settings"},
+            }),
         );
         let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
         let config = config(
@@ -338,11 +349,13 @@ mod tests {
             User { uid: 0, gid: 0 },
             &json!({"x": 1}),
             &defaults(json!({})),
-            &Preparation::default(),
+            &Preparation { disk: Some("254:0".to_owned()), ..Preparation::default() },
         )
         .unwrap();
         assert_eq!(config["linux"]["resources"]["memory"]["limit"], 64 << 20);
         assert_eq!(config["linux"]["resources"]["pids"]["limit"], 20);
+        let unified = json!({"memory.high": "33554432", "io.max": "254:0 wbps=1048576"});
+        assert_eq!(config["linux"]["resources"]["unified"], unified);
         assert_eq!(config["linux"]["seccomp"], json!({"x": 1}));
         assert_eq!(config["process"]["cwd"], "/");
         let env: Vec<&str> =

@@ -28,7 +28,7 @@ use crate::container::restart::{Next, Restarts};
 use crate::container::root::{self, Preparation};
 use crate::container::schedule::{self, Look};
 use crate::container::spec::{self, Spec};
-use crate::container::{devices, environment, freeze, identities, netavark, rollout, runtime, shim, volumes};
+use crate::container::{devices, disks, environment, freeze, identities, netavark, rollout, runtime, shim, volumes};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
@@ -714,7 +714,9 @@ impl Keeper {
             .map_err(|error| format!("{}.devices: {error}", self.key()))?;
         // Of one that looks after the node nobody expects another thing.
         let why_of_node = why_of_node.filter(|_| self.spec.kind == ContainerKind::Container);
-        Ok(Preparation { ids, why_of_node, folders, devices })
+        let is_limited = container.io_read.is_some() || container.io_write.is_some();
+        let disk = is_limited.then(disks::of_data).transpose()?;
+        Ok(Preparation { ids, why_of_node, folders, devices, disk })
     }
 
     /// Its part in the networks that it has instead of the node's.

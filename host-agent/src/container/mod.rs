@@ -7,6 +7,7 @@ mod blob;
 pub mod bundle;
 mod confinement;
 pub mod devices;
+pub mod disks;
 mod environment;
 mod exec;
 pub mod files;

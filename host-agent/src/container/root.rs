@@ -33,6 +33,8 @@ pub struct Preparation {
     /// Folders of the node that it is to have with its ids, by their names among its mounts.
     pub folders: BTreeMap<String, PathBuf>,
     pub devices: Vec<devices::Node>,
+    /// `MAJOR:MINOR` of the disk of which it may read and write only so much in a second, if there are such limits.
+    pub disk: Option<String>,
 }
 
 impl Preparation {

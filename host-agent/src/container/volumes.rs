@@ -11,6 +11,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::container::bundle::User;
+use crate::container::disks;
 
 /// Of those with a name. They stay when containers go.
 const VOLUMES: &str = "/data/volumes";
@@ -29,6 +30,7 @@ fn place_on_node(container: &str, name: &ContainerName, volume: &Volume) -> Opti
     match volume.kind.unwrap_or_default() {
         VolumeKind::Named => Some(folder(container, name, volume)),
         VolumeKind::Host => Some(PathBuf::from(volume.source.as_ref()?.as_str())),
+        VolumeKind::Disk => Some(disks::place(volume.label.as_ref()?.as_str())),
         VolumeKind::Tmpfs => None,
     }
 }
@@ -68,10 +70,10 @@ pub(super) fn mounts(
             };
             let key = format!("volume-{name}");
             let mount = match volume.kind.unwrap_or_default() {
-                VolumeKind::Named | VolumeKind::Host if mapped.contains_key(&key) => {
+                VolumeKind::Named | VolumeKind::Host | VolumeKind::Disk if mapped.contains_key(&key) => {
                     bind(&folder_of_mapped.join(key))
                 }
-                VolumeKind::Named | VolumeKind::Host => bind(&place_on_node(container, name, volume)?),
+                VolumeKind::Named | VolumeKind::Host | VolumeKind::Disk => bind(&place_on_node(container, name, volume)?),
                 VolumeKind::Tmpfs => {
                     let size = volume.size.as_ref().map_or(TMPFS_SIZE, settings::Memory::bytes);
                     json!({
@@ -87,7 +89,7 @@ pub(super) fn mounts(
     all.into_iter().map(|(_, mount)| mount).collect()
 }
 
-/// Makes the named ones that are not there yet. Such a one has the owner and the mode of the folder that the image has in its place,
+/// Mounts disks, and makes the named ones that are not there yet. Such a one has the owner and the mode of the folder that the image has in its place,
 /// else it is `user`'s own. A cut leaves it whole or not there.
 pub(super) fn make(
     container: &str,
@@ -96,6 +98,9 @@ pub(super) fn make(
     user: User,
 ) -> Result<(), String> {
     for (name, volume) in volumes {
+        if let Some(label) = &volume.label {
+            disks::mount_by_label(label.as_str())?;
+        }
         let (Some(path), VolumeKind::Named) = (&volume.path, volume.kind.unwrap_or_default()) else {
             continue;
         };
