@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::container::networks::{self, Plan};
 use crate::container::record::Places;
+use crate::container::rollout;
 use crate::{files, signals};
 
 const NETAVARK: &str = "/usr/bin/netavark";
@@ -36,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often aardvark-dns is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_LATER: Duration = Duration::from_secs(60);
+/// Bytes of all rules of netavark: some 2 KiB for each port of 256 containers with 64, and as much again.
+const LARGEST_LISTING: u64 = 64 << 20;
 /// Bytes of what it says that are read.
 const MOST_SAID: u64 = 64 << 10;
 
@@ -115,13 +118,51 @@ fn close_internal() -> Result<(), String> {
 pub fn tear_down(name: &str, places: &Places) {
     let (netns, is) = (places.netns(), places.network_that_is());
     if let Ok(options) = fs::read(&is) {
-        match turn().and_then(|_turn| netavark("teardown", &options, &netns)) {
+        let other_has_its_ports = Places::of(&rollout::other(name)).network_that_is().exists();
+        let taken_away = turn().and_then(|_turn| match read(&is).filter(|_| other_has_its_ports) {
+            Some(options) => {
+                leave_ports(&networks::addresses(&options))?;
+                netavark("teardown", networks::without_ports(options).to_string().as_bytes(), &netns)
+            }
+            None => netavark("teardown", &options, &netns),
+        });
+        match taken_away {
             Ok(()) => drop(fs::remove_file(&is)),
-            Err(error) => eprintln!("<4>container {name}: cannot take away its networks: {error}"),
+            Err(error) => {
+                let name = rollout::name(name);
+                eprintln!("<4>container {name}: cannot take away its networks: {error}");
+            }
         }
     }
     while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
     let _ = fs::remove_file(&netns);
+}
+
+/// Has ports of the node lead to these addresses no more. netavark would also take away the rules that lead to who has the same ports
+/// next: those do not name an address. What is left of them goes with that one.
+fn leave_ports(addresses: &[IpAddr]) -> Result<(), String> {
+    let listing = Path::new(RECORDS).join("rules.json");
+    let failed = |error: io::Error| format!("{}: {error}", listing.display());
+    let file = File::create(&listing).map_err(failed)?;
+    let mut nft = Command::new(NFT);
+    nft.env_clear().args(["-j", "list", "table", "inet", "netavark"]);
+    nft.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
+    signals::none_blocked(&mut nft);
+    run(&mut nft, NFT, b"")?;
+    let rules = files::read_bounded(&listing, LARGEST_LISTING).map_err(failed)?;
+    let _ = fs::remove_file(&listing);
+    let rules = serde_json::from_slice(&rules).map_err(|error| format!("{NFT} -j: {error}"))?;
+    let commands: Vec<String> = networks::rules_to(&rules, addresses)
+        .into_iter()
+        .map(|(chain, handle)| format!("delete rule inet netavark {chain} handle {handle}\n"))
+        .collect();
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let mut nft = Command::new(NFT);
+    nft.env_clear().args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    signals::none_blocked(&mut nft);
+    run(&mut nft, NFT, commands.concat().as_bytes())
 }
 
 /// Until what is returned goes, nobody else makes networks or takes them away.

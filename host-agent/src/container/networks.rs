@@ -220,6 +220,26 @@ pub fn has_internal(options: &Value) -> bool {
     networks.any(|network| network["name"].as_str().is_some_and(|name| name.starts_with(INTERNAL)))
 }
 
+/// The options of a plan, of one whose ports stay another's.
+pub fn without_ports(mut options: Value) -> Value {
+    options["port_mappings"] = json!([]);
+    options
+}
+
+/// Of what `nft -j list` says of netavark's table: the rules that lead to one of these addresses, by chain and handle.
+pub fn rules_to(listing: &Value, addresses: &[IpAddr]) -> Vec<(String, u64)> {
+    let rules = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["rule"]);
+    let leads_there = |rule: &&Value| {
+        let mut statements = rule["expr"].as_array().into_iter().flatten();
+        statements.any(|statement| {
+            let address = statement["dnat"]["addr"].as_str().and_then(|address| address.parse().ok());
+            address.is_some_and(|address: IpAddr| addresses.contains(&address))
+        })
+    };
+    let named = |rule: &Value| Some((rule["chain"].as_str()?.to_owned(), rule["handle"].as_u64()?));
+    rules.filter(leads_there).filter_map(named).collect()
+}
+
 /// The addresses that the options of a plan give, those of the first network first.
 pub fn addresses(options: &Value) -> Vec<IpAddr> {
     let networks = options["networks"].as_array().into_iter().flatten();
@@ -230,6 +250,25 @@ pub fn addresses(options: &Value) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As nft 1.1 lists what netavark 2.1 has made for two containers with the same port.
+    #[test]
+    fn of_two_with_the_same_port_each_has_a_rule_of_its_own() {
+        let port = json!({"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 8080}});
+        let rule = |handle: u64, chain: &str, then: Value| json!({"rule": {"family": "inet", "table": "netavark", "chain": chain, "handle": handle, "expr": [port, then]}});
+        let to = |address: &str| json!({"dnat": {"family": "ip", "addr": address, "port": 80}});
+        let listing = json!({"nftables": [
+            {"metainfo": {"json_schema_version": 1}},
+            {"chain": {"family": "inet", "table": "netavark", "name": "nv_1_10_9_8_0_nm24_dnat", "handle": 5}},
+            rule(20, "NETAVARK-HOSTPORT-DNAT", json!({"jump": {"target": "nv_1_10_9_8_0_nm24_dnat"}})),
+            rule(21, "nv_1_10_9_8_0_nm24_dnat", to("10.9.8.2")),
+            rule(30, "NETAVARK-HOSTPORT-DNAT", json!({"jump": {"target": "nv_1_10_9_8_0_nm24_dnat"}})),
+            rule(31, "nv_1_10_9_8_0_nm24_dnat", to("10.9.8.20")),
+        ]});
+        let found = rules_to(&listing, &["10.9.8.2".parse().unwrap()]);
+        assert_eq!(found, [("nv_1_10_9_8_0_nm24_dnat".to_owned(), 21)]);
+        assert!(rules_to(&json!({}), &["10.9.8.2".parse().unwrap()]).is_empty());
+    }
 
     fn networks(tree: Value) -> BTreeMap<NetworkName, Network> {
         let settings = settings::from_json(&json!({"container-networks": tree})).unwrap();
