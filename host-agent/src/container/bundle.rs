@@ -248,9 +248,10 @@ const CPU_PERIOD: u64 = 100_000;
 /// What the kernel lets it have.
 fn resources(spec: &Spec, own: &[devices::Node]) -> Value {
     let container = &spec.container;
+    let devices = [confinement::devices(spec), devices::rules(own)].concat();
     let mut resources = json!({
         "pids": {"limit": container.pids.map_or(DEFAULT_PIDS, settings::Pids::get)},
-        "devices": [confinement::devices(spec), devices::rules(own)].concat(),
+        "devices": devices,
     });
     if let Some(memory) = &container.memory {
         resources["memory"] = json!({"limit": memory.bytes(), "swap": memory.bytes()});
