@@ -24,7 +24,7 @@ pub struct Node {
 }
 
 /// Finds what settings name. It has to be there, and to be a device of characters.
-pub fn find(devices: &[Device]) -> Result<Vec<Node>, String> {
+pub(super) fn find(devices: &[Device]) -> Result<Vec<Node>, String> {
     devices.iter().map(find_one).collect()
 }
 
@@ -43,13 +43,13 @@ fn find_one(device: &Device) -> Result<Node, String> {
 }
 
 /// What the runtime is told: what may be done with them, for the control group.
-pub fn rules(nodes: &[Node]) -> Vec<Value> {
+pub(super) fn rules(nodes: &[Node]) -> Vec<Value> {
     let rule = |node: &Node| json!({"allow": true, "type": "c", "major": node.major, "minor": node.minor, "access": node.access});
     nodes.iter().map(rule).collect()
 }
 
 /// The same: where they are mounted.
-pub fn mounts(nodes: &[Node], folder: &Path) -> Vec<Value> {
+pub(super) fn mounts(nodes: &[Node], folder: &Path) -> Vec<Value> {
     let mount = |(at, node): (usize, &Node)| {
         json!({
             "destination": node.path, "type": "bind", "source": made(folder, at),
@@ -64,7 +64,7 @@ fn made(folder: &Path, at: usize) -> PathBuf {
 }
 
 /// Makes them, where no other device is let in.
-pub fn make(nodes: &[Node], folder: &Path) -> io::Result<()> {
+pub(super) fn make(nodes: &[Node], folder: &Path) -> io::Result<()> {
     if nodes.is_empty() {
         return Ok(());
     }

@@ -19,7 +19,7 @@ use nix::unistd::{Pid, pipe2, setsid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::termios::{Winsize, tcsetwinsize};
 use seccompiler::BpfProgram;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -69,6 +69,15 @@ enum Work {
     Files(Copy),
 }
 
+impl Work {
+    fn container(&self) -> &str {
+        match self {
+            Self::Command(exec) => &exec.name,
+            Self::Files(copy) => &copy.name,
+        }
+    }
+}
+
 /// Runs a command to its end.
 pub fn run(request: &str) -> ExitCode {
     serve_to_the_end(serde_json::from_str(request).map(Work::Command))
@@ -80,8 +89,8 @@ pub fn copy(request: &str) -> ExitCode {
 }
 
 fn serve_to_the_end(work: serde_json::Result<Work>) -> ExitCode {
-    // Before anything else is open: these two have to have the numbers that they have in the process.
-    let passed = Passed::open();
+    // Before anything else is open: these have to have the numbers that they have in the process.
+    let passed = Passed::open(work.as_ref().map_or("", Work::container));
     let begun = passed.and_then(|passed| {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
         // The agent was gone before that.
@@ -113,24 +122,32 @@ fn serve_to_the_end(work: serde_json::Result<Work>) -> ExitCode {
 /// What the process gets beside its input and output.
 struct Passed {
     program: OwnedFd,
+    namespace: OwnedFd,
     inside: OwnedFd,
     /// The other end of the socket.
     control: OwnedFd,
 }
 
 impl Passed {
-    fn open() -> io::Result<Self> {
+    fn open(container: &str) -> io::Result<Self> {
+        let pid = fs::read_to_string(Places::of(container).pid());
+        // Of one that has ended nothing is found, which is told when the runtime is asked.
+        let user = pid.map_or("/proc/self/ns/user".to_owned(), |pid| format!("/proc/{}/ns/user", pid.trim()));
         // No more than the right to run it: nobody can read it or write to it by this.
         let program = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let namespace = open(user.as_str(), flags, Mode::empty())
+            .or_else(|_| open("/proc/self/ns/user", flags, Mode::empty()))?;
         let (inside, control) =
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-        if (program.as_raw_fd(), inside.as_raw_fd()) != (inside::PROGRAM, inside::CONTROL) {
+        let numbers = [&program, &namespace, &inside].map(AsRawFd::as_raw_fd);
+        if numbers != [inside::PROGRAM, inside::NAMESPACE, inside::CONTROL] {
             return Err(io::Error::other("it was started with more open than its input and output"));
         }
-        for passed in [&program, &inside] {
+        for passed in [&program, &namespace, &inside] {
             fcntl(passed, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
-        Ok(Self { program, inside, control })
+        Ok(Self { program, namespace, inside, control })
     }
 }
 
@@ -278,13 +295,19 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
         output: Stdio::null(),
         errors: Stdio::null(),
     });
-    let process = process(&config, &request.command, request.terminal.is_some());
+    let mut process = process(&config, &request.command, request.terminal.is_some());
+    let id = |name: &str| config["process"]["user"][name].as_u64().and_then(|id| u32::try_from(id).ok());
+    let user = ids.map(|_| (id("uid").unwrap_or(0), id("gid").unwrap_or(0)));
+    if user.is_some() {
+        // It enters the container's user namespace by itself, and becomes its user there.
+        process["user"] = json!({"uid": 0, "gid": 0});
+    }
     files::replace_secretly(&folder.at("process.json"), process.to_string().as_bytes())
         .map_err(|error| format!("cannot write what the runtime is told: {error}"))?;
-    let Passed { program, inside, control } = passed;
+    let Passed { program, namespace, inside, control } = passed;
     run_runtime(name, &folder, theirs, console.is_some()).await?;
     // The process has its own.
-    drop((program, inside));
+    drop((program, namespace, inside));
     let pid = fs::read_to_string(folder.at("pid")).ok().and_then(|text| text.trim().parse().ok());
     let pid = Pid::from_raw(pid.ok_or("the runtime did not tell the process")?);
     let group = places.group.join("payload");
@@ -308,7 +331,7 @@ async fn begin(request: &Exec, passed: Passed) -> Result<Running, String> {
         }
     };
     let running = Running { pid, group, streams };
-    match release(control, &programs).await {
+    match release(control, user, &programs).await {
         Ok(None) => Ok(running),
         Ok(Some(reason)) => {
             let _ = running.end().await;
@@ -355,7 +378,9 @@ fn not_blocking(fd: OwnedFd) -> io::Result<OwnedFd> {
 async fn run_runtime(name: &str, folder: &Folder, theirs: Theirs, has_terminal: bool) -> Result<(), String> {
     let log = folder.at("log");
     let mut command = youki_with_log(&log);
-    command.args(["exec", "--detach", "--preserve-fds", "2", "--process"]).arg(folder.at("process.json"));
+    command
+        .args(["exec", "--detach", "--preserve-fds", inside::PASSED, "--process"])
+        .arg(folder.at("process.json"));
     command.arg("--pid-file").arg(folder.at("pid"));
     if has_terminal {
         command.arg("--console-socket").arg(folder.at("console"));
@@ -405,11 +430,15 @@ fn resize(master: &OwnedFd, size: Size) -> io::Result<()> {
 }
 
 /// Lets the process become its command; why it did not, if so.
-async fn release(control: OwnedFd, programs: &[BpfProgram]) -> io::Result<Option<String>> {
+async fn release(
+    control: OwnedFd,
+    user: Option<(u32, u32)>,
+    programs: &[BpfProgram],
+) -> io::Result<Option<String>> {
     let control = UnixStream::from(control);
     control.set_nonblocking(true)?;
     let mut control = tokio::net::UnixStream::from_std(control)?;
-    control.write_all(&inside::encode(programs)).await?;
+    control.write_all(&inside::encode(user, programs)).await?;
     let mut reason = Vec::new();
     (&mut control).take(4 << 10).read_to_end(&mut reason).await?;
     Ok(Some(String::from_utf8_lossy(&reason).into_owned()).filter(|reason| !reason.is_empty()))

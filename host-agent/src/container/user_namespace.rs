@@ -23,7 +23,7 @@ use crate::container::identities::{COUNT, Range};
 const NONE: c_long = 0;
 
 /// Makes one in which the ids of a range begin with 0. It is there while somebody holds it.
-pub fn create(ids: Range) -> io::Result<File> {
+pub(super) fn create(ids: Range) -> io::Result<File> {
     let parent = getpid();
     let flags = c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     // SAFETY: as fork(2) in a program of one thread. The child runs no code but the next lines, which allocate nothing.
@@ -50,7 +50,7 @@ pub fn create(ids: Range) -> io::Result<File> {
 
 /// Mounts a folder at another once more, with everything below it: there, the ids of its files are those that the namespace makes of
 /// them. An error (EINVAL) when its file system cannot do that.
-pub fn mount_mapped(from: &Path, to: &Path, namespace: &File) -> io::Result<()> {
+pub(super) fn mount_mapped(from: &Path, to: &Path, namespace: &File) -> io::Result<()> {
     let tree = open_tree(from)?;
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
@@ -104,7 +104,7 @@ fn path(path: &Path) -> io::Result<CString> {
 
 /// Does something to files as root of the namespace, with all that root of the node may. Through a mapped mount root itself can make
 /// no file, as it has no id there; and an overlay goes on as who mounted it.
-pub fn as_root_of<T>(ids: Range, act: impl FnOnce() -> T) -> io::Result<T> {
+pub(super) fn as_root_of<T>(ids: Range, act: impl FnOnce() -> T) -> io::Result<T> {
     // Else it would lose the rights of root over files with the id.
     let keeps = c_long::from(libc::SECBIT_NO_SETUID_FIXUP);
     // SAFETY: no pointers.
