@@ -154,15 +154,11 @@ fn no_pipe_and_no_device_is_opened() {
 }
 
 #[test]
-fn files_of_the_kernel_are_read_and_its_views_are_not_walked() {
+fn files_that_do_not_say_how_long_they_are_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("mounts");
     copied(Path::new("/proc/self/mounts"), &to).unwrap();
     assert!(fs::read_to_string(&to).unwrap().contains("proc"));
-    let (_, sum, told) = packed(Path::new("/sys/kernel"));
-    // Not another device: it is what was asked for, or cannot be read.
-    assert!(sum.is_ok() || !sum.unwrap_err().to_string().is_empty());
-    assert!(told.iter().all(|text| text.starts_with("left out")), "{told:?}");
 }
 
 #[test]

@@ -152,7 +152,13 @@ fn add<R: Read>(
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let mut file = File::from(openat(folder, name, flags, Mode::from_bits_truncate(mode))?);
-            let written = io::copy(entry, &mut file);
+            // The library takes the end of a stream for the end of a file.
+            let written = io::copy(entry, &mut file).and_then(|written| match written == entry.size() {
+                true => Ok(written),
+                false => {
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of it"))
+                }
+            });
             if written.is_err() {
                 let _ = unlinkat(folder, name, UnlinkatFlags::NoRemoveDir);
             }

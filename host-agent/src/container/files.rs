@@ -68,12 +68,11 @@ fn carry(request: &str, tell: &mut dyn FnMut(String)) -> io::Result<Sum> {
     let Copy { name, files, .. } = serde_json::from_str(request)?;
     let places = Places::of(&name);
     let config: Value = serde_json::from_slice(&fs::read(places.bundle().join("config.json"))?)?;
+    let mut programs = vec![no_code().map_err(io::Error::other)?];
     // What the container has none of, this one needs none of either.
-    let mut programs = match &config["linux"]["seccomp"] {
-        Value::Null => Vec::new(),
-        profile => profile::programs(profile).map_err(io::Error::other)?,
-    };
-    programs.push(no_code().map_err(io::Error::other)?);
+    if let profile @ Value::Object(_) = &config["linux"]["seccomp"] {
+        programs.extend(profile::programs(profile).map_err(io::Error::other)?);
+    }
     // By the node's /proc.
     let descriptors = Descriptors::open()?;
     let failed =
