@@ -220,8 +220,9 @@ impl Toolbox {
             // What the mirror has now, whatever was taken before.
             key = key.text(&format!("{:?}", std::time::SystemTime::now()));
         }
-        let entry =
-            project.cache.step(set.step(), "Debian 13 packages by apt", key, |out| make(project, set, out))?;
+        let entry = project
+            .cache
+            .step(set.step(), "Debian 13 packages by apt", key, |out| make(project, set, out))?;
         let packages: Vec<Package> = serde_json::from_slice(
             &fs::read(entry.path.join("packages.json"))
                 .context("the toolbox in the cache has no packages.json")?,

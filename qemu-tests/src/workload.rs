@@ -90,15 +90,20 @@ pub fn redis() -> Image {
 /// nginx with this configuration.
 #[track_caller]
 pub fn nginx(configuration: &str) -> Image {
-    let archive = users()
-        .folder("var/lib/nginx", 0o755)
-        .folder("var/log/nginx", 0o755)
-        .file("etc/nginx/nginx.conf", 0o644, configuration);
-    packaged("nginx", &["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"].map(str::to_owned), &[])
-        .layer(Layer::new(&archive.finish(), Packing::Gzip))
-        .with("Entrypoint", json!(["/usr/sbin/nginx", "-g", "daemon off;"]))
-        .with("Cmd", json!([]))
-        .with("StopSignal", json!("SIGQUIT"))
+    let archive = users().folder("var/lib/nginx", 0o755).folder("var/log/nginx", 0o755).file(
+        "etc/nginx/nginx.conf",
+        0o644,
+        configuration,
+    );
+    packaged(
+        "nginx",
+        &["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"].map(str::to_owned),
+        &[],
+    )
+    .layer(Layer::new(&archive.finish(), Packing::Gzip))
+    .with("Entrypoint", json!(["/usr/sbin/nginx", "-g", "daemon off;"]))
+    .with("Cmd", json!([]))
+    .with("StopSignal", json!("SIGQUIT"))
 }
 
 /// A web server at port 8080 that counts visits, with Redis as `cache` and its password in `$REDIS_PASSWORD`.
@@ -151,6 +156,7 @@ fn layer(name: &str, programs: &[String], folders: &[&str]) -> Result<Layer> {
         run_quiet(bench().toolbox.command("gzip").arg("-n").arg(&tar), "gzip")?;
         Ok(())
     })?;
-    let read = |name: &str| fs::read(entry.path.join(name)).with_context(|| format!("no {name} in the cache"));
+    let read =
+        |name: &str| fs::read(entry.path.join(name)).with_context(|| format!("no {name} in the cache"));
     Ok(Layer::gzipped(read("layer.tar.gz")?, String::from_utf8(read("diff-id")?)?))
 }

@@ -36,8 +36,7 @@ const FACTS: &[(&str, &str)] = &[
 /// Says each fact in a line with its number.
 fn script() -> String {
     let facts = FACTS.iter().enumerate();
-    let lines: String =
-        facts.map(|(number, (ask, _))| format!("echo {number}: $({ask})\n")).collect();
+    let lines: String = facts.map(|(number, (ask, _))| format!("echo {number}: $({ask})\n")).collect();
     format!("cd /; {lines}echo all is said; exec sleep 3600")
 }
 
@@ -65,10 +64,7 @@ fn layers() -> [Vec<u8>; 2] {
         .hard_link("c/two", "c/one")
         .file("d", 0o644, "a file")
         .file("e/inside", 0o644, "")
-        .attributes(&[
-            ("security.capability", &NET_BIND),
-            ("user.note", b"a\n\n\0bc"),
-        ])
+        .attributes(&[("security.capability", &NET_BIND), ("user.note", b"a\n\n\0bc")])
         .file("suid", 0o4755, "#!/bin/sh\n")
         .folder("shared", 0o2775)
         .folder("sticky", 0o1777)
@@ -116,7 +112,8 @@ fn what_layers_may_have_is_in_the_container() {
     let registry = Registry::start();
     let images = [("arm64", wrong.clone()), ("amd64", image.clone())];
     let oci = registry.push_index("stories/oci", "1", &images);
-    let docker = registry.push_index("stories/docker", "1", &images.map(|(name, image)| (name, image.docker())));
+    let docker =
+        registry.push_index("stories/docker", "1", &images.map(|(name, image)| (name, image.docker())));
     // Without what names the platforms.
     let alone = registry.push("stories/alone", "1", &image.docker());
 
@@ -128,7 +125,8 @@ fn what_layers_may_have_is_in_the_container() {
             .whiteout(&format!("many/of-{}", number - 1));
         Layer::new(&archive.finish(), Packing::Gzip)
     };
-    let mut many = Image::busybox().with("Cmd", json!(["sh", "-c", "ls /many; cat /many/last; echo all is said; exec sleep 3600"]));
+    let mut many = Image::busybox()
+        .with("Cmd", json!(["sh", "-c", "ls /many; cat /many/last; echo all is said; exec sleep 3600"]));
     many.layers.extend((2..=MANY).map(layer));
     assert_eq!(many.layers.len(), MANY);
     let many = registry.push("stories/many", "1", &many);

@@ -97,8 +97,12 @@ impl Writer {
     #[track_caller]
     fn start(format: &str, mut command: Command, file: &Path) -> Self {
         let mut seq = client("seq");
-        let mut seq =
-            seq.args(["-f", format, "10000000"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("seq");
+        let mut seq = seq
+            .args(["-f", format, "10000000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("seq");
         let answers = File::create(file).expect("a file");
         command.stdin(seq.stdout.take().expect("its output")).stdout(answers).stderr(Stdio::null());
         let asking = command.spawn().expect("a program of the toolbox");
@@ -110,7 +114,10 @@ impl Writer {
         let text = fs::read_to_string(&self.file).unwrap_or_default();
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
         let count = whole.lines().count();
-        assert!(whole.lines().eq((1..=count).map(|number| number.to_string())), "not what was asked: {whole}");
+        assert!(
+            whole.lines().eq((1..=count).map(|number| number.to_string())),
+            "not what was asked: {whole}"
+        );
         count
     }
 }
@@ -127,7 +134,8 @@ impl Drop for Writer {
 #[track_caller]
 fn wait_until_all_are_healthy(node: &Node) {
     node.wait_for("all containers are healthy", PATIENCE, |node| {
-        let answer = node.request_within(Duration::from_secs(20), hyper::Method::GET, "/containers", "").ok()?;
+        let answer =
+            node.request_within(Duration::from_secs(20), hyper::Method::GET, "/containers", "").ok()?;
         let all: Vec<ContainerStatus> = serde_json::from_slice(&answer.body).ok()?;
         (all.len() == 4 && all.iter().all(ContainerStatus::is_up)).then_some(())
     });
@@ -164,9 +172,18 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
     let bench = output(ports.database("pgbench", &["--client=4", "--transactions=25", "--no-vacuum"]));
     assert!(bench.contains("number of transactions actually processed: 100/100"), "{bench}");
     told(bench.lines().find(|line| line.starts_with("tps")).unwrap_or_default());
-    let bench = output(ports.cache("redis-benchmark", &["-t", "set,get", "-n", "1000", "-c", "10", "-q"]));
+    let bench = output(
+        ports.cache("redis-benchmark", &["-a", PASSWORD, "-t", "set,get", "-n", "1000", "-c", "10", "-q"]),
+    );
     assert!(bench.contains("SET: ") && bench.contains("GET: "), "{bench}");
-    told(&bench.replace('\r', "\n").lines().filter(|line| line.contains("p50=")).collect::<Vec<_>>().join("; "));
+    told(
+        &bench
+            .replace('\r', "\n")
+            .lines()
+            .filter(|line| line.contains("p50="))
+            .collect::<Vec<_>>()
+            .join("; "),
+    );
 
     // The power goes in the middle of three who write.
     ports.sql("CREATE TABLE ledger (number int PRIMARY KEY)");
@@ -194,7 +211,10 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
     for container in node.containers() {
         assert_eq!(container.restarts, 0, "{container:?}");
     }
-    assert_eq!(ports.sql(&format!("SELECT count(*) FROM ledger WHERE number <= {told_rows}")), told_rows.to_string());
+    assert_eq!(
+        ports.sql(&format!("SELECT count(*) FROM ledger WHERE number <= {told_rows}")),
+        told_rows.to_string()
+    );
     // What pgbench does is whole, or not there: its three sums are the same.
     let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches), \
         (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(delta) FROM pgbench_history), \

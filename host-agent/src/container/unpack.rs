@@ -139,9 +139,8 @@ impl Tree {
             // Devices are made by the runtime, by its own list; other kinds carry nothing for a tree.
             _ => return Ok(()),
         }
-        let id = |number: u64| {
-            u32::try_from(number).map_err(|_| refused("an owner beyond 32 bits".to_owned()))
-        };
+        let id =
+            |number: u64| u32::try_from(number).map_err(|_| refused("an owner beyond 32 bits".to_owned()));
         let (uid, gid) = (Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?));
         fchownat(&spot.folder, spot.name.as_os_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if entry.kind != EntryType::Symlink {
@@ -505,7 +504,9 @@ mod tests {
         let content = [7; 4096];
         let pax = |records: &[(&str, &str)], stored: &[u8]| {
             let mut builder = Builder::new(Vec::new());
-            builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
+            builder
+                .append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes())))
+                .unwrap();
             builder.append(&header(stored.len() as u64), stored).unwrap();
             builder.into_inner().unwrap()
         };
