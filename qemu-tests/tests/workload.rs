@@ -133,12 +133,19 @@ impl Drop for Writer {
 
 #[track_caller]
 fn wait_until_all_are_healthy(node: &Node) {
-    node.wait_for("all containers are healthy", PATIENCE, |node| {
+    let mut last = String::new();
+    let deadline = Instant::now() + PATIENCE;
+    let mut are_up = || {
         let answer =
             node.request_within(Duration::from_secs(20), hyper::Method::GET, "/containers", "").ok()?;
         let all: Vec<ContainerStatus> = serde_json::from_slice(&answer.body).ok()?;
+        last = format!("{all:#?}");
         (all.len() == 4 && all.iter().all(ContainerStatus::is_up)).then_some(())
-    });
+    };
+    while are_up().is_none() {
+        assert!(Instant::now() < deadline, "not all are healthy within {} s: {last}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// The disk is the strictest there may be: what was not flushed is gone.

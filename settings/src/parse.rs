@@ -511,6 +511,7 @@ mod tests {
             kind: Some(_),
             name: Some(_),
             source: Some(_),
+            label: Some(_),
             size: Some(_),
             read_only: Some(_),
         } = &volumes.first_key_value().unwrap().1
