@@ -68,6 +68,15 @@ pub const INSTALL_UPDATE: GuestPackage = GuestPackage {
     folders: GUEST_PACKAGES[2].folders,
 };
 
+/// What `cargo caisson bench container` runs in a guest, and in containers.
+pub const CONTAINER_BENCH: GuestPackage = GuestPackage {
+    package: "caisson-container-bench",
+    programs: &["container-bench", "say"],
+    tools: &[],
+    features: &[],
+    folders: &["build/container-bench"],
+};
+
 /// The Rust toolchain that compiles, from the host.
 pub struct Rust {
     sysroot: PathBuf,

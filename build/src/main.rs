@@ -106,6 +106,11 @@ enum Bench {
     Api(bench::api::Options),
     /// Time from the kernel's start to init, to the API, to a running container; memory when idle
     Boot(bench::boot::Options),
+    /// Starts, stops and memory of containers, beside containerd, podman, crun and youki in the same guest; fails when a goal is missed
+    #[command(
+        after_help = "It takes about a quarter of an hour without KVM, and is best alone on its machine."
+    )]
+    Container(bench::container::Options),
     /// Bytes of what is shipped, and of what is in the root
     Size {
         #[arg(long, default_value = "default")]
@@ -230,6 +235,12 @@ fn measure(what: &Bench) -> Result<()> {
             let artifacts = image::build(&project, &options.variant, LockPolicy::Newest)?;
             let boots = bench::boot::measure(&project, &artifacts, options)?;
             (bench::boot::table(&boots), serde_json::to_string_pretty(&boots)?)
+        }
+        Bench::Container(options) => {
+            let artifacts = image::build(&project, &options.variant, LockPolicy::Newest)?;
+            let figures = bench::container::measure(&project, &artifacts, options)?;
+            missed = figures.goals.iter().filter(|goal| !goal.reached).count();
+            (bench::container::table(&figures), serde_json::to_string_pretty(&figures)?)
         }
         Bench::Size { variant } => {
             let artifacts = image::build(&project, variant, LockPolicy::Newest)?;

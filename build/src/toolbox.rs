@@ -30,6 +30,8 @@ pub enum Set {
     Tests,
     /// What programs of the image for containers' networks are made of.
     Network,
+    /// Other container runtimes, and a registry: a system that runs in a guest, beside ours.
+    Runtimes,
 }
 
 impl Set {
@@ -38,6 +40,7 @@ impl Set {
             Self::Build => BUILD_PACKAGES.to_vec(),
             Self::Tests => [SYSTEM, TESTS_PACKAGES].concat(),
             Self::Network => [SYSTEM, NETWORK_PACKAGES].concat(),
+            Self::Runtimes => [SYSTEM, RUNTIMES_PACKAGES].concat(),
         }
     }
 
@@ -47,6 +50,7 @@ impl Set {
             Self::Build => "os/toolbox.lock",
             Self::Tests => "os/toolbox-tests.lock",
             Self::Network => "os/toolbox-network.lock",
+            Self::Runtimes => "os/toolbox-runtimes.lock",
         }
     }
 }
@@ -79,6 +83,8 @@ const NETWORK_PACKAGES: &[&str] = &[
     "protobuf-compiler",
     "libprotobuf-dev",
 ];
+
+const RUNTIMES_PACKAGES: &[&str] = &["containerd", "runc", "podman", "crun", "conmon", "docker-registry"];
 
 /// What is installed to build and to run, by purpose.
 const BUILD_PACKAGES: &[&str] = &[

@@ -3,10 +3,12 @@
 
 pub mod api;
 pub mod boot;
+pub mod container;
 pub mod size;
 pub mod update;
 
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Several measurements of one thing.
@@ -29,15 +31,15 @@ impl Summary {
 /// A figure and what it may be at most.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Goal {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub value: f64,
     pub limit: f64,
     pub reached: bool,
 }
 
 impl Goal {
-    pub fn new(name: &'static str, value: f64, limit: f64) -> Self {
-        Self { name, value, limit, reached: value <= limit }
+    pub fn new(name: impl Into<Cow<'static, str>>, value: f64, limit: f64) -> Self {
+        Self { name: name.into(), value, limit, reached: value <= limit }
     }
 }
 
