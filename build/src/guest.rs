@@ -237,6 +237,8 @@ struct Published {
     profile: &'static [(&'static str, &'static str)],
     /// Arguments of cargo that select its features.
     features: &'static [&'static str],
+    /// Of its sources, what is left out: the file, and the text, which is there once.
+    without: &'static [(&'static str, &'static str)],
     what: &'static str,
 }
 
@@ -270,6 +272,9 @@ pub fn bundled(
 
 /// The OCI runtime of the guest. Without the features `seccomp` and `cgroupsv2_devices` it ignores profiles and device rules
 /// in silence: both are asked for here, and tests in the guest ask the kernel whether they hold.
+///
+/// At each start it copies itself into memory and executes the copy, lest a container overwrite the program by `/proc/self/exe`
+/// (CVE-2019-5736). Here that is left out: the program is on a file system that cannot be written to, and whose blocks are verified.
 fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
     published(
         project,
@@ -280,6 +285,10 @@ fn youki(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
             program: "youki",
             version: "0.7.0",
             features: &["--no-default-features", "--features", "v2,seccomp,cgroupsv2_devices"],
+            without: &[(
+                "src/main.rs",
+                "    pentacle::ensure_sealed().context(\"failed to seal /proc/self/exe\")?;\n",
+            )],
             environment: &[
                 ("LIBSECCOMP_LINK_TYPE", "static"),
                 ("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu"),
@@ -302,6 +311,7 @@ fn ntpd(project: &Project, toolbox: &Toolbox, rust: &Rust) -> Result<Entry> {
             program: "ntp-daemon",
             version: "1.9.0",
             features: &["--no-default-features", "--features", "rustcrypto"],
+            without: &[],
             environment: &[
                 // Its build asks git, of whatever repository is around it.
                 ("NTPD_RS_GIT_REV", "-"),
@@ -327,6 +337,7 @@ fn netavark(project: &Project, network: &Toolbox, rust: &Rust) -> Result<Entry> 
             program: "netavark",
             version: "2.1.0",
             features: &[],
+            without: &[],
             environment: &[EPOCH],
             profile: GUEST_PROFILE,
             what: "networks of containers, about 4 minutes on two cores",
@@ -345,6 +356,7 @@ fn aardvark_dns(project: &Project, network: &Toolbox, rust: &Rust) -> Result<Ent
             program: "aardvark-dns",
             version: "2.1.0",
             features: &[],
+            without: &[],
             environment: &[EPOCH],
             profile: GUEST_PROFILE,
             what: "names between containers, about 3 minutes on two cores",
@@ -431,6 +443,7 @@ pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> 
             program: "vhost-device-vsock",
             version: "0.3.0",
             features: &[],
+            without: &[],
             environment: &[],
             profile: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
             what: "vsock for virtual machines, about 2 minutes on two cores",
@@ -444,6 +457,9 @@ fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Publis
     for (name, value) in program.environment.iter().chain(program.profile) {
         key = key.text(name).text(value);
     }
+    for (file, text) in program.without {
+        key = key.text(file).text(text);
+    }
     key = key.text(&toolbox.id).text(&rust.version);
     project.cache.step(program.name, program.what, key, |out| {
         let log = project.log(program.name);
@@ -452,6 +468,17 @@ fn published(project: &Project, toolbox: &Toolbox, rust: &Rust, program: &Publis
         // The registry's folder is shared and must stay as it is, so the build has a copy.
         let copy = out.join("src");
         run_quiet(Command::new("cp").arg("-r").arg(&source).arg(&copy), "copying sources")?;
+        for (file, text) in program.without {
+            let path = copy.join(file);
+            let whole = fs::read_to_string(&path)?;
+            ensure!(
+                whole.matches(text).count() == 1,
+                "{} {} does not have once what is to be left out of its {file}: {text:?}",
+                program.name,
+                program.version
+            );
+            fs::write(&path, whole.replacen(text, "", 1))?;
+        }
         run_quiet(
             Command::new("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(&copy),
             &format!("fetching what {} depends on", program.name),
