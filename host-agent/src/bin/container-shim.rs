@@ -33,6 +33,8 @@ use host_agent::files;
 
 /// A command that cannot be executed ends within this time, in milliseconds: later 255 is the container's own word.
 const EARLY: u64 = 5_000;
+/// Bytes of what the runtime says that are kept.
+const MOST_WORDS: usize = 64 << 10;
 /// For youki to make or start a container.
 const RUNTIME_TIMEOUT: u64 = 60_000;
 
@@ -99,6 +101,8 @@ struct Shim {
 enum Phase {
     /// The runtime's: it makes the container.
     Made,
+    /// The runtime's, or already the container's: it makes and starts it at once.
+    MadeAndStarted,
     /// The runtime's, and already the container's: it may write before the runtime has told that it started it.
     Started,
     /// The container's.
@@ -111,6 +115,8 @@ struct Streams {
     readers: Vec<(&'static str, File)>,
     /// What the runtime said on stderr, until the container runs. The start of what the container says may be in it.
     said: Vec<u8>,
+    /// What is for the log if it is the container's, and not if it is the runtime's.
+    held: Vec<(&'static str, Vec<u8>)>,
     phase: Phase,
 }
 
@@ -133,6 +139,8 @@ impl Shim {
         let config = self.config()?;
         self.mount_root(&config)?;
         self.check_command(&config)?;
+        // Those are made between the two; without any, one command does both in about two thirds of the time.
+        let needs_networks = self.places.network().exists();
         let cannot_pipe = |error: nix::Error| format!("cannot make a pipe: {error}");
         // Never /dev/null: youki would open it for reading, and the container's writes would fail.
         let (out, out_writer) = pipe2(OFlag::O_CLOEXEC).map_err(cannot_pipe)?;
@@ -141,13 +149,18 @@ impl Shim {
             log: ContainerLog::open(&self.places.log),
             readers: vec![("stdout", File::from(out)), ("stderr", File::from(err))],
             said: Vec::new(),
-            phase: Phase::Made,
+            held: Vec::new(),
+            phase: if needs_networks { Phase::Made } else { Phase::MadeAndStarted },
         };
         for (_, reader) in &streams.readers {
             let _ = nix::fcntl::fcntl(reader, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         }
-        let create = youki(&self.places)
-            .arg("create")
+        let mut create = youki(&self.places);
+        match needs_networks {
+            true => create.arg("create"),
+            false => create.args(["run", "--detach"]),
+        };
+        let create = create
             .arg("--bundle")
             .arg(self.places.bundle())
             .arg("--pid-file")
@@ -160,30 +173,17 @@ impl Shim {
             .map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
         let created = self.wait_for(&signals, &mut streams, pid_of(create.id()))?;
         if created != Some(0) {
-            return Err(self.refusal("made", &streams, &self.runtime_log()));
+            let what = if needs_networks { "made" } else { "started" };
+            return Err(self.refusal(what, &streams, &self.runtime_log()));
         }
         let payload =
             fs::read_to_string(self.places.pid()).ok().and_then(|text| text.trim().parse::<i32>().ok());
         let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
-        netavark::set_up(&self.places, payload)?;
-        let start = youki(&self.places)
-            .arg("start")
-            .arg(&self.name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut start = start.map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
-        streams.said.clear();
-        streams.phase = Phase::Started;
-        let started = self.wait_for(&signals, &mut streams, pid_of(start.id()))?;
-        if started != Some(0) {
-            let mut text = String::new();
-            if let Some(stderr) = start.stderr.take() {
-                let _ = stderr.take(8 << 10).read_to_string(&mut text);
-            }
-            return Err(self.refusal("started", &streams, &format!("{text}{}", self.runtime_log())));
+        if needs_networks {
+            netavark::set_up(&self.places, payload)?;
+            self.start(&signals, &mut streams)?;
         }
+        streams.release();
         streams.phase = Phase::Runs;
         let begun = boottime_ms();
         let code = self.watch(&signals, &mut streams, payload, &Ending::of(&config));
@@ -195,6 +195,29 @@ impl Shim {
             return Err(self.refusal("started", &streams, &log));
         }
         Ok(code)
+    }
+
+    /// Lets the program of a container run that was made before.
+    fn start(&self, signals: &SignalFd, streams: &mut Streams) -> Result<(), String> {
+        let start = youki(&self.places)
+            .arg("start")
+            .arg(&self.name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut start = start.map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
+        streams.said.clear();
+        streams.phase = Phase::Started;
+        let started = self.wait_for(signals, streams, pid_of(start.id()))?;
+        if started != Some(0) {
+            let mut text = String::new();
+            if let Some(stderr) = start.stderr.take() {
+                let _ = stderr.take(8 << 10).read_to_string(&mut text);
+            }
+            return Err(self.refusal("started", streams, &format!("{text}{}", self.runtime_log())));
+        }
+        Ok(())
     }
 
     fn runtime_log(&self) -> String {
@@ -392,21 +415,35 @@ impl Streams {
     /// Reads what is there, a bounded part of it.
     fn take(&mut self) {
         let mut buffer = [0; 32 << 10];
-        let Self { log, readers, said, phase } = self;
+        let Self { log, readers, said, held, phase } = self;
         readers.retain_mut(|(stream, reader)| match reader.read(&mut buffer) {
             Ok(0) => false,
             Ok(count) => {
                 let data = &buffer[..count];
                 if *phase != Phase::Runs {
-                    said.extend_from_slice(&data[..count.min((64_usize << 10).saturating_sub(said.len()))]);
+                    said.extend_from_slice(&data[..count.min(MOST_WORDS.saturating_sub(said.len()))]);
                 }
-                if *phase != Phase::Made {
-                    log.write(stream, data);
+                match phase {
+                    Phase::Made => {}
+                    Phase::MadeAndStarted => held.push((stream, data.to_vec())),
+                    Phase::Started | Phase::Runs => log.write(stream, data),
                 }
                 true
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         });
+        // The runtime has fewer words.
+        if self.held.iter().map(|(_, data)| data.len()).sum::<usize>() > MOST_WORDS {
+            self.release();
+            self.phase = Phase::Started;
+        }
+    }
+
+    /// What was held back is the container's.
+    fn release(&mut self) {
+        for (stream, data) in self.held.drain(..) {
+            self.log.write(stream, &data);
+        }
     }
 
     /// The rest, after the container's end.
@@ -426,6 +463,41 @@ impl Streams {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::io::Write;
+
+    /// Until it is known whether the runtime or the container spoke, nothing is in the container's log; and then all of it, in order.
+    #[test]
+    fn what_a_container_says_before_the_runtime_has_ended_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.log");
+        let (out, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let mut writer = File::from(writer);
+        let mut streams = Streams {
+            log: ContainerLog::open(&path),
+            readers: vec![("stdout", File::from(out))],
+            said: Vec::new(),
+            held: Vec::new(),
+            phase: Phase::MadeAndStarted,
+        };
+        let said = || fs::read_to_string(&path).unwrap();
+        writer.write_all(b"first\n").unwrap();
+        streams.take();
+        assert_eq!((said().as_str(), streams.said.as_slice()), ("", &b"first\n"[..]));
+        streams.release();
+        streams.phase = Phase::Runs;
+        writer.write_all(b"second\n").unwrap();
+        streams.take();
+        let lines: Vec<String> =
+            said().lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned()).collect();
+        assert_eq!(lines, ["stdout first", "stdout second"]);
+        // More than a runtime says is the container's.
+        streams.phase = Phase::MadeAndStarted;
+        for _ in 0..3 {
+            writer.write_all(&[b'x'; 32 << 10]).unwrap();
+            streams.take();
+        }
+        assert!(streams.held.is_empty() && said().len() > MOST_WORDS, "{}", said().len());
+    }
 
     #[test]
     fn a_container_is_asked_to_end_as_its_image_or_its_settings_say() {
