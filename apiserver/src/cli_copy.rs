@@ -93,7 +93,7 @@ pub(crate) fn copy(api: &Api, copy: &Copy) -> Result<String, Failure> {
             let (source, descriptors) =
                 (Source::open(&from).map_err(failed)?, Descriptors::open().map_err(failed)?);
             let files = Files::Into { path, is_contents: is_of_contents(&from) };
-            let packed = into_container(api, name, files, || {
+            into_container(api, name, files, || {
                 let (pieces, input) = mpsc::channel(1);
                 let (result, packed) = results::channel();
                 std::thread::spawn(move || {
@@ -102,8 +102,7 @@ pub(crate) fn copy(api: &Api, copy: &Copy) -> Result<String, Failure> {
                         result.send(pack(source, &descriptors, to, |text| eprintln!("apiclient: {text}")));
                 });
                 (input, Some(packed))
-            })?;
-            packed
+            })?
         }
         (End::Archive, End::Container { name, path }) => {
             let files = Files::Into { path, is_contents: true };

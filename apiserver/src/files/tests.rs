@@ -230,7 +230,7 @@ fn nothing_that_comes_leads_out_of_the_folder() {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{items:?}");
         for entry in fs::read_dir(&to).unwrap() {
             let metadata = entry.unwrap().metadata().unwrap();
-            assert_eq!(metadata.nlink() == 2 || metadata.mode() & 0o6000 == 0, true, "{items:?}");
+            assert!(metadata.nlink() == 2 || metadata.mode() & 0o6000 == 0, "{items:?}");
             assert!(metadata.is_file() || metadata.is_dir() || metadata.is_symlink(), "{items:?}");
         }
     }

@@ -180,13 +180,14 @@ fn add<R: Read>(
             linkat(&target.folder, target.name.as_os_str(), folder, name, LinkatFlags::empty())?;
         }
         EntryType::XGlobalHeader => return Ok(()),
-        EntryType::Block | EntryType::Char => return Ok(tell(format!("left out {path:?}: it is a device"))),
-        EntryType::Fifo => return Ok(tell(format!("left out {path:?}: it is a pipe"))),
         other => {
-            return Ok(tell(format!(
-                "left out {path:?}: it is of the kind {:?}",
-                char::from(other.as_byte())
-            )));
+            let what = match other {
+                EntryType::Block | EntryType::Char => "a device".to_owned(),
+                EntryType::Fifo => "a pipe".to_owned(),
+                other => format!("of the kind {:?}", char::from(other.as_byte())),
+            };
+            tell(format!("left out {path:?}: it is {what}"));
+            return Ok(());
         }
     }
     sum.files += 1;
