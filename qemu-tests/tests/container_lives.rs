@@ -1,7 +1,7 @@
 //! When containers run and what they are told: secrets, schedules, replicas, and new settings that start beside the old ones.
 
-use hyper::Method;
 use build::vm::config::Drive;
+use hyper::Method;
 use qemu_tests::{Config, ContainerState, Lan, Node, ext4_disk, install_in_slot_b, script};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -113,7 +113,8 @@ fn secrets_schedules_and_replicas() {
     // What another disk holds outlives the container. Twelve mebibytes at four in a second take at least a part of that.
     let kept = node.wait_for_logs("keeps", "written");
     let seconds = kept.split("real").nth(1).and_then(|rest| rest.split('s').next()).unwrap_or_default();
-    let seconds: f64 = seconds.rsplit(['m', ' ']).next().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0);
+    let seconds: f64 =
+        seconds.rsplit(['m', ' ']).next().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0);
     assert!(seconds > 1.5, "{kept}");
     node.set(&json!({"containers": {"keeps": {"stop-timeout": 1}}}));
     node.wait_for("it begins anew, and the disk has what was written", SOON, |node| {

@@ -485,7 +485,7 @@ mod tests {
         writer.write_all(b"second\n").unwrap();
         streams.take();
         let lines: Vec<String> =
-            said().lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned()).collect();
+            said().lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
         assert_eq!(lines, ["stdout first", "stdout second"]);
         // More than a runtime says is the container's.
         streams.phase = Phase::MadeAndStarted;

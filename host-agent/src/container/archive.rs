@@ -84,7 +84,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The next entry; what was not read of the one before is passed over. An archive that just stops between two entries ends there.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let rest = self.left + self.padding;
         (self.left, self.padding) = (0, 0);
         let skipped = io::copy(&mut self.layer.by_ref().take(rest), &mut io::sink())?;
@@ -184,7 +184,7 @@ pub enum Chunk {
 }
 
 impl<R: Read> Content<'_, R> {
-    pub fn next(&mut self, buffer: &mut [u8]) -> io::Result<Chunk> {
+    pub fn next_chunk(&mut self, buffer: &mut [u8]) -> io::Result<Chunk> {
         while matches!(self.piece, None | Some((_, 0))) && self.pieces.len() > 0 {
             self.piece = self.pieces.next();
         }

@@ -335,12 +335,10 @@ mod tests {
 
     #[test]
     fn what_settings_and_image_say_reaches_the_runtime() {
-        let container = container(
-            json!({
-                "image": "a", "command": ["x"], "memory": "64MiB", "memory-high": "32MiB", "pids": 20, "io-write": "1MiB",
-                "env": {"A": "settings"},
-            }),
-        );
+        let container = container(json!({
+            "image": "a", "command": ["x"], "memory": "64MiB", "memory-high": "32MiB", "pids": 20, "io-write": "1MiB",
+            "env": {"A": "settings"},
+        }));
         let image = image(json!({"Env": ["A=image", "B=image"], "WorkingDir": "relative"}));
         let config = config(
             "web",

@@ -26,9 +26,11 @@ pub fn place(label: &str) -> PathBuf {
 /// Mounts it, if it is not.
 pub fn mount_by_label(label: &str) -> Result<(), String> {
     let place = place(label);
-    let failed = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} the disk {label:?}: {error}");
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} the disk {label:?}: {error}");
     fs::create_dir_all(&place).map_err(|error| failed("make a folder for", &error))?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| failed("see whether there is", &error))?;
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").map_err(|error| failed("see whether there is", &error))?;
     if is_mounted(&mounts, &place) {
         return Ok(());
     }
@@ -66,7 +68,9 @@ fn find(label: &str, mountinfo: &str) -> Result<PathBuf, String> {
     found.sort();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err("no disk beside the system's has an ext4 with that label: mkfs.ext4 -L makes one".to_owned()),
+        [] => {
+            Err("no disk beside the system's has an ext4 with that label: mkfs.ext4 -L makes one".to_owned())
+        }
         several => {
             let names: Vec<_> = several.iter().map(|node| node.display().to_string()).collect();
             Err(format!("several have that label: {}", names.join(", ")))

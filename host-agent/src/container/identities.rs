@@ -74,7 +74,7 @@ mod tests {
         for number in 0..2000 {
             let range = free(&format!("c{number}"), &taken).unwrap();
             assert_eq!(free(&format!("c{number}"), &taken), Some(range));
-            assert!(range.first() % COUNT == 0 && range.first() >= FIRST, "{range:?}");
+            assert!(range.first().is_multiple_of(COUNT) && range.first() >= FIRST, "{range:?}");
             assert!(range.on_node(COUNT - 1) < 0x7000_0000, "{range:?}");
             assert!(taken.insert(range));
         }

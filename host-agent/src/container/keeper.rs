@@ -28,7 +28,9 @@ use crate::container::restart::{Next, Restarts};
 use crate::container::root::{self, Preparation};
 use crate::container::schedule::{self, Look};
 use crate::container::spec::{self, Spec};
-use crate::container::{devices, disks, environment, freeze, identities, netavark, rollout, runtime, shim, volumes};
+use crate::container::{
+    devices, disks, environment, freeze, identities, netavark, rollout, runtime, shim, volumes,
+};
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";

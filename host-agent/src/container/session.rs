@@ -248,7 +248,6 @@ fn leave_agent(places: &Places) -> io::Result<()> {
 }
 
 /// What carries files says on its own what it cannot do.
-#[expect(clippy::zombie_processes, reason = "`wait` waits for it")]
 fn begin_copy(copy: &Copy) -> Result<Running, String> {
     let places = Places::of(&copy.name);
     leave_agent(&places).map_err(|error| format!("{} has ended meanwhile: {error}", copy.name))?;

@@ -58,7 +58,7 @@ impl Tree {
     pub fn add_layer(&mut self, layer: impl Read) -> io::Result<()> {
         let mut archive = Archive::new(layer);
         let mut added = Added::default();
-        while let Some(entry) = archive.next()? {
+        while let Some(entry) = archive.next_entry()? {
             self.count_entry()?;
             let Some(path) = plain(&entry.path)? else { continue };
             self.add(&path, &entry, archive.content(&entry), &mut added)
@@ -171,7 +171,7 @@ impl Tree {
         let mut buffer = vec![0; 64 << 10];
         let mut end = 0;
         loop {
-            let (size, data) = match content.next(&mut buffer)? {
+            let (size, data) = match content.next_chunk(&mut buffer)? {
                 Chunk::End => return file.set_len(end),
                 Chunk::Hole(size) => (size, &[][..]),
                 Chunk::Data(size) => (size as u64, &buffer[..size]),

@@ -73,7 +73,9 @@ pub(super) fn mounts(
                 VolumeKind::Named | VolumeKind::Host | VolumeKind::Disk if mapped.contains_key(&key) => {
                     bind(&folder_of_mapped.join(key))
                 }
-                VolumeKind::Named | VolumeKind::Host | VolumeKind::Disk => bind(&place_on_node(container, name, volume)?),
+                VolumeKind::Named | VolumeKind::Host | VolumeKind::Disk => {
+                    bind(&place_on_node(container, name, volume)?)
+                }
                 VolumeKind::Tmpfs => {
                     let size = volume.size.as_ref().map_or(TMPFS_SIZE, settings::Memory::bytes);
                     json!({

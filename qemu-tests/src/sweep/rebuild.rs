@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::record::{Event, SECTOR, read_flushed};
 
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Makes `disk` from `before`, the disk as it was when the record began, and all that was written up to the last flush of the record.
 pub fn rebuild(before: &Path, record: &Path, disk: &Path) -> Result<()> {
