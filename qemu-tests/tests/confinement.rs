@@ -162,7 +162,7 @@ fn a_hostile_image_gets_nowhere() {
         "own": with(&format!("{first}{net}{relink}"), &json!({
             "image": image, "networks": ["front"], "working-directory": "/work",
             "volumes": {"a": {"path": "/up/mnt-a"}, "b": {"path": "/whole/mnt-b"}},
-            "health-check": {"command": ["sh", "-c", "ls -l /proc/self/fd > /tmp/descriptors"], "interval": 1},
+            "health-check": {"command": ["sh", "-c", "ls -l /proc/self/fd > /tmp/descriptors"], "interval": 1, "timeout": 30},
         })),
         "of-node": with(&format!("ls -l /proc/1/fd; {PROBES} exec sleep 3600"), &json!({"image": image})),
         "user": with(
@@ -309,7 +309,7 @@ fn users_of_a_container_are_nobody_on_the_node() {
             "devices": ["/dev/net/tun", "/dev/fuse:/dev/other:r"],
             "sysctls": {"net.core.somaxconn": "321", "kernel.shmmax": "1048576", "fs.mqueue.msg_max": "7"},
             "resource-limits": {"max-open-files": {"soft-limit": 1000, "hard-limit": 900_000}},
-            "health-check": {"command": ["test", "-e", "/fast/file"], "interval": 1},
+            "health-check": {"command": ["test", "-e", "/fast/file"], "interval": 1, "timeout": 30},
         })),
         "user": with(
             "echo mine > /data/file; echo out > /dev/stdout; busybox httpd -f -p 80 -h /data & sleep 1; wget -q -O - http://127.0.0.1/file; \
