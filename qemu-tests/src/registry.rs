@@ -107,7 +107,7 @@ impl Registry {
             write(&tree);
             let tar = self.folder.path().join("layer.tar");
             let mut command = bench().toolbox.command("tar");
-            let owners = [format!("--owner=+{owner}"), format!("--group=+{owner}")];
+            let owners = [format!("--owner=u:{owner}"), format!("--group=g:{owner}")];
             command.args(owners).arg("-cf").arg(&tar).arg("-C").arg(&tree).arg(".");
             run_quiet(&mut command, "tar")?;
             let layer = Layer::new(&fs::read(&tar)?, Packing::Gzip);

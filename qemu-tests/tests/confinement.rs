@@ -126,10 +126,13 @@ fn all_hold(log: &str) {
 fn has_no_more_than_its_three(list: &str, of_ls: bool) {
     let links: Vec<(&str, &str)> = list
         .lines()
-        .filter_map(|line| line.split_once(" -> "))
+        .filter_map(|line| line.split_once(" -> ").or_else(|| Some((line.strip_suffix(" 3")?, "gone"))))
         .map(|(name, target)| (name.rsplit(' ').next().unwrap_or_default(), target))
         .collect();
-    assert_eq!(links.len(), if of_ls { 4 } else { 3 }, "{list}");
+    // That of the folder that `ls` reads may be gone by the time that it asks where it leads.
+    let links: Vec<(&str, &str)> =
+        links.into_iter().filter(|(_, target)| !of_ls || *target != "gone").collect();
+    assert!(links.len() == 3 || (of_ls && links.len() == 4), "{list}");
     for (name, target) in links {
         let is_plain = target.starts_with("pipe:[") || target == "/dev/null" || target == "/tmp/descriptors";
         let of_ls = name == "3" && target.starts_with("/proc/") && target.ends_with("/fd");

@@ -109,6 +109,7 @@ fn secrets_schedules_and_replicas() {
     assert_eq!(node.container("web").pid, first, "a further one changes nothing for the others");
     let refused = node.try_set(&json!({"containers": {"web": {"ports": ["80:80"]}}})).unwrap_err();
     assert!(refused.contains("3 replicas cannot have the same port"), "{refused}");
+    node.granted(Method::DELETE, "/tx", "");
 
     // What another disk holds outlives the container. Twelve mebibytes at four in a second take at least a part of that.
     let kept = node.wait_for_logs("keeps", "written");
@@ -154,7 +155,7 @@ fn version(text: &str) -> Value {
         "ports": ["8080:80"],
         "update": "start-first",
         "stop-timeout": 2,
-        "health-check": {"http": "http://localhost/version", "interval": 1, "retries": 2},
+        "health-check": {"http": "http://localhost/version", "interval": 1, "retries": 2, "start-period": 20},
         "command": ["sh", "-c", format!("mkdir /tmp/www; {text}; exec httpd -f -p 80 -h /tmp/www")],
     }}})
 }

@@ -400,7 +400,8 @@ fn copier(server: &Server, archive: Vec<u8>, words: &'static str, code: u8) -> R
             let mut session = Session { exec, stream: stream.into_inner() };
             session.stream.write_all(answer(&Response::Done).as_bytes()).unwrap();
             let mut input = Vec::new();
-            while let (Files::Into { .. }, Some(ToAgent::Input(data))) = (&copy.files, session.receive()) {
+            let is_into = matches!(copy.files, Files::Into { .. });
+            while is_into && let Some(ToAgent::Input(data)) = session.receive() {
                 input.extend(data);
                 session.send(&FromAgent::Taken);
             }

@@ -339,8 +339,7 @@ impl Manager {
             } else {
                 if self.rollouts.get(name).is_none_or(|rollout| rollout.candidate != *spec) {
                     eprintln!("<5>container {name}: one with its new settings starts beside it");
-                    self.rollouts
-                        .insert(name.clone(), Rollout { candidate: spec.clone(), begun: boottime_ms() });
+                    self.rollouts.insert(name.clone(), Rollout::new(spec.clone(), boottime_ms()));
                 }
                 wanted.insert(rollout::other(&current), spec.clone());
             }
@@ -377,7 +376,7 @@ impl Manager {
             self.keep(&current.instance, &current.spec);
             if let Some(candidate) = found.next().filter(|candidate| candidate.spec == spec) {
                 self.keep(&candidate.instance, &candidate.spec);
-                self.rollouts.insert(name, Rollout { candidate: spec, begun: boottime_ms() });
+                self.rollouts.insert(name, Rollout::new(spec, boottime_ms()));
             }
         }
     }
@@ -385,13 +384,17 @@ impl Manager {
     /// Looks at those that are to take the place of others.
     pub fn look_at_rollouts(&mut self) {
         let now = boottime_ms();
-        let judged = self.rollouts.iter().filter_map(|(name, rollout)| {
+        let mut rollouts = std::mem::take(&mut self.rollouts);
+        let judged = rollouts.iter_mut().filter_map(|(name, rollout)| {
             let candidate = rollout::other(&self.instance(name));
             let status = self.statuses.borrow().get(&candidate).map(|(_, status)| status.clone())?;
+            rollout.note(&status);
             let has_check = rollout.candidate.container.health_check.is_some();
             Some((name.clone(), rollout::judge(&status, has_check, rollout.begun, now)))
         });
-        for (name, verdict) in judged.collect::<Vec<_>>() {
+        let judged: Vec<_> = judged.collect();
+        self.rollouts = rollouts;
+        for (name, verdict) in judged {
             match verdict {
                 Verdict::Wait => continue,
                 Verdict::Take => self.take(&name),
@@ -414,9 +417,13 @@ impl Manager {
         let current = self.instance(name);
         let start = LogStart { lines: Some(LINES_OF_REFUSED), since_ms: None };
         let log = log::read(&Places::of(&rollout::other(&current)).log, start, MOST_OF_REFUSED);
+        let failure = rollout.failure.as_ref().filter(|failure| !error.contains(failure.as_str()));
+        let failed =
+            failure.map(|failure| format!("; its health check failed: {failure}")).unwrap_or_default();
         let wrote =
             if log.is_empty() { String::new() } else { format!("; it wrote last: {}", log.trim_end()) };
-        let refusal = Refusal { settings: rollout.candidate.hash(), error: format!("{error}{wrote}") };
+        let refusal =
+            Refusal { settings: rollout.candidate.hash(), error: format!("{error}{failed}{wrote}") };
         eprintln!("<3>container {name}: its new settings are not taken: {}", refusal.error);
         if let Err(error) = refusal.write(&Places::of(&current)) {
             eprintln!("<4>container {name}: cannot write that down: {error}");

@@ -39,6 +39,20 @@ pub struct Rollout {
     pub candidate: Spec,
     /// CLOCK_BOOTTIME in milliseconds.
     pub begun: u64,
+    /// What its health check said last, if that failed: it is gone from the status when the container is ended for it.
+    pub failure: Option<String>,
+}
+
+impl Rollout {
+    pub fn new(candidate: Spec, now: u64) -> Self {
+        Self { candidate, begun: now, failure: None }
+    }
+
+    /// Notes what the status of the candidate tells for a moment only.
+    pub fn note(&mut self, candidate: &ContainerStatus) {
+        let failing = candidate.health.as_ref().filter(|health| health.failures > 0);
+        self.failure = failing.and_then(|health| health.last_failure.clone()).or(self.failure.take());
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
