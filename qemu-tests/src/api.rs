@@ -79,7 +79,12 @@ impl Node {
         } else {
             staged
         };
-        if answer.is_success() { Ok(()) } else { Err(format!("{}: {}", answer.status, answer.text())) }
+        if answer.is_success() {
+            return Ok(());
+        }
+        // Nothing of it is to be in the next change.
+        self.request(Method::DELETE, "/tx?tx=story", "");
+        Err(format!("{}: {}", answer.status, answer.text()))
     }
 
     #[track_caller]
