@@ -8,6 +8,7 @@ use host_agent::container::unpack::Tree;
 use settings::{Container, ImageReference};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -52,7 +53,8 @@ fn has_no_devices(folder: &Path) {
         let path = done(entry).path();
         let about = done(fs::symlink_metadata(&path));
         let kind = about.file_type();
-        assert!(kind.is_dir() || kind.is_file() || kind.is_symlink(), "{kind:?} in a tree");
+        let is_of_files = kind.is_dir() || kind.is_file() || kind.is_symlink() || kind.is_fifo();
+        assert!(is_of_files, "{kind:?} in a tree");
         if kind.is_dir() {
             has_no_devices(&path);
         }
