@@ -4,6 +4,7 @@ use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
 use host_agent::container::netavark;
+use host_agent::container::record::Places;
 use host_agent::node::Node;
 use host_agent::{bootstrap, init, integrity, network, space, time, update, user_data};
 use hyper::Method;
@@ -157,7 +158,15 @@ async fn apply_late(user_data: impl Future<Output = bool>) {
 async fn watch_rollouts(node: Rc<RefCell<Node>>) {
     loop {
         sleep(ROLLOUT_LOOK).await;
-        node.borrow_mut().containers.look_at_rollouts();
+        let to_take = node.borrow_mut().containers.look_at_rollouts();
+        for name in to_take {
+            let old = Places::of(&node.borrow().containers.instance(&name));
+            // Before the old one ends, so that nobody is led to one that has ended.
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || netavark::hand_over(&old)).await {
+                eprintln!("<4>container {name}: ports stay with the old one until it has ended: {error}");
+            }
+            node.borrow_mut().containers.take(&name);
+        }
     }
 }
 

@@ -212,6 +212,15 @@ fn files_are_copied_out_and_in() {
     let into = into.stdin(File::open(here("archive")).unwrap()).output().unwrap();
     assert!(into.status.success(), "{}", String::from_utf8_lossy(&into.stderr));
     assert_eq!(shell(&node, "web", "md5sum < /tmp/again/sub/big"), made);
+    // Who is killed leaves nothing that runs. On the node, whose kernel tells of its end at once.
+    let group = "cat /.bottlerocket/rootfs/sys/fs/cgroup/containers/web/shim/cgroup.procs | wc -l";
+    let script = format!(
+        "cd /tmp; mkfifo unread; sleep 1000 < unread & apiclient container cp web:/tmp/site - > unread & sleep 4; {group}; kill -9 $!"
+    );
+    assert_eq!(shell(&node, "admin", &script).trim(), "3");
+    node.wait_for("nothing is left", Duration::from_secs(20), |node| {
+        (shell(node, "admin", group).trim() == "1").then_some(())
+    });
     assert!(
         node.console().contains(r#"container web: the host copies out of it "/tmp/site""#),
         "{}",

@@ -133,19 +133,26 @@ impl Drop for Writer {
 
 #[track_caller]
 fn wait_until_all_are_healthy(node: &Node) {
-    let mut last = String::new();
+    let mut last = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     let mut are_up = || {
         let answer =
             node.request_within(Duration::from_secs(20), hyper::Method::GET, "/containers", "").ok()?;
         let all: Vec<ContainerStatus> = serde_json::from_slice(&answer.body).ok()?;
-        last = format!("{all:#?}");
-        (all.len() == 4 && all.iter().all(ContainerStatus::is_up)).then_some(())
+        let are_up = all.len() == 4 && all.iter().all(ContainerStatus::is_up);
+        last = all;
+        are_up.then_some(())
     };
-    while are_up().is_none() {
-        assert!(Instant::now() < deadline, "not all are healthy within {} s: {last}", PATIENCE.as_secs());
+    while are_up().is_none() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(500));
     }
+    let others: Vec<String> = last
+        .iter()
+        .filter(|container| !container.is_up())
+        .map(|container| format!("{container:#?}\n{}", node.logs(&container.name)))
+        .collect();
+    let are_up = last.len() == 4 && others.is_empty();
+    assert!(are_up, "not all are healthy within {} s: {}", PATIENCE.as_secs(), others.join("\n"));
 }
 
 /// The disk is the strictest there may be: what was not flushed is gone.

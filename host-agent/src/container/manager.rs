@@ -1,8 +1,6 @@
 //! The containers that run: one [`Keeper`] for each.
 
-use apiserver::agent::{
-    ContainerAction, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate, LogStart,
-};
+use apiserver::agent::{ContainerAction, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate};
 use settings::OciDefaults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +18,7 @@ use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::rollout::{self, Refusal, Rollout, Verdict};
 use crate::container::spec::Spec;
-use crate::container::{freeze, log, progress, runtime, shim};
-
-/// What is told of the log of one whose settings are refused.
-const LINES_OF_REFUSED: u32 = 3;
-const MOST_OF_REFUSED: u64 = 1 << 10;
+use crate::container::{freeze, progress, runtime, shim};
 
 /// Containers that are named to who asks for another.
 const MOST_NAMES: usize = 20;
@@ -57,6 +51,9 @@ pub struct Manager {
     rollouts: BTreeMap<String, Rollout>,
     /// By what settings call them: what was refused of them last.
     refused: BTreeMap<String, Refusal>,
+    /// By name, of those that were stopped by hand while they had other settings than wanted: the hash of the latter. These do not start
+    /// it again.
+    stopped: BTreeMap<String, String>,
     /// What an agent before this one left was looked at.
     has_looked: bool,
 }
@@ -223,6 +220,15 @@ impl Manager {
             }
         };
         task.order.send_if_modified(|old| std::mem::replace(old, order) != order);
+        let wanted = self.lasting.get(name).filter(|wanted| order == Order::Halt && **wanted != task.spec);
+        match wanted.map(Spec::hash) {
+            Some(hash) => {
+                self.stopped.insert(name.to_owned(), hash);
+                // What was to take its place goes too.
+                self.reconcile();
+            }
+            None => drop(self.stopped.remove(name)),
+        }
         Ok(())
     }
 
@@ -322,17 +328,21 @@ impl Manager {
             .map(|(name, spec)| (spec.replica_of.as_ref().unwrap_or(name), spec.hash()))
             .collect();
         self.refused.retain(|group, refusal| hashes.get(group) == Some(&refusal.settings));
+        self.stopped.retain(|name, hash| lasting.get(name).is_some_and(|spec| spec.hash() == *hash));
         let mut wanted = BTreeMap::new();
         for (name, spec) in &lasting {
             let current = self.instance(name);
             let old = self.tasks.get(&current).map(|task| task.spec.clone());
-            let old = old.filter(|old| old != spec && spec.starts_first() && self.runs(&current));
+            let stays_stopped = self.stopped.contains_key(name);
+            let stays = stays_stopped || self.runs(&current);
+            let old = old.filter(|old| old != spec && spec.starts_first() && stays);
             let Some(old) = old else {
                 self.rollouts.remove(name);
                 wanted.insert(current, spec.clone());
                 continue;
             };
-            if self.refused.contains_key(spec.replica_of.as_ref().unwrap_or(name))
+            if stays_stopped
+                || self.refused.contains_key(spec.replica_of.as_ref().unwrap_or(name))
                 || self.others_first(name, spec)
             {
                 self.rollouts.remove(name);
@@ -381,8 +391,9 @@ impl Manager {
         }
     }
 
-    /// Looks at those that are to take the place of others.
-    pub fn look_at_rollouts(&mut self) {
+    /// Looks at those that are to take the place of others, and names the containers whose new one does its work: [`Manager::take`] is to
+    /// follow.
+    pub fn look_at_rollouts(&mut self) -> Vec<String> {
         let now = boottime_ms();
         let mut rollouts = std::mem::take(&mut self.rollouts);
         let judged = rollouts.iter_mut().filter_map(|(name, rollout)| {
@@ -394,36 +405,40 @@ impl Manager {
         });
         let judged: Vec<_> = judged.collect();
         self.rollouts = rollouts;
+        let mut to_take = Vec::new();
         for (name, verdict) in judged {
             match verdict {
-                Verdict::Wait => continue,
-                Verdict::Take => self.take(&name),
-                Verdict::Refuse(error) => self.refuse(&name, error),
+                Verdict::Wait => {}
+                Verdict::Take => to_take.push(name),
+                Verdict::Refuse(error) => {
+                    self.refuse(&name, error);
+                    self.reconcile();
+                }
             }
-            self.reconcile();
         }
+        to_take
     }
 
-    fn take(&mut self, name: &str) {
-        self.rollouts.remove(name);
+    /// Ends the one with the old settings: the other is the container now. Nothing happens when settings have changed meanwhile.
+    pub fn take(&mut self, name: &str) {
+        if self.rollouts.remove(name).is_none() {
+            return;
+        }
         if !self.moved.remove(name) {
             self.moved.insert(name.to_owned());
         }
         eprintln!("<5>container {name}: the one with its new settings has taken its place");
+        self.reconcile();
     }
 
     fn refuse(&mut self, name: &str, error: String) {
         let Some(rollout) = self.rollouts.remove(name) else { return };
         let current = self.instance(name);
-        let start = LogStart { lines: Some(LINES_OF_REFUSED), since_ms: None };
-        let log = log::read(&Places::of(&rollout::other(&current)).log, start, MOST_OF_REFUSED);
         let failure = rollout.failure.as_ref().filter(|failure| !error.contains(failure.as_str()));
         let failed =
             failure.map(|failure| format!("; its health check failed: {failure}")).unwrap_or_default();
-        let wrote =
-            if log.is_empty() { String::new() } else { format!("; it wrote last: {}", log.trim_end()) };
-        let refusal =
-            Refusal { settings: rollout.candidate.hash(), error: format!("{error}{failed}{wrote}") };
+        // Not what it wrote: that may hold secrets, and anybody on the node may read a status.
+        let refusal = Refusal { settings: rollout.candidate.hash(), error: format!("{error}{failed}") };
         eprintln!("<3>container {name}: its new settings are not taken: {}", refusal.error);
         if let Err(error) = refusal.write(&Places::of(&current)) {
             eprintln!("<4>container {name}: cannot write that down: {error}");

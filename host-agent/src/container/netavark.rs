@@ -119,7 +119,8 @@ pub fn tear_down(name: &str, places: &Places) {
     let (netns, is) = (places.netns(), places.network_that_is());
     if let Ok(options) = fs::read(&is) {
         let other_has_its_ports = Places::of(&rollout::other(name)).network_that_is().exists();
-        let taken_away = turn().and_then(|_turn| match read(&is).filter(|_| other_has_its_ports) {
+        let with_ports = read(&is).filter(|options| other_has_its_ports && networks::has_ports(options));
+        let taken_away = turn().and_then(|_turn| match with_ports {
             Some(options) => {
                 leave_ports(&networks::addresses(&options))?;
                 netavark("teardown", networks::without_ports(options).to_string().as_bytes(), &netns)
@@ -136,6 +137,14 @@ pub fn tear_down(name: &str, places: &Places) {
     }
     while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
     let _ = fs::remove_file(&netns);
+}
+
+/// Has the ports of a container that is about to end lead to the other one that has them. Connections that there are stay. Blocking.
+pub fn hand_over(places: &Places) -> Result<(), String> {
+    match read(&places.network_that_is()).filter(networks::has_ports) {
+        Some(options) => turn().and_then(|_turn| leave_ports(&networks::addresses(&options))),
+        None => Ok(()),
+    }
 }
 
 /// Has ports of the node lead to these addresses no more. netavark would also take away the rules that lead to who has the same ports

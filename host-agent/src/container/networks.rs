@@ -220,6 +220,11 @@ pub fn has_internal(options: &Value) -> bool {
     networks.any(|network| network["name"].as_str().is_some_and(|name| name.starts_with(INTERNAL)))
 }
 
+/// Whether ports of the node lead to who has these options.
+pub fn has_ports(options: &Value) -> bool {
+    options["port_mappings"].as_array().is_some_and(|ports| !ports.is_empty())
+}
+
 /// The options of a plan, of one whose ports stay another's.
 pub fn without_ports(mut options: Value) -> Value {
     options["port_mappings"] = json!([]);

@@ -33,7 +33,8 @@ pub fn youki(places: &Places) -> Command {
 pub fn youki_with_log(log: &Path) -> Command {
     let mut command = Command::new(YOUKI);
     // The runtime takes LISTEN_FDS for descriptors that the container is to have, whoever they were meant for.
-    command.env_clear().env("PATH", "/usr/bin");
+    // What it says is told in statuses and logs, without colours.
+    command.env_clear().env("PATH", "/usr/bin").env("NO_COLOR", "1");
     signals::none_blocked(&mut command);
     command.arg("--root").arg(ROOT).arg("--log").arg(log);
     command
