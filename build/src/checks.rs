@@ -1,7 +1,7 @@
 //! `cargo caisson test`: everything that CI runs, in the order in which a person wants to hear of failures.
 
-use anyhow::{Context, Result, bail, ensure};
-use std::path::PathBuf;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -45,46 +45,82 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
                 "warnings",
             ]),
         )?;
-        let deny = tool(project, "cargo-deny", "0.20.2")?;
-        // The advisory database is fetched from the network; where there is none, that one check is left to those who have it.
-        let mut licences = Command::new(deny);
-        licences
-            .args([
-                "--log-level",
-                "error",
-                "--offline",
-                "check",
-                "--hide-inclusion-graph",
-                "licenses",
-                "bans",
-                "sources",
-            ])
-            .current_dir(&project.sources);
-        phase("licences", &mut licences)?;
-        eprintln!("== fuzz");
-        fuzz::run(project, fuzz::SHORT, &[])?;
     }
-    let nextest = tool(project, "cargo-nextest", "0.9.143")?;
-    if !options.no_vm {
-        eprintln!("== image");
-        image::build(project, "default", LockPolicy::Newest)?;
-        // The tests need it too; built here, its progress is shown.
-        let toolbox = toolbox::Toolbox::open(project, LockPolicy::Newest)?;
-        toolbox::Toolbox::for_tests(project)?;
-        toolbox::Toolbox::open_set(project, toolbox::Set::Workload, LockPolicy::Newest)?;
-        guest::vhost_device_vsock(project, &toolbox, &guest::Rust::find(project)?)?;
-    }
-    let mut tests = Command::new(nextest);
-    tests.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]).current_dir(&project.sources);
-    if options.no_vm {
-        tests.args(["-E", "not package(caisson-qemu-tests) and not test(a_build_elsewhere)"]);
-    }
-    tests.args(&options.filters);
+    // Of the image, much is done by one processor at a time, and what is compiled beside it has the other one.
+    let others = || -> Result<PathBuf> {
+        if options.filters.is_empty() {
+            licences(project)?;
+            eprintln!("== fuzz");
+            fuzz::run(project, fuzz::SHORT, &[])?;
+        }
+        let nextest = tool(project, "cargo-nextest", "0.9.143")?;
+        let mut compile = tests(project, &nextest, options);
+        phase("compiling tests", compile.arg("--no-run"))?;
+        Ok(nextest)
+    };
+    let nextest = std::thread::scope(|scope| {
+        let image = (!options.no_vm).then(|| scope.spawn(|| guests(project)));
+        let nextest = others();
+        if let (Err(error), true) = (&nextest, image.is_some()) {
+            eprintln!("   {error:#}; waiting for what is built beside it");
+        }
+        // A panic has been told by its thread.
+        match image.map(std::thread::ScopedJoinHandle::join) {
+            Some(Ok(Err(error))) => nextest.and(Err(error)),
+            Some(Err(_)) => nextest.and(Err(anyhow!("image: the builder panicked"))),
+            Some(Ok(Ok(()))) | None => nextest,
+        }
+    })?;
+    let mut tests = tests(project, &nextest, options);
+    tests.arg("--no-fail-fast");
     eprintln!("== tests, {:.0} s after the start", begun.elapsed().as_secs_f64());
     // Nothing follows: the last lines are the runner's summary.
     let status = tests.status().context("cannot start cargo nextest")?;
     ensure!(status.success(), "tests: failed ({status})");
     Ok(())
+}
+
+/// Licences, bans and sources of all crates.
+fn licences(project: &Project) -> Result<()> {
+    let deny = tool(project, "cargo-deny", "0.20.2")?;
+    // The advisory database is fetched from the network; where there is none, that one check is left to those who have it.
+    let mut licences = Command::new(deny);
+    licences
+        .args([
+            "--log-level",
+            "error",
+            "--offline",
+            "check",
+            "--hide-inclusion-graph",
+            "licenses",
+            "bans",
+            "sources",
+        ])
+        .current_dir(&project.sources);
+    phase("licences", &mut licences)
+}
+
+/// What virtual machines of tests are made from.
+fn guests(project: &Project) -> Result<()> {
+    eprintln!("== image");
+    image::build(project, "default", LockPolicy::Newest)?;
+    // The tests need it too; built here, its progress is shown.
+    let toolbox = toolbox::Toolbox::open(project, LockPolicy::Newest)?;
+    toolbox::Toolbox::for_tests(project)?;
+    toolbox::Toolbox::open_set(project, toolbox::Set::Workload, LockPolicy::Newest)?;
+    guest::vhost_device_vsock(project, &toolbox, &guest::Rust::find(project)?)?;
+    Ok(())
+}
+
+/// The test runner, for what was asked for.
+fn tests(project: &Project, nextest: &Path, options: &Options) -> Command {
+    let mut tests = Command::new(nextest);
+    tests.args(["nextest", "run", "--workspace", "--locked"]).current_dir(&project.sources);
+    if options.no_vm {
+        tests.args(["-E", "not package(caisson-qemu-tests) and not test(a_build_elsewhere)"]);
+    }
+    tests.args(&options.filters);
+    tests
 }
 
 fn phase(name: &str, command: &mut Command) -> Result<()> {
@@ -109,11 +145,14 @@ fn tool(project: &Project, name: &'static str, version: &str) -> Result<PathBuf>
     let key = Key::new("tool 1").text(name).text(version);
     let entry = project.cache.step(
         name,
-        &format!("{name} {version}, which is not installed, about 5 minutes"),
+        &format!("{name} {version}, which is not installed, about 3 minutes"),
         key,
         |out| {
             let mut install = Command::new("cargo");
-            install.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(out);
+            // To make it fast takes longer than all that it does here.
+            install
+                .args(["install", "--quiet", "--locked", "--debug", name, "--version", version, "--root"])
+                .arg(out);
             run_logged(&mut install, &format!("{name}: installing"), &project.log(name), None)
         },
     )?;

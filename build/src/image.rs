@@ -1,6 +1,6 @@
 //! `cargo caisson image`: the chain of steps from sources to the files under `target/caisson/VARIANT/`.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 use std::fs;
 use std::time::Instant;
@@ -38,12 +38,8 @@ pub fn build_in(
     let network = Toolbox::open_set(project, Set::Network, lock)?;
     let rust = guest::Rust::find(project)?;
 
-    let kernel = kernel::build(project, &toolbox)?;
-    let bundled = guest::bundled(project, &toolbox, &network, &rust)?;
-    let mut built = bundled.clone();
-    for package in guest::GUEST_PACKAGES {
-        built.push((guest::build(project, &toolbox, &rust, package)?, package.programs.to_vec()));
-    }
+    let (kernel, bundled, own) = compile(project, &toolbox, &network, &rust)?;
+    let built = [bundled.clone(), own].concat();
     let programs: Vec<(&Entry, Vec<&str>)> =
         built.iter().map(|(entry, names)| (entry, names.clone())).collect();
     let nft = guest::nft(project, &network)?;
@@ -86,6 +82,29 @@ pub fn build_in(
     }
     eprintln!("  {} in {:.1} s", if current { "up to date" } else { "built" }, begun.elapsed().as_secs_f64());
     Ok(artifacts)
+}
+
+/// The kernel, the programs of others and our own ones, beside each other: each has long times in which it has work for one
+/// processor only. Fails when all have ended, with the first failure.
+fn compile(
+    project: &Project,
+    toolbox: &Toolbox,
+    network: &Toolbox,
+    rust: &guest::Rust,
+) -> Result<(Entry, Vec<guest::Programs>, Vec<guest::Programs>)> {
+    let own = || {
+        let build = |package| guest::build(project, toolbox, rust, package);
+        let packages = guest::GUEST_PACKAGES.iter();
+        packages.map(|package| Ok((build(package)?, package.programs.to_vec()))).collect::<Result<Vec<_>>>()
+    };
+    std::thread::scope(|scope| {
+        let kernel = scope.spawn(|| kernel::build(project, toolbox));
+        let bundled = scope.spawn(|| guest::bundled(project, toolbox, network, rust));
+        let own = own();
+        let (kernel, bundled) = (kernel.join(), bundled.join());
+        let panicked = |_| anyhow!("the builder panicked, as told above");
+        Ok((kernel.map_err(panicked)??, bundled.map_err(panicked)??, own?))
+    })
 }
 
 fn unified(

@@ -32,6 +32,8 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     initdb --username=postgres --pwfile=/tmp/password --auth=scram-sha-256 --locale=C --encoding=UTF8
     rm /tmp/password
     echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+    # What initdb writes is on the disk when it ends; this is not.
+    sync
 fi
 exec "$@"
 "#;
@@ -90,11 +92,10 @@ pub fn redis() -> Image {
 /// nginx with this configuration.
 #[track_caller]
 pub fn nginx(configuration: &str) -> Image {
-    let archive = users().folder("var/lib/nginx", 0o755).folder("var/log/nginx", 0o755).file(
-        "etc/nginx/nginx.conf",
-        0o644,
-        configuration,
-    );
+    // Where it writes its number, and what it says before it has read where to.
+    let folders = ["run", "var/lib/nginx", "var/log/nginx"];
+    let archive = folders.into_iter().fold(users(), |archive, name| archive.folder(name, 0o755));
+    let archive = archive.file("etc/nginx/nginx.conf", 0o644, configuration);
     packaged(
         "nginx",
         &["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"].map(str::to_owned),

@@ -157,7 +157,6 @@ fn wait_until_all_are_healthy(node: &Node) {
 
 /// The disk is the strictest there may be: what was not flushed is gone.
 #[test]
-#[ignore = "PostgreSQL and Redis are healthy, nginx ends with exit code 1: why is not known yet"]
 fn a_power_cut_takes_nothing_that_was_acknowledged() {
     let registry = Registry::start();
     registry.push("team/postgres", "17", &workload::postgres());
