@@ -2,7 +2,7 @@
 //!
 //! cargo-fuzz wants a nightly compiler for its sanitizers. What guides a fuzzer is no part of them: which branches an input takes and
 //! what it compares with what are LLVM's SanitizerCoverage, which stable rustc runs as a pass (`-Cpasses`). Memory is looked after
-//! by Rust; arithmetic that overflows panics in the profile `fuzz`.
+//! by Rust; arithmetic that overflows panics in the profiles `fuzz` and `dev`.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
@@ -61,7 +61,7 @@ struct Target {
 
 /// Fuzzes each target, or those that are named, for so many seconds. Fails at the first finding, and says how to see it again.
 pub fn run(project: &Project, seconds: u32, names: &[String]) -> Result<()> {
-    let fuzzer = Fuzzer::build(project)?;
+    let fuzzer = Fuzzer::build(project, if seconds <= SHORT { Pace::Short } else { Pace::Long })?;
     let chosen: Vec<&Target> = match names {
         [] => fuzzer.targets.iter().collect(),
         names => names.iter().map(|name| fuzzer.target(name)).collect::<Result<_>>()?,
@@ -72,15 +72,37 @@ pub fn run(project: &Project, seconds: u32, names: &[String]) -> Result<()> {
 
 /// Runs one target with one input.
 pub fn again(project: &Project, name: &str, input: &Path) -> Result<()> {
-    let fuzzer = Fuzzer::build(project)?;
+    let fuzzer = Fuzzer::build(project, Pace::Long)?;
     let target = fuzzer.target(name)?;
     let status = fuzzer.command(target).arg(input).status().context("cannot start the fuzzer")?;
     ensure!(status.success(), "{name}: {} is a finding ({status})", input.display());
     Ok(())
 }
 
-fn key_of(project: &Project, rust: &Rust) -> Result<Key> {
-    let mut key = Key::new("fuzz 1").text(rust.version()).text(&FLAGS.join(" "));
+/// How the targets are compiled.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// For a few seconds each: what is compiled takes most of the time, and much of it is there from the compiling of tests.
+    Short,
+    Long,
+}
+
+impl Pace {
+    /// Profile of cargo, the folder that it has in its results, and where those are.
+    fn place(self, project: &Project) -> Result<(&'static str, &'static str, PathBuf)> {
+        Ok(match self {
+            Self::Short => {
+                let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+                ("dev", "debug", target.unwrap_or_else(|| project.sources.join("target")))
+            }
+            // Not below `target`: most of this are the crates of others, and a new clone need not compile them again.
+            Self::Long => ("fuzz", "fuzz", project.cache.scratch("fuzz")?),
+        })
+    }
+}
+
+fn key_of(project: &Project, rust: &Rust, profile: &str) -> Result<Key> {
+    let mut key = Key::new("fuzz 2").text(rust.version()).text(&FLAGS.join(" ")).text(profile);
     key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
     for folder in FOLDERS {
         key = key.tree(&project.sources.join(folder))?;
@@ -88,9 +110,10 @@ fn key_of(project: &Project, rust: &Rust) -> Result<Key> {
     Ok(key)
 }
 
-fn compile(project: &Project) -> Result<Entry> {
+fn compile(project: &Project, pace: Pace) -> Result<Entry> {
     let rust = Rust::find(project)?;
-    let key = key_of(project, &rust)?;
+    let (profile, folder, build) = pace.place(project)?;
+    let key = key_of(project, &rust, profile)?;
     let wanted = key.hex();
     project.cache.step(
         "fuzz",
@@ -103,11 +126,9 @@ fn compile(project: &Project) -> Result<Entry> {
             );
             let log = project.log("fuzz");
             let _ = fs::remove_file(&log);
-            // Not below `target`: CI has a new one each time, and most of this are the crates of others.
-            let build = project.cache.scratch("fuzz")?;
             let mut cargo = Command::new("cargo");
             cargo
-                .args(["build", "--locked", "--profile", "fuzz", "--package", "caisson-fuzz", "--bins"])
+                .args(["build", "--locked", "--profile", profile, "--package", "caisson-fuzz", "--bins"])
                 // With a target of their own the flags do not reach build scripts.
                 .args(["--features", "libfuzzer", "--target", TARGET])
                 .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
@@ -116,10 +137,10 @@ fn compile(project: &Project) -> Result<Entry> {
                 .current_dir(&project.sources);
             run_logged(&mut cargo, "fuzz: compiling", &log, None)?;
             ensure!(
-                key_of(project, &rust)?.hex() == wanted,
+                key_of(project, &rust, profile)?.hex() == wanted,
                 "the sources changed while the fuzz targets were compiled: run it again"
             );
-            let built = build.join(TARGET).join("fuzz/caisson-fuzz");
+            let built = build.join(TARGET).join(folder).join("caisson-fuzz");
             fs::copy(&built, out.join("caisson-fuzz"))
                 .with_context(|| format!("{} was not built", built.display()))?;
             Ok(())
@@ -128,8 +149,8 @@ fn compile(project: &Project) -> Result<Entry> {
 }
 
 impl Fuzzer {
-    fn build(project: &Project) -> Result<Self> {
-        let program = compile(project)?.path.join("caisson-fuzz");
+    fn build(project: &Project, pace: Pace) -> Result<Self> {
+        let program = compile(project, pace)?.path.join("caisson-fuzz");
         let list = run_quiet(&mut Command::new(&program), "asking the fuzzer for its targets")?;
         let target = |line: &str| {
             let (name, largest) = line.split_once(' ')?;

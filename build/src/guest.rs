@@ -445,8 +445,9 @@ pub fn vhost_device_vsock(project: &Project, toolbox: &Toolbox, rust: &Rust) -> 
             features: &[],
             without: &[],
             environment: &[],
-            profile: &[("CARGO_PROFILE_RELEASE_STRIP", "true")],
-            what: "vsock for virtual machines, about 2 minutes on two cores",
+            // What it does takes far less time than to compile it better does.
+            profile: &[("CARGO_PROFILE_RELEASE_STRIP", "true"), ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")],
+            what: "vsock for virtual machines, about a minute on two cores",
         },
     )
 }

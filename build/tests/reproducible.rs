@@ -11,8 +11,9 @@ use std::path::Path;
 
 /// Builds from a copy of the sources in another folder, with a cache of its own.
 ///
-/// The guest's programs are compiled again, the root, its tree, the UKI and the disk are made again. What comes from
-/// published sources and takes most of the time (toolbox, kernel, programs of others) is shared, unless `CAISSON_REPRODUCE=all`.
+/// Programs of the guest are compiled again, the root, its tree, the UKI and the disk are made again. What takes most of the time is
+/// shared, unless `CAISSON_REPRODUCE=all`: toolbox, kernel, programs of others, and of our own the agent, which is compiled as the
+/// other ones are, at the same places of the same toolbox.
 #[test]
 fn a_build_elsewhere_gives_the_same_bytes() {
     let first = Project::open().unwrap();
@@ -25,7 +26,7 @@ fn a_build_elsewhere_gives_the_same_bytes() {
     fs::create_dir(&cache).unwrap();
     let shared: &[&str] = match std::env::var("CAISSON_REPRODUCE").as_deref() {
         Ok("all") => &[],
-        _ => &["toolbox", "kernel", "youki", "ntpd", "netavark", "aardvark-dns", "nft"],
+        _ => &["toolbox", "kernel", "youki", "ntpd", "netavark", "aardvark-dns", "nft", "host-agent"],
     };
     for step in shared {
         symlink(first.cache.root().join(step), cache.join(step)).unwrap();

@@ -5,10 +5,10 @@ use apiserver::client::{Answer, ClientError, Endpoint, request_blocking};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::bench::apiclient;
-use crate::node::{Node, POLL, REQUEST};
+use crate::node::{Node, REQUEST, Wait};
 
 impl Node {
     pub fn endpoint(&self) -> Endpoint {
@@ -134,7 +134,7 @@ impl Node {
         wanted: impl Fn(&ContainerStatus) -> bool,
     ) -> ContainerStatus {
         let mut last = None;
-        let deadline = Instant::now() + REQUEST;
+        let wait = Wait::new(REQUEST);
         loop {
             let all = self.request_within(REQUEST, Method::GET, "/containers", "").ok();
             let all: Option<Vec<ContainerStatus>> =
@@ -147,11 +147,10 @@ impl Node {
                 last = Some(container);
             }
             assert!(
-                Instant::now() < deadline,
+                wait.pause(),
                 "container {name}: {what}: not within {} s; it is {last:?}",
                 REQUEST.as_secs()
             );
-            std::thread::sleep(POLL);
         }
     }
 
@@ -164,19 +163,20 @@ impl Node {
     pub fn wait_for_logs(&self, container: &str, text: &str) -> String {
         let uri = format!("/containers/{container}/logs");
         let mut last = String::new();
-        let deadline = Instant::now() + REQUEST;
-        while !last.contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "the log of {container} does not say {text:?} but {last:?}; there are {:?}",
-                self.containers()
-            );
+        let wait = Wait::new(REQUEST);
+        loop {
             if let Ok(answer) = self.request_within(REQUEST, Method::GET, &uri, "") {
                 last = answer.text();
             }
-            std::thread::sleep(POLL);
+            if last.contains(text) {
+                return last;
+            }
+            assert!(
+                wait.pause(),
+                "the log of {container} does not say {text:?} but {last:?}; there are {:?}",
+                self.containers()
+            );
         }
-        last
     }
 }
 

@@ -23,7 +23,29 @@ use crate::sweep;
 const BOOT: Duration = Duration::from_secs(90);
 pub(crate) const REQUEST: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(60);
-pub(crate) const POLL: Duration = Duration::from_millis(50);
+
+/// Between two looks at a node. Where its processor is emulated each takes time that it needs for what is waited for, so they get rarer.
+const OFTEN: Duration = Duration::from_millis(50);
+const SELDOM: Duration = Duration::from_millis(400);
+
+/// Looks again and again, until patience is at its end.
+pub(crate) struct Wait {
+    begun: Instant,
+    patience: Duration,
+}
+
+impl Wait {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { begun: Instant::now(), patience }
+    }
+
+    /// Sleeps until the next look; `false` when there is to be none.
+    pub(crate) fn pause(&self) -> bool {
+        let gone = self.begun.elapsed();
+        std::thread::sleep((gone / 8).clamp(OFTEN, SELDOM));
+        gone < self.patience
+    }
+}
 
 /// A machine of its own, with its disk. Dropped, it is switched off and its disk is gone; dropped by a panic, it shows the end
 /// of its console first.
@@ -139,13 +161,12 @@ impl Node {
         patience: Duration,
         mut look: impl FnMut(&Self) -> Option<T>,
     ) -> T {
-        let deadline = Instant::now() + patience;
+        let wait = Wait::new(patience);
         loop {
             if let Some(found) = look(self) {
                 return found;
             }
-            assert!(Instant::now() < deadline, "{what}: not within {} s", patience.as_secs());
-            std::thread::sleep(POLL);
+            assert!(wait.pause(), "{what}: not within {} s", patience.as_secs());
         }
     }
 
@@ -165,11 +186,10 @@ impl Node {
             last = format!("{status:?}");
             status.filter(|status| status.health == Health::Healthy).map(drop)
         };
-        let deadline = Instant::now() + BOOT;
+        let wait = Wait::new(BOOT);
         let mut look = healthy;
         while look(self).is_none() {
-            assert!(Instant::now() < deadline, "the node is not healthy within {} s: {last}", BOOT.as_secs());
-            std::thread::sleep(POLL);
+            assert!(wait.pause(), "the node is not healthy within {} s: {last}", BOOT.as_secs());
         }
     }
 

@@ -174,18 +174,6 @@ fn a_hostile_image_gets_nowhere() {
         ),
         "evil": {"image": image, "command": ["/evil"], "restart": "no"},
         "evil-link": {"image": image, "command": ["/evil-link"], "restart": "no"},
-        // Waits for a program that is not busybox, keeps it open, and writes to it when nobody runs it any more.
-        "overwrite": with(
-            "while :; do for exe in /proc/[0-9]*/exe; do
-                case $(readlink $exe) in */busybox | '') continue ;; esac
-                exec 4< $exe || continue
-                echo \"has $(readlink $exe)\"
-                for try in 1 2 3 4 5; do
-                    if (: >> /proc/self/fd/4) 2> /tmp/error; then echo BAD wrote; else cat /tmp/error; fi; sleep 0.2
-                done
-            done; done",
-            &json!({"image": image, "networks": ["none"]}),
-        ),
     });
     for (name, image) in &places {
         containers[format!("place-{name}")] =
@@ -235,6 +223,22 @@ fn a_hostile_image_gets_nowhere() {
         });
     }
 
+    // Waits for a program that is not busybox, keeps it open, and writes to it when nobody runs it any more. The last one, as it is never
+    // at rest.
+    let overwrite = with(
+        "while :; do for exe in /proc/[0-9]*/exe; do
+            case $(readlink $exe) in */busybox | '') continue ;; esac
+            exec 4< $exe || continue
+            echo \"has $(readlink $exe)\"
+            for try in 1 2 3 4 5; do
+                if (: >> /proc/self/fd/4) 2> /tmp/error; then echo BAD wrote; else cat /tmp/error; fi; sleep 0.2
+            done
+        done; done",
+        &json!({"image": image, "networks": ["none"]}),
+    );
+    containers["overwrite"] = overwrite.clone();
+    node.set(&json!({"containers": {"overwrite": overwrite}}));
+
     // Commands that are run in a container: their descriptors, those of health checks, and the folder that they begin in.
     running(&node, "own");
     node.wait_for_container("own", "it is healthy", ContainerStatus::is_up);
@@ -252,6 +256,7 @@ fn a_hostile_image_gets_nowhere() {
     };
     has_no_more_than_its_three(&said("ls -l /proc/self/fd 2> /dev/null || true"), true);
     has_no_more_than_its_three(&said("cat /tmp/descriptors"), true);
+    running(&node, "overwrite");
     // What the container has put in a program's place.
     for program in ["/evil", "/evil-link"] {
         for _ in 0..2 {

@@ -38,7 +38,8 @@ pub(crate) fn enter(tree: &Path) -> Result<()> {
     let groups = File::open("/proc/1/ns/cgroup").context("cannot see the node's processes")?;
     setns(groups, CloneFlags::CLONE_NEWCGROUP).context("cannot enter the node's control groups")?;
     let (node, none, all) = (Path::new(NODE), MsFlags::empty(), MsFlags::MS_REC);
-    for folder in ["proc", "sys", "dev", "run", "tmp", "var/tmp", "data", "node/run", "old"] {
+    for folder in ["proc", "sys", "dev", "run", "tmp", "var/tmp", "data", "node/run", "old", "usr/local/bin"]
+    {
         fs::create_dir_all(tree.join(folder))?;
     }
     bind(&node.join("proc"), &tree.join("proc"), none)?;
