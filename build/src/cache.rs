@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 /// Results of a step that are kept; the longest unused go first.
-const KEPT: usize = 4;
+const KEPT: usize = 8;
 
 #[derive(Debug, Clone)]
 pub struct Cache {

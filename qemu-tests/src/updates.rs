@@ -7,7 +7,7 @@ use build::artifacts::Artifacts;
 use build::esp;
 use build::image;
 use build::project::Project;
-use build::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
+use build::repo::{self, Expiries, Keys, Packed, ROLES, Repository, Thresholds};
 use build::toolbox::LockPolicy;
 use build::variant::Variant;
 use serde_json::{Value, json};
@@ -126,7 +126,14 @@ impl Updates {
         let publish = || -> Result<()> {
             let scratch = tempfile::tempdir_in("/tmp")?;
             let mut repository = Repository::open(self.folder())?;
-            repo::add(&mut repository, &built.dir, None, scratch.path(), usize::from(way == Way::Patch))?;
+            repo::add(
+                &mut repository,
+                &built.dir,
+                None,
+                scratch.path(),
+                usize::from(way == Way::Patch),
+                &packed()?,
+            )?;
             if way == Way::Full {
                 // As by a publisher who does not know of blocks.
                 let updates = repository.manifest.lines.iter_mut().filter_map(|line| line.updates.last_mut());
@@ -175,7 +182,7 @@ impl Updates {
         let before = fs::read(self.path("metadata/timestamp.json"))?;
         let mut repository = Repository::open(self.folder())?;
         // Fast: it is not what is looked at here.
-        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1)?;
+        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1, &packed()?)?;
         repo::publish(&mut repository, &self.keys()?, &expires()?)?;
         fs::write(self.path("before.json"), before)?;
         Ok(())
@@ -186,6 +193,11 @@ impl Updates {
     pub fn roll_back(&self) {
         fs::copy(self.path("before.json"), self.path("metadata/timestamp.json")).expect("an older timestamp");
     }
+}
+
+/// Stories publish the same versions again and again.
+fn packed() -> Result<Packed> {
+    Packed::in_cache(&bench().project)
 }
 
 /// The boot loader of the image, which says that its version begins with these three digits.

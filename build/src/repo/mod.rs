@@ -2,6 +2,7 @@
 
 mod keys;
 mod metadata;
+mod packed;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use publish::Schedule;
 
 pub use keys::{Keys, ROLES, SigningKey};
 pub use metadata::{Expiries, Repository, Thresholds, check_root};
+pub use packed::Packed;
 pub use publish::{Added, add};
 
 #[derive(Subcommand)]
@@ -222,7 +224,10 @@ pub fn run(project: &Project, command: &Repo) -> Result<()> {
             };
             let mut repository = Repository::open(folder)?;
             let scratch = tempfile::tempdir_in(folder).context("cannot write to the repository")?;
-            let added = add(&mut repository, &built, schedule, scratch.path(), *patches)?;
+            let added = {
+                let packed = Packed::in_cache(project)?;
+                add(&mut repository, &built, schedule, scratch.path(), *patches, &packed)?
+            };
             eprintln!("  {added}");
             let (variant, arch) = (added.variant.clone(), added.arch.clone());
             limits.set(&mut repository, &variant, &arch);

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use update::chunks;
 use update::file;
 use update::manifest::{File, Hash, Name, Patch, Root, Size, Uki, Update, Version};
-use update::patch::{self, MakeError};
+use update::patch::MakeError;
 use update::verity;
 use update::waves::{self, Step, Waves};
 
 use super::metadata::Repository;
+use super::packed::Packed;
 use crate::artifacts::uki_name;
 use crate::cache::sha256_file;
 
@@ -59,6 +60,7 @@ pub fn add(
     waves: Option<Waves>,
     scratch: &Path,
     patches: usize,
+    packed: &Packed,
 ) -> Result<Added> {
     let path = folder.join("manifest.json");
     let text = fs::read(&path).with_context(|| {
@@ -102,7 +104,7 @@ pub fn add(
     let root = fs::read(&root).with_context(|| format!("cannot read {}", root.display()))?;
     let made = scratch.join("made");
     eprintln!("  packing a root of {} MiB", root_size >> 20);
-    fs::write(&made, chunks::make(&root)?)?;
+    fs::write(&made, packed.root(&root)?)?;
     let full = offer(repository, &made, ".root.zst")?;
     fs::write(&made, leaves(&tree, root_size)?)?;
     let leaves = offer(repository, &made, ".root.leaves")?;
@@ -111,7 +113,7 @@ pub fn add(
     for base in bases(repository, &variant, &arch, &version, patches)? {
         let older = &base.version;
         eprintln!("  making patches from {older}");
-        let patch = patch::make((&base.root, base.root_hash.0), (&root, root_hash.0));
+        let patch = packed.patch((&base.root, base.root_hash.0), (&root, root_hash.0));
         if let Some(patch) = worth_it(patch, full.size.bytes(), &format!("root from that of {older}")) {
             fs::write(&made, patch)?;
             let File { target, size } = offer(repository, &made, &format!(".from-{older}.patch"))?;
