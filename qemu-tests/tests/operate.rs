@@ -214,15 +214,16 @@ fn files_are_copied_out_and_in() {
     assert_eq!(shell(&node, "web", "md5sum < /tmp/again/sub/big"), made);
     // Who is killed leaves nothing that runs. On the node, whose kernel tells of its end at once.
     let group = "cat /.bottlerocket/rootfs/sys/fs/cgroup/containers/web/shim/cgroup.procs | wc -l";
+    let client = "/.bottlerocket/rootfs/usr/bin/apiclient --socket /.bottlerocket/rootfs/run/api.sock";
     let script = format!(
-        "cd /tmp; mkfifo unread; sleep 1000 < unread & apiclient container cp web:/tmp/site - > unread & sleep 4; {group}; kill -9 $!"
+        "cd /tmp; mkfifo unread; sleep 1000 < unread & {client} container cp web:/tmp/site - > unread & sleep 4; {group}; kill -9 $!"
     );
     assert_eq!(shell(&node, "admin", &script).trim(), "3");
     node.wait_for("nothing is left", Duration::from_secs(20), |node| {
         (shell(node, "admin", group).trim() == "1").then_some(())
     });
     assert!(
-        node.console().contains(r#"container web: the host copies out of it "/tmp/site""#),
+        node.console().contains(r#"container web: uid 0 copies out of it "/tmp/site""#),
         "{}",
         node.console()
     );
