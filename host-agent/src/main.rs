@@ -158,14 +158,16 @@ async fn apply_late(user_data: impl Future<Output = bool>) {
 async fn watch_rollouts(node: Rc<RefCell<Node>>) {
     loop {
         sleep(ROLLOUT_LOOK).await;
-        let to_take = node.borrow_mut().containers.look_at_rollouts();
-        for name in to_take {
-            let old = Places::of(&node.borrow().containers.instance(&name));
+        let taken = node.borrow_mut().containers.look_at_rollouts();
+        for name in &taken {
+            let old = Places::of(name);
             // Before the old one ends, so that nobody is led to one that has ended.
             if let Ok(Err(error)) = tokio::task::spawn_blocking(move || netavark::hand_over(&old)).await {
-                eprintln!("<4>container {name}: ports stay with the old one until it has ended: {error}");
+                eprintln!("<4>container {name}: it has its ports until it has ended: {error}");
             }
-            node.borrow_mut().containers.take(&name);
+        }
+        if !taken.is_empty() {
+            node.borrow_mut().containers.reconcile();
         }
     }
 }

@@ -7,7 +7,7 @@ use build::artifacts::Artifacts;
 use build::esp;
 use build::image;
 use build::project::Project;
-use build::repo::{self, Expiries, Keys, Packed, ROLES, Repository, Thresholds};
+use build::repo::{self, Expiries, Keys, ROLES, Repository, Thresholds};
 use build::toolbox::LockPolicy;
 use build::variant::Variant;
 use serde_json::{Value, json};
@@ -132,7 +132,7 @@ impl Updates {
                 None,
                 scratch.path(),
                 usize::from(way == Way::Patch),
-                &packed()?,
+                Some(&bench().project),
             )?;
             if way == Way::Full {
                 // As by a publisher who does not know of blocks.
@@ -182,7 +182,7 @@ impl Updates {
         let before = fs::read(self.path("metadata/timestamp.json"))?;
         let mut repository = Repository::open(self.folder())?;
         // Fast: it is not what is looked at here.
-        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1, &packed()?)?;
+        repo::add(&mut repository, scratch.path(), None, scratch.path(), 1, Some(&bench().project))?;
         repo::publish(&mut repository, &self.keys()?, &expires()?)?;
         fs::write(self.path("before.json"), before)?;
         Ok(())
@@ -193,11 +193,6 @@ impl Updates {
     pub fn roll_back(&self) {
         fs::copy(self.path("before.json"), self.path("metadata/timestamp.json")).expect("an older timestamp");
     }
-}
-
-/// Stories publish the same versions again and again.
-fn packed() -> Result<Packed> {
-    Packed::in_cache(&bench().project)
 }
 
 /// The boot loader of the image, which says that its version begins with these three digits.

@@ -2,7 +2,6 @@
 
 mod keys;
 mod metadata;
-mod packed;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -24,7 +23,6 @@ use publish::Schedule;
 
 pub use keys::{Keys, ROLES, SigningKey};
 pub use metadata::{Expiries, Repository, Thresholds, check_root};
-pub use packed::Packed;
 pub use publish::{Added, add};
 
 #[derive(Subcommand)]
@@ -224,10 +222,7 @@ pub fn run(project: &Project, command: &Repo) -> Result<()> {
             };
             let mut repository = Repository::open(folder)?;
             let scratch = tempfile::tempdir_in(folder).context("cannot write to the repository")?;
-            let added = {
-                let packed = Packed::in_cache(project)?;
-                add(&mut repository, &built, schedule, scratch.path(), *patches, &packed)?
-            };
+            let added = add(&mut repository, &built, schedule, scratch.path(), *patches, Some(project))?;
             eprintln!("  {added}");
             let (variant, arch) = (added.variant.clone(), added.arch.clone());
             limits.set(&mut repository, &variant, &arch);

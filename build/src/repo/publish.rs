@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use update::chunks;
 use update::file;
 use update::manifest::{File, Hash, Name, Patch, Root, Size, Uki, Update, Version};
-use update::patch::MakeError;
+use update::patch;
 use update::verity;
 use update::waves::{self, Step, Waves};
 
 use super::metadata::Repository;
-use super::packed::Packed;
 use crate::artifacts::uki_name;
-use crate::cache::sha256_file;
+use crate::cache::{Key, sha256_file};
+use crate::project::Project;
 
 /// What is read of `manifest.json` in a folder of artefacts.
 #[derive(Deserialize)]
@@ -53,14 +53,15 @@ impl fmt::Display for Added {
 }
 
 /// Copies a version's files from `folder`, where `cargo caisson image` left them, into the repository, and lists it, with patches
-/// from the newest `patches` versions before it. A version that is there already is refused: nodes have it.
+/// from the newest `patches` versions before it. A version that is there already is refused: nodes have it. What is packed is kept in the
+/// cache of the project, if there is one.
 pub fn add(
     repository: &mut Repository,
     folder: &Path,
     waves: Option<Waves>,
     scratch: &Path,
     patches: usize,
-    packed: &Packed,
+    kept: Option<&Project>,
 ) -> Result<Added> {
     let path = folder.join("manifest.json");
     let text = fs::read(&path).with_context(|| {
@@ -98,13 +99,13 @@ pub fn add(
         let size = Size::try_from(fs::metadata(from)?.len()).map_err(anyhow::Error::msg)?;
         Ok(File { target: name.parse().map_err(anyhow::Error::msg)?, size })
     };
-    let (root, root_size, _) = file("root.erofs")?;
+    let (root, root_size, root_sha256) = file("root.erofs")?;
     let (tree, _, _) = file("root.verity")?;
     let (uki, _, sha256) = file(&uki_file)?;
     let root = fs::read(&root).with_context(|| format!("cannot read {}", root.display()))?;
     let made = scratch.join("made");
-    eprintln!("  packing a root of {} MiB", root_size >> 20);
-    fs::write(&made, packed.root(&root)?)?;
+    let what = format!("packing a root of {} MiB", root_size >> 20);
+    fs::write(&made, packed(kept, "packed-root", &what, &[root_sha256], || chunks::make(&root))?)?;
     let full = offer(repository, &made, ".root.zst")?;
     fs::write(&made, leaves(&tree, root_size)?)?;
     let leaves = offer(repository, &made, ".root.leaves")?;
@@ -112,8 +113,9 @@ pub fn add(
     let (mut root_patches, mut uki_patches) = (Vec::new(), Vec::new());
     for base in bases(repository, &variant, &arch, &version, patches)? {
         let older = &base.version;
-        eprintln!("  making patches from {older}");
-        let patch = packed.patch((&base.root, base.root_hash.0), (&root, root_hash.0));
+        let (what, hashes) = (format!("a patch from {older}"), [base.root_hash, root_hash, root_sha256]);
+        let make = || patch::make((&base.root, base.root_hash.0), (&root, root_hash.0));
+        let patch = packed(kept, "root-patch", &what, &hashes, make);
         if let Some(patch) = worth_it(patch, full.size.bytes(), &format!("root from that of {older}")) {
             fs::write(&made, patch)?;
             let File { target, size } = offer(repository, &made, &format!(".from-{older}.patch"))?;
@@ -155,12 +157,33 @@ fn leaves(tree: &Path, root_size: u64) -> Result<Vec<u8>> {
     Ok(tree.get(start..end).context("the verity tree is shorter than its root says")?.to_vec())
 }
 
+/// What `make` makes of roots that are known by these hashes, from the project's cache when it was made before: this takes most of the
+/// time of publishing, and stories publish the same roots again and again.
+fn packed<E: std::error::Error + Send + Sync + 'static>(
+    kept: Option<&Project>,
+    step: &str,
+    what: &str,
+    of: &[Hash],
+    make: impl FnOnce() -> Result<Vec<u8>, E>,
+) -> Result<Vec<u8>> {
+    let Some(project) = kept else { return Ok(make()?) };
+    // By what it is made: our sources, and the crates that they use.
+    let mut key = Key::new("packed 1").tree(&project.sources.join("update/src"))?;
+    key = key.file(&project.sources.join("Cargo.lock"))?;
+    for hash in of {
+        key = key.text(&hash.to_string());
+    }
+    let entry = project.cache.step(step, what, key, |out| Ok(fs::write(out.join("packed"), make()?)?))?;
+    let path = entry.path.join("packed");
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// A patch that brings less than `whole` bytes.
-fn worth_it(patch: Result<Vec<u8>, MakeError>, whole: u64, what: &str) -> Option<Vec<u8>> {
+fn worth_it(patch: Result<Vec<u8>, impl fmt::Display>, whole: u64, what: &str) -> Option<Vec<u8>> {
     match patch {
         Ok(patch) if (patch.len() as u64) < whole => return Some(patch),
         Ok(_) => eprintln!("  a patch of the {what} would be larger than the whole: left out"),
-        Err(error) => eprintln!("  no patch of the {what}: {error}"),
+        Err(error) => eprintln!("  no patch of the {what}: {error:#}"),
     }
     None
 }

@@ -65,7 +65,7 @@ impl Publisher {
     }
 
     fn add(&self, repository: &mut Repository, version: &str) -> Result<()> {
-        publish::add(repository, &self.build(version), None, self.dir.path(), 1, &Packed::nowhere())?;
+        publish::add(repository, &self.build(version), None, self.dir.path(), 1, None)?;
         let signing = self.signing(&[LATER]);
         publish(repository, &signing.keys()?, &signing.expiries())
     }
@@ -154,7 +154,7 @@ fn artefacts_that_were_changed_are_not_published() {
     let mut repository = publisher.init("repository");
     let built = publisher.build("1.0.0");
     fs::write(built.join("root.erofs"), [9; 8192]).unwrap();
-    let added = publish::add(&mut repository, &built, None, publisher.dir.path(), 0, &Packed::nowhere());
+    let added = publish::add(&mut repository, &built, None, publisher.dir.path(), 0, None);
     let error = added.err().unwrap().to_string();
     assert!(error.contains("root.erofs is not what was built: run `cargo caisson image` again"), "{error}");
 }

@@ -290,7 +290,8 @@ impl Manager {
         unknown(name, self.statuses().iter().map(|status| &status.name))
     }
 
-    fn reconcile(&mut self) {
+    /// Has those run that are wanted, and no others.
+    pub fn reconcile(&mut self) {
         let mut wanted = self.bootstrap.clone();
         if self.is_released {
             if !std::mem::replace(&mut self.has_looked, true) {
@@ -391,8 +392,8 @@ impl Manager {
         }
     }
 
-    /// Looks at those that are to take the place of others, and names the containers whose new one does its work: [`Manager::take`] is to
-    /// follow.
+    /// Looks at those that are to take the place of others, and lets them where they do their work. Those whose place was taken are
+    /// returned; [`Manager::reconcile`] ends them.
     pub fn look_at_rollouts(&mut self) -> Vec<String> {
         let now = boottime_ms();
         let mut rollouts = std::mem::take(&mut self.rollouts);
@@ -416,19 +417,18 @@ impl Manager {
                 }
             }
         }
-        to_take
+        to_take.into_iter().map(|name| self.take(&name)).collect()
     }
 
-    /// Ends the one with the old settings: the other is the container now. Nothing happens when settings have changed meanwhile.
-    pub fn take(&mut self, name: &str) {
-        if self.rollouts.remove(name).is_none() {
-            return;
-        }
+    /// The one with the new settings is the container now. Returns the other one.
+    fn take(&mut self, name: &str) -> String {
+        self.rollouts.remove(name);
+        let old = self.instance(name);
         if !self.moved.remove(name) {
             self.moved.insert(name.to_owned());
         }
         eprintln!("<5>container {name}: the one with its new settings has taken its place");
-        self.reconcile();
+        old
     }
 
     fn refuse(&mut self, name: &str, error: String) {

@@ -65,7 +65,7 @@ impl Publisher {
     pub(crate) fn publish_image(&self, folder: &Path, version: &str, uki: &[u8], patches: usize) {
         let mut repository = self.open(folder);
         let built = self.build(version, uki);
-        repo::add(&mut repository, &built, None, self.dir.path(), patches, &repo::Packed::nowhere()).unwrap();
+        repo::add(&mut repository, &built, None, self.dir.path(), patches, None).unwrap();
         repo::publish(&mut repository, &self.keys(), &Self::expires()).unwrap();
     }
 

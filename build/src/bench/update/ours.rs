@@ -93,7 +93,7 @@ pub(super) fn publish(project: &Project, pair: &Pair) -> Result<Entry> {
         let expires: Expiries = ROLES.into_iter().map(|role| (role, at)).collect();
         let mut repository = Repository::init(&folder, &keys, &Thresholds::new(), &expires)?;
         for artifacts in [&pair.old, &pair.new] {
-            repo::add(&mut repository, &artifacts.dir, None, &scratch, 1, &repo::Packed::nowhere())?;
+            repo::add(&mut repository, &artifacts.dir, None, &scratch, 1, None)?;
         }
         repo::publish(&mut repository, &keys, &expires)
     })
