@@ -5,8 +5,9 @@
 //! by Rust; arithmetic that overflows panics in the profiles `fuzz` and `dev`.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -88,21 +89,60 @@ enum Pace {
 }
 
 impl Pace {
-    /// Profile of cargo, the folder that it has in its results, and where those are.
-    fn place(self, project: &Project) -> Result<(&'static str, &'static str, PathBuf)> {
-        Ok(match self {
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Short => "dev",
+            Self::Long => "fuzz",
+        }
+    }
+
+    /// What compiles the targets, and the program that it makes.
+    fn cargo(self, project: &Project) -> Result<(Command, PathBuf)> {
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--locked", "--profile", self.profile(), "--bin", "caisson-fuzz"]);
+        cargo.args(["--features", "caisson-fuzz/libfuzzer"]);
+        let program = match self {
+            // The crates of others are those of the tests, which are not looked into: only our own have the flags.
             Self::Short => {
                 let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-                ("dev", "debug", target.unwrap_or_else(|| project.sources.join("target")))
+                let target = target.unwrap_or_else(|| project.sources.join("target"));
+                cargo.env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target)?);
+                target.join("debug/caisson-fuzz")
             }
-            // Not below `target`: most of this are the crates of others, and a new clone need not compile them again.
-            Self::Long => ("fuzz", "fuzz", project.cache.scratch("fuzz")?),
-        })
+            // Not below `target`: most of this are the crates of others, and a new clone need not compile them again. With a target of their
+            // own the flags do not reach build scripts.
+            Self::Long => {
+                let target = project.cache.scratch("fuzz")?;
+                cargo
+                    .args(["--package", "caisson-fuzz", "--target", TARGET])
+                    .env("CARGO_TARGET_DIR", &target);
+                cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+                target.join(TARGET).join("fuzz/caisson-fuzz")
+            }
+        };
+        cargo.env("CARGO_TERM_PROGRESS_WHEN", "never").current_dir(&project.sources);
+        Ok((cargo, program))
     }
 }
 
+/// A program that cargo starts in rustc's place for crates of the workspace, and that adds the flags. Cargo sees them by its name only.
+fn wrapper(folder: &Path) -> Result<PathBuf> {
+    let flags = FLAGS.join(" ");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" --crate-name build_script_build \"*) exec \"$@\" ;; esac\nexec \"$@\" {flags}\n"
+    );
+    let path = folder.join(format!("rustc-for-fuzzing-{}", &Key::new("wrapper 1").text(&script).hex()[..16]));
+    let write = || {
+        fs::create_dir_all(folder)?;
+        fs::write(&path, &script)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
 fn key_of(project: &Project, rust: &Rust, profile: &str) -> Result<Key> {
-    let mut key = Key::new("fuzz 2").text(rust.version()).text(&FLAGS.join(" ")).text(profile);
+    let mut key = Key::new("fuzz 3").text(rust.version()).text(&FLAGS.join(" ")).text(profile);
     key = key.file(&project.sources.join("Cargo.toml"))?.file(&project.sources.join("Cargo.lock"))?;
     for folder in FOLDERS {
         key = key.tree(&project.sources.join(folder))?;
@@ -112,40 +152,25 @@ fn key_of(project: &Project, rust: &Rust, profile: &str) -> Result<Key> {
 
 fn compile(project: &Project, pace: Pace) -> Result<Entry> {
     let rust = Rust::find(project)?;
-    let (profile, folder, build) = pace.place(project)?;
-    let key = key_of(project, &rust, profile)?;
+    let key = key_of(project, &rust, pace.profile())?;
     let wanted = key.hex();
-    project.cache.step(
-        "fuzz",
-        "compiling the fuzz targets, about 4 minutes when nothing is there",
-        key,
-        |out| {
-            ensure!(
-                Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()),
-                "libFuzzer is C++, and there is no compiler for it (c++): apt install g++"
-            );
-            let log = project.log("fuzz");
-            let _ = fs::remove_file(&log);
-            let mut cargo = Command::new("cargo");
-            cargo
-                .args(["build", "--locked", "--profile", profile, "--package", "caisson-fuzz", "--bins"])
-                // With a target of their own the flags do not reach build scripts.
-                .args(["--features", "libfuzzer", "--target", TARGET])
-                .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
-                .env("CARGO_TARGET_DIR", &build)
-                .env("CARGO_TERM_PROGRESS_WHEN", "never")
-                .current_dir(&project.sources);
-            run_logged(&mut cargo, "fuzz: compiling", &log, None)?;
-            ensure!(
-                key_of(project, &rust, profile)?.hex() == wanted,
-                "the sources changed while the fuzz targets were compiled: run it again"
-            );
-            let built = build.join(TARGET).join(folder).join("caisson-fuzz");
-            fs::copy(&built, out.join("caisson-fuzz"))
-                .with_context(|| format!("{} was not built", built.display()))?;
-            Ok(())
-        },
-    )
+    project.cache.step("fuzz", "compiling the fuzz targets, some minutes when nothing is there", key, |out| {
+        ensure!(
+            Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()),
+            "libFuzzer is C++, and there is no compiler for it (c++): apt install g++"
+        );
+        let log = project.log("fuzz");
+        let _ = fs::remove_file(&log);
+        let (mut cargo, program) = pace.cargo(project)?;
+        run_logged(&mut cargo, "fuzz: compiling", &log, None)?;
+        ensure!(
+            key_of(project, &rust, pace.profile())?.hex() == wanted,
+            "the sources changed while the fuzz targets were compiled: run it again"
+        );
+        fs::copy(&program, out.join("caisson-fuzz"))
+            .with_context(|| format!("{} was not built", program.display()))?;
+        Ok(())
+    })
 }
 
 impl Fuzzer {

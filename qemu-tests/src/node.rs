@@ -241,7 +241,10 @@ impl Node {
     pub fn cut_power_of_cache(&mut self, before: &Path) {
         self.cut_power();
         let rebuilt = sweep::rebuild(before, &self.record(), &self.disk_path());
-        rebuilt.unwrap_or_else(|error| panic!("the disk after the cut: {error:#}"));
+        eprintln!(
+            "the cut disk has {}",
+            rebuilt.unwrap_or_else(|error| panic!("the disk after the cut: {error:#}"))
+        );
     }
 
     /// Cuts the power later, whatever the story does then; [`Node::wait_for_end`] returns after it.

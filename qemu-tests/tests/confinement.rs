@@ -10,6 +10,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
+/// Of each of two containers.
+const STARTS_BESIDE_SWAPS: usize = 8;
 
 /// A node with a container that sees it all.
 fn boot(registry: &Registry) -> Node {
@@ -444,4 +446,61 @@ fn users_of_a_container_are_nobody_on_the_node() {
         .error
         .unwrap_or_default();
     assert!(error.contains("settings.containers.of-node.devices: the node has no /dev/kvm"), "{error}");
+}
+
+/// CVE-2021-30465: somebody swaps a folder of a shared volume for a link, over and over, while another container has a volume mounted there. Were
+/// that followed on the node, it would lie over the node's own `/data`, and the next volume would be what is prepared in it: the node's root.
+#[test]
+fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
+    let registry = Registry::start();
+    let node = boot(&registry);
+    let mounts_before = shell(&node, "admin", "grep -c . /proc/1/mountinfo");
+    let volume = |name: &str, path: &str| json!({"name": name, "path": path});
+    let swaps = "mkdir -p /inner/volumes; for name in shared inner third; do ln -sfn / /inner/volumes/$name; done; touch /third/right
+        up=../../../../../../../../../../../../data
+        cd /shared; mkdir -p folder; ln -s $up link; ln -s /proc/self/fd/3 other; echo ready
+        while :; do for with in link other; do
+            mv -T folder inner; mv -T inner folder; mv -T $with inner; mv -T inner $with
+        done; done";
+    let sees = "echo \"it begins: $(ls /third | tr '\\n' ' ')\"; [ -e /third/usr ] && echo BAD root
+        grep -E ' /(third|shared|data)[/ ]' /proc/self/mountinfo | grep -v ' /volumes/' && echo BAD mount; exec sleep 3600";
+    let shared = json!({"shared": volume("shared", "/shared"), "inner": volume("inner", "/inner"), "third": volume("third", "/third")});
+    node.set(
+        &json!({"containers": {"swaps": with(swaps, &json!({"networks": ["none"], "volumes": shared}))}}),
+    );
+    node.wait_for_logs("swaps", "ready");
+    let volumes = json!({"a": volume("shared", "/shared"), "b": volume("inner", "/shared/inner"), "c": volume("third", "/third")});
+    let victims = [("own", json!(["none"])), ("of-node", json!(["host"]))];
+    for (name, networks) in &victims {
+        let victim = with(sees, &json!({"networks": networks, "volumes": volumes, "restart": "no"}));
+        node.set(&json!({"containers": {*name: victim}}));
+    }
+    let mut starts = 0;
+    for _ in 0..STARTS_BESIDE_SWAPS {
+        for (name, _) in &victims {
+            // It may be refused, as what is there is no folder; then it says so.
+            let container = node.wait_for_container(name, "it runs or is refused", |container| {
+                container.state == ContainerState::Running || container.error.is_some()
+            });
+            starts += usize::from(container.state == ContainerState::Running);
+            node.client(&["container", "restart", name]);
+        }
+    }
+    let logs = victims.map(|(name, _)| node.logs(name)).concat();
+    assert!(!logs.contains("BAD"), "{logs}");
+    let right = logs.matches("it begins: right ").count();
+    assert!(
+        starts > 0 && right > 0 && right == logs.matches("it begins: ").count(),
+        "{starts} starts: {logs}"
+    );
+    node.client(&["container", "stop", "swaps"]);
+    for (name, _) in &victims {
+        node.client(&["container", "stop", name]);
+    }
+    assert_eq!(
+        shell(&node, "admin", "grep -c . /proc/1/mountinfo"),
+        mounts_before,
+        "mounts are left on the node"
+    );
+    assert_eq!(shell(&node, "admin", "ls /.bottlerocket/rootfs/data/volumes"), "inner\nshared\nthird\n");
 }

@@ -152,7 +152,14 @@ fn wait_until_all_are_healthy(node: &Node) {
         .map(|container| format!("{container:#?}\n{}", node.logs(&container.name)))
         .collect();
     let are_up = last.len() == 4 && others.is_empty();
-    assert!(are_up, "not all are healthy within {} s: {}", PATIENCE.as_secs(), others.join("\n"));
+    let images = || node.request(hyper::Method::GET, "/images", "").text();
+    assert!(
+        are_up,
+        "not all are healthy within {} s: {}\n{:?}",
+        PATIENCE.as_secs(),
+        others.join("\n"),
+        images()
+    );
 }
 
 /// The disk is the strictest there may be: what was not flushed is gone.

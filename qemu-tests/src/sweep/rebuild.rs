@@ -11,9 +11,10 @@ use super::record::{Event, SECTOR, read_flushed};
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Makes `disk` from `before`, the disk as it was when the record began, and all that was written up to the last flush of the record.
-pub fn rebuild(before: &Path, record: &Path, disk: &Path) -> Result<()> {
+/// Returns what there was, for a person.
+pub fn rebuild(before: &Path, record: &Path, disk: &Path) -> Result<String> {
     let record = fs::read(record).with_context(|| format!("cannot read {}", record.display()))?;
-    let events = read_flushed(&record);
+    let (events, what) = read_flushed(&record)?;
     ensure!(!events.is_empty(), "nothing was flushed");
     copy_sparse(before, disk)?;
     let disk = File::options().write(true).open(disk)?;
@@ -36,7 +37,7 @@ pub fn rebuild(before: &Path, record: &Path, disk: &Path) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(what)
 }
 
 #[cfg(test)]

@@ -44,12 +44,22 @@ pub fn read_record(record: &[u8]) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// The events up to the last flush of a record whose QEMU was killed: it may end in what was not written to it any more.
-pub(super) fn read_flushed(record: &[u8]) -> Vec<Event> {
+/// Entries of a record that may not be written yet when QEMU is killed: as many as a disk's queue has requests.
+const UNDER_WAY: u64 = 256;
+
+/// The events up to the last flush of a record whose QEMU was killed, and what was lost. It may end in what was not written to it any
+/// more; an error when it has a hole before that, as after a write that failed.
+pub(super) fn read_flushed(record: &[u8]) -> Result<(Vec<Event>, String)> {
     let mut events = Vec::new();
-    let _ = read(record, &mut events);
-    events.truncate(events.iter().rposition(|event| *event == Event::Flush).unwrap_or(0));
-    events
+    if let Err(error) = read(record, &mut events) {
+        let rest = number(record, 16)?.saturating_sub(events.len() as u64);
+        ensure!(rest <= UNDER_WAY, "{error:#}: the record has a hole");
+    }
+    let flushed = events.iter().rposition(|event| *event == Event::Flush).unwrap_or(0);
+    let what =
+        format!("{flushed} events up to the last flush, {} later ones are lost", events.len() - flushed);
+    events.truncate(flushed);
+    Ok((events, what))
 }
 
 fn read(record: &[u8], events: &mut Vec<Event>) -> Result<()> {
@@ -124,5 +134,18 @@ mod tests {
         );
         assert!(read_record(&record[..4000]).unwrap_err().to_string().contains("entry 3 of 4"));
         assert!(read_record(&[0; SECTOR]).is_err());
+    }
+
+    #[test]
+    fn what_was_under_way_may_be_missing_and_nothing_else() {
+        let mut record = EMPTY_RECORD.to_vec();
+        record.extend(entry(0, 0, FLUSH, &[]));
+        record.extend(entry(1, 1, 0, &[1; SECTOR]));
+        record.extend([0; SECTOR]);
+        record[16] = 4;
+        assert_eq!(read_flushed(&record).unwrap().0, []);
+        record[16..18].copy_from_slice(&1000_u16.to_le_bytes());
+        let error = read_flushed(&record).unwrap_err().to_string();
+        assert_eq!(error, "entry 2 of 1000 was not written: the record has a hole");
     }
 }
