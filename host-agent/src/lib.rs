@@ -13,6 +13,7 @@ pub mod hosts;
 pub mod init;
 pub mod integrity;
 pub mod lockdown;
+pub mod memory;
 pub mod network;
 pub mod node;
 pub mod resolver;

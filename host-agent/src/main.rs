@@ -6,7 +6,7 @@ use host_agent::agent::Agent;
 use host_agent::container::netavark;
 use host_agent::container::record::Places;
 use host_agent::node::Node;
-use host_agent::{bootstrap, init, integrity, network, space, time, update, user_data};
+use host_agent::{bootstrap, init, integrity, memory, network, space, time, update, user_data};
 use hyper::Method;
 use init_control::Problem;
 use settings::{Mistake, Settings};
@@ -31,6 +31,7 @@ const SPACE_LOOK: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let passed = sockets::passed();
+    memory::be_thrifty();
     match run(passed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -470,9 +470,12 @@ fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
     );
     node.wait_for_logs("swaps", "ready");
     let volumes = json!({"a": volume("shared", "/shared"), "b": volume("inner", "/shared/inner"), "c": volume("third", "/third")});
-    let victims = [("own", json!(["none"])), ("of-node", json!(["host"]))];
-    for (name, networks) in &victims {
-        let victim = with(sees, &json!({"networks": networks, "volumes": volumes, "restart": "no"}));
+    let victims = [("own", json!({"networks": ["front"]})), ("of-node", json!({}))];
+    for (name, more) in &victims {
+        let mut victim = with(sees, more);
+        victim["volumes"] = volumes.clone();
+        victim["restart"] = json!("no");
+        victim["stop-signal"] = json!("SIGKILL");
         node.set(&json!({"containers": {*name: victim}}));
     }
     let mut starts = 0;
@@ -486,7 +489,7 @@ fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
             node.client(&["container", "restart", name]);
         }
     }
-    let logs = victims.map(|(name, _)| node.logs(name)).concat();
+    let logs: String = victims.iter().map(|(name, _)| node.logs(name)).collect();
     assert!(!logs.contains("BAD"), "{logs}");
     let right = logs.matches("it begins: right ").count();
     assert!(

@@ -30,6 +30,7 @@ pub mod profile;
 pub mod progress;
 pub mod pull;
 pub mod record;
+pub mod reference;
 mod registry;
 pub mod restart;
 pub mod rollout;

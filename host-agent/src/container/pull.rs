@@ -21,8 +21,10 @@ use crate::container::bundle::ImageConfig;
 use crate::container::image::{self, Turn, folder_of};
 use crate::container::layer::Layer;
 use crate::container::progress::Progress;
+use crate::container::reference;
 use crate::container::registry::{self, Registry};
 use crate::container::unpack::{LARGEST_TREE, RESERVE, Tree};
+use crate::memory::GiveBack;
 use crate::space::Space;
 
 /// Layers that are downloaded at once.
@@ -44,10 +46,9 @@ pub struct PullError {
 /// Pulls an image unless the node has it, and remembers its reference. Dropped, it stops at the next bytes that come. The servers
 /// that may have it are asked one after the other.
 pub async fn pull(reference: &str, access: &Access) -> Result<(), PullError> {
-    let parsed: Reference = reference.parse().map_err(|error| PullError {
-        message: format!("{reference} is not an image reference: {error}"),
-        transient: false,
-    })?;
+    // Last of all that this has: buffers, windows of layers, the way to the registry.
+    let _memory = GiveBack;
+    let parsed = reference::parse(reference).map_err(|message| PullError { message, transient: false })?;
     let mut errors = Vec::new();
     for source in access.sources(&parsed) {
         match pull_from(reference, access, source).await {
