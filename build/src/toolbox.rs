@@ -208,7 +208,7 @@ pub struct Toolbox {
 }
 
 impl Toolbox {
-    /// The toolbox, made if it is missing (about 250 MB to download, 20 s to unpack).
+    /// The toolbox, made if it is missing (about 330 MB to download, 20 s to unpack).
     pub fn open(project: &Project, lock: LockPolicy) -> Result<Self> {
         Self::open_set(project, Set::Build, lock)
     }

@@ -463,7 +463,8 @@ fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
             mv -T folder inner; mv -T inner folder; mv -T $with inner; mv -T inner $with
         done; done";
     let sees = "echo \"it begins: $(ls /third | tr '\\n' ' ')\"; [ -e /third/usr ] && echo BAD root
-        grep -E ' /(third|shared|data)[/ ]' /proc/self/mountinfo | grep -v ' /volumes/' && echo BAD mount; exec sleep 3600";
+        grep -E ' /(third|shared|data)[/ ]' /proc/self/mountinfo | grep -v ' /volumes/' && echo BAD mount
+        echo \"inner is at $(grep ' /volumes/inner ' /proc/self/mountinfo | cut -d ' ' -f 5)\"; exec sleep 3600";
     let shared = json!({"shared": volume("shared", "/shared"), "inner": volume("inner", "/inner"), "third": volume("third", "/third")});
     node.set(
         &json!({"containers": {"swaps": with(swaps, &json!({"networks": ["none"], "volumes": shared}))}}),
@@ -478,14 +479,16 @@ fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
         victim["stop-signal"] = json!("SIGKILL");
         node.set(&json!({"containers": {*name: victim}}));
     }
-    let mut starts = 0;
+    let (mut starts, mut refusals) = (0, 0);
     for _ in 0..STARTS_BESIDE_SWAPS {
         for (name, _) in &victims {
             // It may be refused, as what is there is no folder; then it says so.
             let container = node.wait_for_container(name, "it runs or is refused", |container| {
                 container.state == ContainerState::Running || container.error.is_some()
             });
-            starts += usize::from(container.state == ContainerState::Running);
+            let runs = container.state == ContainerState::Running;
+            starts += usize::from(runs);
+            refusals += usize::from(!runs);
             node.client(&["container", "restart", name]);
         }
     }
@@ -496,9 +499,13 @@ fn links_that_are_swapped_in_a_shared_volume_lead_nowhere() {
         starts > 0 && right > 0 && right == logs.matches("it begins: ").count(),
         "{starts} starts: {logs}"
     );
-    node.client(&["container", "stop", "swaps"]);
-    for (name, _) in &victims {
-        node.client(&["container", "stop", name]);
+    let elsewhere =
+        logs.lines().filter(|line| line.contains("inner is at") && !line.ends_with(" /shared/inner"));
+    let inside = elsewhere.count();
+    eprintln!("{starts} starts, {refusals} refusals; a link was followed inside by {inside}");
+    assert!(refusals + inside > 0, "none of {starts} starts met a link: {logs}");
+    for name in ["swaps", "own", "of-node"] {
+        assert_eq!(node.client(&["container", "stop", name]).0, 0);
     }
     assert_eq!(
         shell(&node, "admin", "grep -c . /proc/1/mountinfo"),

@@ -155,7 +155,7 @@ fn wait_until_all_are_healthy(node: &Node) {
     let images = || node.request(hyper::Method::GET, "/images", "").text();
     assert!(
         are_up,
-        "not all are healthy within {} s: {}\n{:?}",
+        "not all are healthy within {} s: {}\n{}",
         PATIENCE.as_secs(),
         others.join("\n"),
         images()

@@ -66,7 +66,7 @@ pub use registry::{
 };
 pub use scalar::{
     Address, Argument, ContainerName, ContainerPath, ContainerUser, Cpus, DomainName, EnvName, EnvValue,
-    Hostname, Identifier, ImageReference, Memory, Motd, Origin, Pids, Port, Seconds,
+    Hostname, Identifier, ImageParts, ImageReference, Memory, Motd, Origin, Pids, Port, Seconds,
 };
 pub use schedule::Schedule;
 pub use schema::{SCHEMA, schema, schema_of};

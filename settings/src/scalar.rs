@@ -229,17 +229,38 @@ checked_string!(
     }
 );
 
+/// What a reference is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageParts<'a> {
+    /// With the registry, where it names one.
+    pub name: &'a str,
+    pub tag: Option<&'a str>,
+    /// `sha256:…`
+    pub digest: Option<&'a str>,
+}
+
+impl ImageReference {
+    pub fn parts(&self) -> ImageParts<'_> {
+        split_image_reference(self.as_str())
+    }
+}
+
+fn split_image_reference(text: &str) -> ImageParts<'_> {
+    let (rest, digest) = text.split_once('@').map_or((text, None), |(rest, digest)| (rest, Some(digest)));
+    // Before the last `/`, a `:` is that of a port.
+    let last = rest.rfind('/').map_or(0, |at| at + 1);
+    match rest[last..].split_once(':') {
+        Some((part, tag)) => ImageParts { name: &rest[..last + part.len()], tag: Some(tag), digest },
+        None => ImageParts { name: rest, tag: None, digest },
+    }
+}
+
 /// By the grammar that registries keep (OCI Distribution Specification 1.1, "Pulling manifests"; and `docker pull`'s for hosts).
 fn is_image_reference(text: &str) -> bool {
-    let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let ImageParts { name: path, tag, digest } = split_image_reference(text);
     let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let is_digest = |digest: &str| {
         digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(is_hex))
-    };
-    let last = name.rfind('/').map_or(0, |at| at + 1);
-    let (path, tag) = match name[last..].split_once(':') {
-        Some((part, tag)) => (&name[..last + part.len()], Some(tag)),
-        None => (name, None),
     };
     let is_tag = |tag: &str| {
         let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';

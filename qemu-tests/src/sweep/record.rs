@@ -44,20 +44,23 @@ pub fn read_record(record: &[u8]) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// Entries of a record that may not be written yet when QEMU is killed: as many as a disk's queue has requests.
-const UNDER_WAY: u64 = 256;
+/// Entries of a record that may not be written yet when QEMU is killed: as many as the two queues of a disk have requests, one for each
+/// processor of the node.
+const UNDER_WAY: u64 = 512;
 
 /// The events up to the last flush of a record whose QEMU was killed, and what was lost. It may end in what was not written to it any
 /// more; an error when it has a hole before that, as after a write that failed.
 pub(super) fn read_flushed(record: &[u8]) -> Result<(Vec<Event>, String)> {
-    let mut events = Vec::new();
+    let (mut events, mut unread) = (Vec::new(), 0);
     if let Err(error) = read(record, &mut events) {
-        let rest = number(record, 16)?.saturating_sub(events.len() as u64);
-        ensure!(rest <= UNDER_WAY, "{error:#}: the record has a hole");
+        unread = number(record, 16)?.saturating_sub(events.len() as u64);
+        ensure!(unread <= UNDER_WAY, "{error:#}: the record has a hole");
     }
     let flushed = events.iter().rposition(|event| *event == Event::Flush).unwrap_or(0);
-    let what =
-        format!("{flushed} events up to the last flush, {} later ones are lost", events.len() - flushed);
+    let lost = events.len() - flushed;
+    let what = format!(
+        "{flushed} events up to the last flush; {lost} later ones are lost, and {unread} were under way"
+    );
     events.truncate(flushed);
     Ok((events, what))
 }
