@@ -104,6 +104,11 @@ const WORKLOAD_PACKAGES: &[&str] = &[
     "redis-server",
     "nginx-light",
     "libnginx-mod-stream",
+    // a program in Go, and what runs those in Java
+    "docker-registry",
+    "openjdk-21-jre-headless",
+    // what packs them
+    "tar",
     // what shows extended attributes of files
     "attr",
     "libcap2-bin",

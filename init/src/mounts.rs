@@ -18,10 +18,14 @@ fn early() -> [(&'static str, &'static str, MsFlags, Option<&'static str>); 9] {
         // Not noexec: a container's root is an overlay mounted below /run.
         ("tmpfs", "/run", nosuid | nodev, Some("mode=0755,size=32m")),
         ("tmpfs", "/tmp", nosuid | nodev | noexec, Some("mode=1777,size=16m")),
-        ("cgroup2", "/sys/fs/cgroup", nosuid | nodev | noexec, Some("nsdelegate,memory_recursiveprot")),
+        // Moves of processes between groups do not wait for all processors, some 15 ms each (cgroup-v2.rst, `favordynmods`): a start of a
+        // container has several.
+        ("cgroup2", "/sys/fs/cgroup", nosuid | nodev | noexec, Some(CGROUP_OPTIONS)),
         ("securityfs", "/sys/kernel/security", nosuid | nodev | noexec, None),
     ]
 }
+
+const CGROUP_OPTIONS: &str = "nsdelegate,memory_recursiveprot,favordynmods";
 
 /// What is there only where the firmware or the kernel has it: its variables, and the last words of a kernel that died.
 const WHERE_THERE: [(&str, &str); 2] =

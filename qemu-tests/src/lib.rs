@@ -31,7 +31,7 @@ pub use installed::{install_in_slot_b, install_with_update_root};
 pub use lan::Lan;
 pub use node::Node;
 pub use oci::{Archive, Image, Layer, Packing};
-pub use registry::{Published, Registry};
+pub use registry::{Published, Pushes, Registry};
 pub use updates::{Change, Updates, newer_loader};
 pub use wire::Wire;
 

@@ -94,6 +94,11 @@ impl Image {
         Ok(Self { layers: vec![layer], config: config["config"].clone(), is_docker: false })
     }
 
+    /// One without layers, which says nothing of how it is run.
+    pub fn empty() -> Self {
+        Self { layers: Vec::new(), config: json!({}), is_docker: false }
+    }
+
     /// The same with one more layer.
     #[must_use]
     pub fn layer(mut self, layer: Layer) -> Self {

@@ -21,9 +21,16 @@ use crate::oci::{self, Archive, Document, Image, Layer, Packing};
 const START: Duration = Duration::from_secs(20);
 
 pub struct Registry {
-    port: u16,
     server: Child,
     folder: TempDir,
+    pushes: Pushes,
+}
+
+/// Pushes images to a registry that listens on the host's loopback, whoever runs it.
+pub struct Pushes {
+    port: u16,
+    /// Where a guest finds it.
+    address: &'static str,
 }
 
 /// An image in the registry.
@@ -60,7 +67,8 @@ impl Registry {
         let mut command = bench().toolbox.command("setpriv");
         command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]).arg(&file);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut registry = Self { port, server: command.spawn()?, folder };
+        let pushes = Pushes { port, address: Self::ADDRESS };
+        let mut registry = Self { server: command.spawn()?, folder, pushes };
         let deadline = Instant::now() + START;
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let log = registry.folder.path().join("log");
@@ -75,14 +83,15 @@ impl Registry {
     #[track_caller]
     pub fn breaking(&self) -> (String, String) {
         let script = self.folder.path().join("breaking");
-        let pass = format!("busybox nc 127.0.0.1 {} | busybox dd bs=64k count=32 2>/dev/null\n", self.port);
+        let pass =
+            format!("busybox nc 127.0.0.1 {} | busybox dd bs=64k count=32 2>/dev/null\n", self.pushes.port);
         fs::write(&script, pass).expect("a script");
         (Self::ADDRESS.to_owned(), format!("sh {}", script.display()))
     }
 
     /// For [`crate::Config::guest_forward`]; [`crate::Config::registry`] sets it.
     pub fn forward(&self) -> (String, String) {
-        (Self::ADDRESS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.port))
+        (Self::ADDRESS.to_owned(), format!("busybox nc 127.0.0.1 {}", self.pushes.port))
     }
 
     /// Pushes busybox with one more layer, which adds `/etc/story` with `story` in it and takes `/etc/group` away.
@@ -111,7 +120,7 @@ impl Registry {
             command.args(owners).arg("-cf").arg(&tar).arg("-C").arg(&tree).arg(".");
             run_quiet(&mut command, "tar")?;
             let layer = Layer::new(&fs::read(&tar)?, Packing::Gzip);
-            self.try_push(name, "latest", &Image::busybox().layer(layer).with("Cmd", json!(["true"])))
+            self.pushes.try_push(name, "latest", &Image::busybox().layer(layer).with("Cmd", json!(["true"])))
         };
         publish().unwrap_or_else(|error| panic!("{name} cannot be pushed: {error:#}"))
     }
@@ -126,7 +135,26 @@ impl Registry {
         let image = Image::busybox()
             .layer(Layer::new(&archive.finish(), Packing::Gzip))
             .with("Cmd", json!(["sh", "-c", "cat /etc/story; ls /etc; exec sleep 3600"]));
-        self.try_push(name, tag, &image)
+        self.pushes.try_push(name, tag, &image)
+    }
+
+    /// Pushes an image.
+    #[track_caller]
+    pub fn push(&self, name: &str, tag: &str, image: &Image) -> Published {
+        self.pushes.push(name, tag, image)
+    }
+
+    /// Pushes one image for each architecture, and what names them all, in the format of the first.
+    #[track_caller]
+    pub fn push_index(&self, name: &str, tag: &str, images: &[(&str, Image)]) -> Published {
+        self.pushes.push_index(name, tag, images)
+    }
+}
+
+impl Pushes {
+    /// To the one at a port, which a guest finds at an address.
+    pub fn to(port: u16, address: &'static str) -> Self {
+        Self { port, address }
     }
 
     /// Pushes an image.
@@ -140,9 +168,9 @@ impl Registry {
         self.push_manifest(name, tag, &self.push_content(name, image)?)
     }
 
-    /// Pushes one image for each architecture, and what names them all, in the format of the first.
+    /// As [`Registry::push_index`].
     #[track_caller]
-    pub fn push_index(&self, name: &str, tag: &str, images: &[(&str, Image)]) -> Published {
+    fn push_index(&self, name: &str, tag: &str, images: &[(&str, Image)]) -> Published {
         let push = || -> Result<Published> {
             let mut manifests = Vec::new();
             for (architecture, image) in images {
@@ -169,8 +197,8 @@ impl Registry {
         let uri = format!("/v2/{name}/manifests/{tag}");
         self.send(Method::PUT, &uri, &manifest.media, manifest.data.clone())?;
         Ok(Published {
-            by_tag: format!("{}/{name}:{tag}", Self::ADDRESS),
-            by_digest: format!("{}/{name}@{}", Self::ADDRESS, manifest.digest()),
+            by_tag: format!("{}/{name}:{tag}", self.address),
+            by_digest: format!("{}/{name}@{}", self.address, manifest.digest()),
         })
     }
 

@@ -5,7 +5,7 @@ use build::cache::Key;
 use build::command::run_quiet;
 use build::project::SOURCE_DATE_EPOCH;
 use build::toolbox::{LockPolicy, Set, Toolbox};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
@@ -116,6 +116,42 @@ pub fn visits() -> Image {
         .with("Cmd", json!(["httpd", "-f", "-p", "8080", "-h", "/srv"]))
 }
 
+/// Debian's virtual machine for programs in Java. The image names no command.
+#[track_caller]
+pub fn java() -> Image {
+    const HOME: &str = "/usr/lib/jvm/java-21-openjdk-amd64";
+    let programs = ["bin/java", "lib/server/libjvm.so", "lib/libnet.so", "lib/libnio.so", "lib/libzip.so"];
+    let programs = programs.map(|name| format!("{HOME}/{name}"));
+    packaged("java", &programs, &[HOME])
+        .with("Env", json!([format!("PATH={HOME}/bin:/bin")]))
+        .with("Cmd", Value::Null)
+        .with("User", json!("1000:1000"))
+}
+
+/// Debian's docker-registry, a program in Go, and nothing beside it (no shell, no passwd): it listens at port 5000 and keeps what it has
+/// in `/data`.
+#[track_caller]
+pub fn registry() -> Image {
+    const USER: u64 = 65532;
+    let configuration = json!({
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": "/data"}},
+        "http": {"addr": ":5000"},
+    });
+    let archive = Archive::new()
+        .file("etc/registry.json", 0o644, configuration.to_string())
+        .owned_folder("data", 0o755, USER);
+    let program = layer("registry", &["/usr/bin/docker-registry".to_owned()], &[]);
+    let program = program.unwrap_or_else(|error| panic!("the image of a registry: {error:#}"));
+    Image::empty()
+        .layer(program)
+        .layer(Layer::new(&archive.finish(), Packing::Gzip))
+        .with("Entrypoint", json!(["/usr/bin/docker-registry"]))
+        .with("Cmd", json!(["serve", "/etc/registry.json"]))
+        .with("User", json!(USER.to_string()))
+}
+
 /// busybox with `getfattr` and `getcap`.
 #[track_caller]
 pub fn attributes() -> Image {
@@ -135,7 +171,7 @@ fn packaged(name: &str, programs: &[String], folders: &[&str]) -> Image {
 
 fn layer(name: &str, programs: &[String], folders: &[&str]) -> Result<Layer> {
     let (project, toolbox) = (&bench().project, toolbox());
-    let key = Key::new("workload 1").text(&toolbox.id).text(&programs.join(" ")).text(&folders.join(" "));
+    let key = Key::new("workload 2").text(&toolbox.id).text(&programs.join(" ")).text(&folders.join(" "));
     let step = format!("image-{name}");
     let entry = project.cache.step(&step, "a layer of Debian's packages", key, |out| {
         let mut files: BTreeSet<String> = programs.iter().cloned().collect();
@@ -146,12 +182,14 @@ fn layer(name: &str, programs: &[String], folders: &[&str]) -> Result<Layer> {
         let paths = told.lines().filter_map(|line| line.rsplit_once(" (")?.0.split_whitespace().last());
         files.extend(paths.filter(|path| path.starts_with('/')).map(str::to_owned));
         let tar = out.join("layer.tar");
-        let mut command = bench().toolbox.command("tar");
+        let mut command = toolbox.command("tar");
         // What is a link in Debian's packages is what it leads to: there is one name for each library.
         command.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--dereference"]);
         command.args(["--hard-dereference", "--exclude=usr/share/postgresql/17/man"]);
+        // Certificates, which a script of the package would have made.
+        command.arg("--exclude=*/lib/security/cacerts");
         command.arg(format!("--mtime=@{SOURCE_DATE_EPOCH}")).arg("-cf").arg(&tar);
-        command.arg("-C").arg(&toolbox.root).args(files.iter().map(|file| file.trim_start_matches('/')));
+        command.args(["-C", "/"]).args(files.iter().map(|file| file.trim_start_matches('/')));
         run_quiet(&mut command, "packing")?;
         fs::write(out.join("diff-id"), digest(&fs::read(&tar)?))?;
         run_quiet(bench().toolbox.command("gzip").arg("-n").arg(&tar), "gzip")?;

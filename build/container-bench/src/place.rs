@@ -44,7 +44,8 @@ pub(crate) fn enter(tree: &Path) -> Result<()> {
     }
     bind(&node.join("proc"), &tree.join("proc"), none)?;
     bind(&node.join("sys"), &tree.join("sys"), none)?;
-    fresh("cgroup2", &tree.join("sys/fs/cgroup"))?;
+    // Not mounted anew: the kernel would take the options of this mount for all of them.
+    bind(&node.join("sys/fs/cgroup"), &tree.join("sys/fs/cgroup"), none)?;
     bind(&node.join("dev"), &tree.join("dev"), all)?;
     bind(&node.join("data"), &tree.join("data"), none)?;
     bind(&node.join("run"), &tree.join("node/run"), none)?;
