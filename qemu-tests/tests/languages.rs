@@ -56,7 +56,7 @@ fn a_java_program_sees_what_its_container_may_have() {
     ];
     node.set(&json!({"containers": {"web": {
         "image": image.by_tag, "command": command, "networks": ["front"], "ports": ["8080:8080"],
-        "memory": "256MiB", "cpus": 1, "read-only": true,
+        "memory": "256MiB", "cpus": "1", "read-only": true,
         "health-check": {"http": "http://localhost:8080/passwd", "start-period": 240},
     }}}));
     node.wait_for("it is healthy", PATIENCE, |node| is_healthy(&node.container("web")).then_some(()));

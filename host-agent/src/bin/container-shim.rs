@@ -1,4 +1,4 @@
-//! `container-shim NAME IMAGE`: runs one container once and writes how it ended.
+//! `container-shim NAME IMAGE`: runs one container once, when a byte on its standard input says so, and writes how it ended.
 //!
 //! `container-shim --exec REQUEST` runs a further process in one: `container/session.rs`. `container-shim --inside COMMAND` becomes that
 //! process: `container/inside.rs`. `container-shim --copy REQUEST` carries files of one, by `container-shim --files REQUEST` that does it in
@@ -71,8 +71,13 @@ fn main() -> ExitCode {
         eprintln!("<3>container {name}: another shim runs it");
         return ExitCode::FAILURE;
     }
-    let _ = fs::remove_file(places.exit());
     let _ = replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
+    // All until here went on beside the agent's own work. Without its word (it has changed its mind, or ended) nothing was begun.
+    let mut word = [0];
+    if !matches!(io::stdin().read(&mut word), Ok(1) if word == [shim::GO]) {
+        return ExitCode::SUCCESS;
+    }
+    let _ = fs::remove_file(places.exit());
     let mut shim = Shim { name, image, places, started_at: boottime_ms() };
     let exit = shim.run();
     runtime::clear(&shim.name, &shim.places);

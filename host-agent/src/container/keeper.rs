@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -34,6 +35,8 @@ use crate::container::{
 use crate::files;
 
 const SECCOMP: &str = "/usr/lib/caisson/seccomp/default.json";
+/// What is in it, once it was read: the verified root does not change.
+static PROFILE: OnceLock<Value> = OnceLock::new();
 /// How often a container that starts is looked at: first, and after 12 s.
 const LOOK: Duration = Duration::from_millis(20);
 const LOOK_LATER: Duration = Duration::from_millis(250);
@@ -46,6 +49,16 @@ const FIRST_PULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_PULL_DELAY: Duration = Duration::from_secs(300);
 /// For how long the image of a bootstrap container that is not essential is tried to be pulled: others wait for its end.
 const BOOTSTRAP_PULL_PATIENCE: Duration = Duration::from_secs(300);
+
+/// The profile of all containers.
+fn seccomp() -> Result<&'static Value, String> {
+    if let Some(profile) = PROFILE.get() {
+        return Ok(profile);
+    }
+    let profile = fs::read(SECCOMP).map_err(|error| format!("cannot read {SECCOMP}: {error}"))?;
+    let profile = serde_json::from_slice(&profile).map_err(|error| format!("{SECCOMP}: {error}"))?;
+    Ok(PROFILE.get_or_init(|| profile))
+}
 
 /// What a container gets from settings that are not its own.
 #[derive(Clone)]
@@ -370,13 +383,22 @@ impl Keeper {
         let begun = boottime_ms();
         self.write_down(hash, State::Running(begun));
         self.write_spec();
-        let started = self.prepare(&image).and_then(|()| {
-            let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
-            shim::start(&self.instance, &self.spec.reference()).map_err(failed)
-        });
-        match started {
+        match self.start(&image).await {
             Ok(child) => self.watch(Some(child), begun, place).await,
             Err(error) => Some(never_ran(error, begun)),
+        }
+    }
+
+    /// Starts a shim, which gets ready by itself on another processor while its bundle is written.
+    async fn start(&self, image: &Image) -> Result<Child, String> {
+        let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
+        let shim = shim::Waiting::start(&self.instance, &self.spec.reference()).map_err(failed)?;
+        match self.prepare(image) {
+            Ok(()) => shim.go().await.map_err(failed),
+            Err(error) => {
+                shim.dismiss().await;
+                Err(error)
+            }
         }
     }
 
@@ -653,9 +675,7 @@ impl Keeper {
             |what: &Path, error: &dyn std::fmt::Display| format!("cannot write {}: {error}", what.display());
         let bundle = self.places.bundle();
         fs::create_dir_all(self.places.rootfs()).map_err(|error| failed(&bundle, &error))?;
-        let seccomp = fs::read(SECCOMP).map_err(|error| format!("cannot read {SECCOMP}: {error}"))?;
-        let seccomp: Value =
-            serde_json::from_slice(&seccomp).map_err(|error| format!("{SECCOMP}: {error}"))?;
+        let seccomp = seccomp()?;
         let own = self.spec.container.user.as_ref().map(|user| user.as_str());
         let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
         let defaults = self.surroundings.defaults.borrow();
@@ -665,7 +685,7 @@ impl Keeper {
         let env_files = self.spec.container.env_files.as_deref().unwrap_or_default();
         of_image.config.env.get_or_insert_default().extend(environment::of_files(env_files)?);
         let config =
-            bundle::config(&self.instance, &self.spec, &of_image, user, &seccomp, &defaults, &preparation)?;
+            bundle::config(&self.instance, &self.spec, &of_image, user, seccomp, &defaults, &preparation)?;
         let secrets = self.places.secrets();
         environment::write_secrets(
             &secrets,

@@ -4,7 +4,7 @@ use apiserver::agent::{Copy, Exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
@@ -23,10 +23,48 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// A shim that needs so much longer is in trouble itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub fn start(name: &str, image: &str) -> io::Result<Child> {
-    // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
-    let mut command = Command::new(SHIM);
-    command.args([name, image]).env_clear().env("PATH", "/usr/bin").stdin(Stdio::null()).spawn()
+/// What a shim waits for: all that it needs is written.
+pub const GO: u8 = b'\n';
+
+/// A shim that has been started, and does nothing to its container yet: it finds its place while what it needs is written.
+pub struct Waiting(Child);
+
+impl Waiting {
+    pub fn start(name: &str, image: &str) -> io::Result<Self> {
+        // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
+        let mut command = Command::new(SHIM);
+        command
+            .args([name, image])
+            .env_clear()
+            .env("PATH", "/usr/bin")
+            .stdin(Stdio::piped())
+            .spawn()
+            .map(Self)
+    }
+
+    /// Lets it begin. An error, and no shim, when it has ended meanwhile.
+    pub async fn go(mut self) -> io::Result<Child> {
+        let told = match self.0.stdin.take() {
+            // One byte has room in any pipe: this does not wait.
+            Some(stdin) => stdin.into_owned_fd().and_then(|pipe| File::from(pipe).write_all(&[GO])),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        match told {
+            Ok(()) => Ok(self.0),
+            Err(error) => {
+                self.dismiss().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has it end without a trace.
+    pub async fn dismiss(mut self) {
+        drop(self.0.stdin.take());
+        if timeout(PATIENCE, self.0.wait()).await.is_err() {
+            let _ = self.0.kill().await;
+        }
+    }
 }
 
 /// Starts what runs a further process in a container, and hands the connection over to it: it answers on that itself.
