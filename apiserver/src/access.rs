@@ -61,6 +61,12 @@ impl Access {
                 );
                 Err(Refusal::new(StatusCode::FORBIDDEN, reason))
             }
+            (Self::ReadOnly, ["containers", _, "inspect"]) => {
+                let reason = format!(
+                    "what a container was started with may be secret, which this socket does not show: {elsewhere}"
+                );
+                Err(Refusal::new(StatusCode::FORBIDDEN, reason))
+            }
             (Self::ReadOnly, ["images", "inspect"]) => {
                 let reason = format!(
                     "what an image says of itself may hold secrets, which this socket does not show: {elsewhere}"

@@ -3,6 +3,7 @@
 //! A request is at most 4 MiB long, an answer 8 MiB.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use settings::{ImageReference, Settings, Step};
 use std::collections::BTreeMap;
 use std::io;
@@ -40,6 +41,10 @@ pub enum Request {
     ContainerStats,
     /// The processes of a container that runs.
     ContainerProcesses {
+        name: String,
+    },
+    /// One container, with what the runtime was told of it.
+    InspectContainer {
         name: String,
     },
     /// What a container wrote, as much of it as an answer holds.
@@ -160,6 +165,7 @@ pub enum Response {
         containers: Vec<ContainerStats>,
     },
     ContainerProcesses(ContainerProcesses),
+    Container(Box<ContainerDetails>),
     Logs {
         text: String,
     },
@@ -523,6 +529,19 @@ pub enum Health {
     Starting,
     Healthy,
     Degraded,
+}
+
+/// One container, and how it was started last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerDetails {
+    #[serde(flatten)]
+    pub status: ContainerStatus,
+    /// Of the manifest of its image; none of an image that is part of the system, and before a first start.
+    pub image_digest: Option<String>,
+    /// What the runtime was told (OCI Runtime Specification 1.2, config.md), without what may be secret or is the same for all: of
+    /// variables there are the names, of the seccomp profile no rules. None before a first start.
+    pub runtime: Option<Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

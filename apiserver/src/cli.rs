@@ -201,6 +201,8 @@ enum Container {
         #[arg(long)]
         json: bool,
     },
+    /// One container as JSON: its state, and what the runtime was told (of variables the names only)
+    Inspect { name: String },
     /// Copy files and folders out of a container that runs, or into it
     #[command(visible_alias = "copy")]
     Cp(Copy),
@@ -493,6 +495,9 @@ fn execute(api: &Api, command: &Command) -> Result<String, Failure> {
             cli_container::stats(api, name.as_deref(), *json)
         }
         Command::Container(Container::Top { name, json }) => cli_container::top(api, name, *json),
+        Command::Container(Container::Inspect { name }) => {
+            Ok(pretty(&api.get(&format!("/containers/{}/inspect", encode(name)))?))
+        }
         Command::Container(Container::Cp(copy)) => cli_copy::copy(api, copy),
         Command::Container(Container::Stop { name }) => cli_container::stop(api, name),
         Command::Container(Container::Start { name }) => {

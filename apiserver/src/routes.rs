@@ -29,6 +29,7 @@
 //! | `GET /containers`, `GET /containers/NAME/logs?lines=N&since=S` | *containers, and what one wrote: the last lines, those since a time (5m, or of RFC 3339); with `follow=true` also what it writes, until it is gone* |
 //! | `GET /containers/stats` | *what those that run use: processors, memory, processes, block devices* |
 //! | `GET /containers/NAME/top` | *its processes, at most 1000: 404; 409 for one that does not run; not told at the socket that only reads* |
+//! | `GET /containers/NAME/inspect` | *it, and what the runtime was told of it; 404; not told at the socket that only reads* |
 //! | `POST /containers/NAME/stop`, `…/start`, `…/restart` | *204: begins; a stopped one stays so until it is started, its settings change, or the node restarts; 404; 409 for a bootstrap container* |
 //! | `POST /containers/NAME/pause`, `…/unpause` | *204: its processes do nothing, or go on; 404; 409 for one that does not run* |
 //! | `GET /images`, `GET /images/inspect?reference=R` | *images, with size, time and who uses them; one of them with what its maker says of it* |
@@ -265,6 +266,13 @@ async fn route(
                 _ => Err(unexpected()),
             }
         }
+        (&Method::GET, ["containers", name, "inspect"]) => {
+            let name = (*name).to_owned();
+            match ask_agent(state, &agent::Request::InspectContainer { name }).await? {
+                agent::Response::Container(container) => Ok(reply::json(&container)),
+                _ => Err(unexpected()),
+            }
+        }
         (&Method::GET, ["containers", name, "logs"]) => {
             let (name, start) = ((*name).to_owned(), log::start(&query)?);
             // That it is neither true nor false; who follows was answered before.
@@ -338,6 +346,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("containers/stats", "GET"),
     ("containers/NAME/logs", "GET"),
     ("containers/NAME/top", "GET"),
+    ("containers/NAME/inspect", "GET"),
     ("containers/NAME/stop", "POST"),
     ("containers/NAME/start", "POST"),
     ("containers/NAME/restart", "POST"),

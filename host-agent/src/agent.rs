@@ -287,6 +287,16 @@ impl Agent {
                     Err((kind, message)) => Response::Error { kind, message },
                 }
             }
+            Request::InspectContainer { name } => {
+                let node = self.node.borrow();
+                match node.containers.inspect(&name) {
+                    Ok(details) => Response::Container(Box::new(details)),
+                    Err(refusal) => {
+                        let (kind, message) = refused(refusal);
+                        Response::Error { kind, message }
+                    }
+                }
+            }
             // Who follows over a restart of the agent is not to take it for the container's end.
             Request::FollowContainerLogs { name, .. } if self.is_to_come(&name) => {
                 failed(format!("{name} has not begun yet: try again when the node has started"))

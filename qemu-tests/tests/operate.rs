@@ -147,6 +147,17 @@ fn files_are_copied_out_and_in() {
     let first: Vec<&str> = top.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(first[..4], ["1", &pid, "1000", "S"], "{top}");
     assert!(top.lines().nth(1).unwrap().ends_with("  sleep 1000000"), "{top}");
+    // How it was started. What a variable holds may be secret.
+    let (code, inspected) = node.client(&["container", "inspect", "web"]);
+    assert_eq!(code, 0, "{inspected}");
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["state"], "running");
+    let runtime = &inspected["runtime"];
+    assert_eq!(runtime["process"]["user"]["uid"], 1000, "{inspected:#}");
+    assert_eq!(runtime["linux"]["cgroupsPath"], "/containers/web/payload", "{inspected:#}");
+    let variables = runtime["process"]["env"].as_array().unwrap();
+    assert!(variables.iter().any(|name| name == "PATH"), "{inspected:#}");
+    assert!(variables.iter().all(|name| !name.as_str().unwrap().contains('=')), "{inspected:#}");
     // Out: the tree as it is, and a link as a link.
     let (code, said) = copy(&node, "web:/tmp/d", &here("d"));
     assert!(code == Some(0) && said.contains("copied 3 files, 2.9 MiB"), "{said}");

@@ -128,6 +128,13 @@ fn content(request: Request) -> String {
             });
             Response::Containers { containers: vec![serde_json::from_value(web).unwrap()] }
         }
+        Request::InspectContainer { name } => {
+            let container = json!({
+                "name": name, "image": "a", "state": "stopped", "restarts": 0, "delays-ms": [], "essential": false,
+                "image-digest": "sha256:00", "runtime": {"ociVersion": "1.2.0"}
+            });
+            Response::Container(serde_json::from_value(container).unwrap())
+        }
         Request::ContainerProcesses { .. } => {
             Response::ContainerProcesses(ContainerProcesses { processes: Vec::new(), more: 0 })
         }

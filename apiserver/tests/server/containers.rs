@@ -43,6 +43,21 @@ fn an_answer_of_no_use_is_not_taken_for_none() {
 }
 
 #[test]
+fn how_a_container_was_started_is_told_but_not_to_who_only_reads() {
+    let server = Server::start();
+    agent(&server, |request| {
+        let Request::InspectContainer { name } = request else { panic!("asked for {request:?}") };
+        let message = format!("there is no container {name:?}: there are web");
+        answer(&Response::Error { kind: ErrorKind::NotFound, message })
+    });
+    let unknown = server.client(&["container", "inspect", "wbe"]);
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(unknown.status.code() == Some(1) && said.contains("there are web"), "{unknown:?}");
+    let refused = server.send_as_reader(Method::GET, "/containers/web/inspect", "");
+    assert!(refused.status == 403 && refused.text().contains("may be secret"), "{}", refused.text());
+}
+
+#[test]
 fn containers_are_stopped_and_started_by_hand_and_what_refuses_says_why() {
     let server = Server::start();
     let asked = Arc::new(Mutex::new(Vec::new()));

@@ -1,6 +1,8 @@
 //! The containers that run: one [`Keeper`] for each.
 
-use apiserver::agent::{ContainerAction, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate};
+use apiserver::agent::{
+    ContainerAction, ContainerDetails, ContainerKind, ContainerState, ContainerStatus, ContainerUpdate,
+};
 use settings::OciDefaults;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,7 @@ use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::rollout::{self, Refusal, Rollout, Verdict};
 use crate::container::spec::Spec;
-use crate::container::{freeze, progress, runtime, shim};
+use crate::container::{freeze, inspect, progress, runtime, shim};
 
 /// Containers that are named to who asks for another.
 const MOST_NAMES: usize = 20;
@@ -283,6 +285,19 @@ impl Manager {
             | ContainerState::Stopped => "apiclient container start starts it",
         };
         Err(Refused::Conflict(format!("{name} does not run: {how}")))
+    }
+
+    /// One container, and how it was started last. As with Bottlerocket, a host container is also known without its group.
+    pub fn inspect(&self, name: &str) -> Result<ContainerDetails, Refused> {
+        let of_host = format!("host-containers.{name}");
+        let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
+        let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
+        let places = Places::of(&self.instance(&status.name));
+        Ok(ContainerDetails {
+            image_digest: inspect::image_digest(&places),
+            runtime: inspect::runtime(&places),
+            status,
+        })
     }
 
     /// That there is no such container, and which there are.

@@ -17,6 +17,7 @@ pub mod identities;
 pub mod image;
 pub mod images;
 pub mod inside;
+pub mod inspect;
 mod keeper;
 pub mod layer;
 pub mod log;
