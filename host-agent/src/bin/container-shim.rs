@@ -72,6 +72,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let _ = replace(&places.run.join("shim.pid"), std::process::id().to_string().as_bytes());
+    let signals = block_signals();
+    // What a shim before this one left when it was killed; its words would be taken for this one's.
+    runtime::clear(&name, &places);
+    let _ = fs::remove_file(runtime::log(&places));
     // All until here went on beside the agent's own work. Without its word (it has changed its mind, or ended) nothing was begun.
     let mut word = [0];
     if !matches!(io::stdin().read(&mut word), Ok(1) if word == [shim::GO]) {
@@ -79,7 +83,7 @@ fn main() -> ExitCode {
     }
     let _ = fs::remove_file(places.exit());
     let mut shim = Shim { name, image, places, started_at: boottime_ms() };
-    let exit = shim.run();
+    let exit = shim.run(signals);
     runtime::clear(&shim.name, &shim.places);
     let data = serde_json::to_vec(&exit).unwrap_or_default();
     if let Err(error) = replace(&shim.places.exit(), &data) {
@@ -130,8 +134,9 @@ struct Streams {
 }
 
 impl Shim {
-    fn run(&mut self) -> Exit {
-        let result = self.run_inner();
+    fn run(&mut self, signals: nix::Result<SignalFd>) -> Exit {
+        let signals = signals.map_err(|error| format!("cannot take signals: {error}"));
+        let result = signals.and_then(|signals| self.run_inner(&signals));
         let out_of_memory = self.out_of_memory();
         let (exit_code, error) = match result {
             Ok(code) => (Some(code), None),
@@ -140,11 +145,7 @@ impl Shim {
         Exit { exit_code, error, out_of_memory, started_at_ms: self.started_at, ended_at_ms: boottime_ms() }
     }
 
-    fn run_inner(&mut self) -> Result<i32, String> {
-        let signals = block_signals().map_err(|error| format!("cannot take signals: {error}"))?;
-        // What a shim before this one left when it was killed; its words would be taken for this one's.
-        runtime::clear(&self.name, &self.places);
-        let _ = fs::remove_file(runtime::log(&self.places));
+    fn run_inner(&mut self, signals: &SignalFd) -> Result<i32, String> {
         let config = self.config()?;
         let preparation = Preparation::read(&self.places)
             .map_err(|error| format!("{}: {error}", self.places.preparation().display()))?;
@@ -187,7 +188,7 @@ impl Shim {
             .stderr(Stdio::from(err_writer))
             .spawn()
             .map_err(|error| format!("cannot start {YOUKI}: {error}"))?;
-        let created = self.wait_for(&signals, &mut streams, pid_of(create.id()))?;
+        let created = self.wait_for(signals, &mut streams, pid_of(create.id()))?;
         if created != Some(0) {
             let what = if needs_networks { "made" } else { "started" };
             return Err(self.refusal(what, &streams, &self.runtime_log()));
@@ -199,12 +200,12 @@ impl Shim {
         let payload = payload.ok_or_else(|| "the runtime did not tell the container's process".to_owned())?;
         if needs_networks {
             netavark::set_up(&self.places, payload)?;
-            self.start(&signals, &mut streams)?;
+            self.start(signals, &mut streams)?;
         }
         streams.release();
         streams.phase = Phase::Runs;
         let begun = boottime_ms();
-        let code = self.watch(&signals, &mut streams, payload, &Ending::of(&config));
+        let code = self.watch(signals, &mut streams, payload, &Ending::of(&config));
         streams.drain();
         // The runtime executes the command last of all, with this code when it cannot.
         let log = self.runtime_log();
