@@ -539,8 +539,8 @@ pub struct ContainerDetails {
     pub status: ContainerStatus,
     /// Of the manifest of its image; none of an image that is part of the system, and before a first start.
     pub image_digest: Option<String>,
-    /// What the runtime was told (OCI Runtime Specification 1.2, config.md), without what may be secret or is the same for all: of
-    /// variables there are the names, of the seccomp profile no rules. None before a first start.
+    /// What the runtime was told (OCI Runtime Specification 1.2, config.md): of variables there are the names, of the seccomp profile no
+    /// rules. Arguments are as they are. None before a first start, and if it is longer than 4 MiB.
     pub runtime: Option<Value>,
 }
 

@@ -607,8 +607,21 @@ pub(crate) fn encode(text: &str) -> String {
         .collect()
 }
 
+/// JSON for a terminal too: what would steer it, or turn text around, is written as the escape that JSON has for it.
 pub(crate) fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default()
+    let steers = |character: char| {
+        let turns =
+            matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        turns || character.is_control() && character != '\n'
+    };
+    let mut shown = String::new();
+    for character in serde_json::to_string_pretty(value).unwrap_or_default().chars() {
+        match steers(character) {
+            true => shown.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// What is under `settings` when there is such a layer, and then nothing beside it that would be lost.
@@ -645,4 +658,20 @@ fn read_settings(file: &Path) -> Result<Value, Failure> {
     }
     let settings = settings::from_user_data(&text).map_err(|mistakes| failed(mistakes.to_string()))?;
     Ok(settings.to_json())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What containers and images call themselves comes from outside.
+    #[test]
+    fn json_steers_no_terminal_and_is_the_same_json() {
+        let hostile = json!({"cmd": ["a\u{1b}[2J", "\u{9b}2J", "\u{7f}", "abc\u{202e}cba", "schön\n"]});
+        let shown = pretty(&hostile);
+        assert!(shown.chars().all(|character| character == '\n' || !character.is_control()), "{shown:?}");
+        assert!(shown.contains(r#""abc\u202ecba""#) && shown.contains("schön"), "{shown}");
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), hostile);
+    }
 }

@@ -1,9 +1,6 @@
 //! Programs whose languages bring a runtime of their own: Java's virtual machine, and Go in an image of nothing else.
 
-use qemu_tests::{
-    Archive, Config, ContainerHealthState, ContainerState, ContainerStatus, Image, Layer, Node, Packing,
-    Pushes, Registry, workload,
-};
+use qemu_tests::{Archive, Config, ContainerState, Image, Layer, Node, Packing, Pushes, Registry, workload};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,6 +8,14 @@ use std::time::Duration;
 
 /// For an image to be pulled and its program to answer.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The settings of the document's section about a registry.
+fn example() -> &'static str {
+    let page = include_str!("../../docs/containers.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("A registry on the node itself"));
+    let block = section.and_then(|section| section.split("```toml\n").nth(1)?.split("```").next());
+    block.expect("docs/containers.md has an example of a registry")
+}
 
 /// A port of the loopback that was free a moment ago.
 fn free_port() -> u16 {
@@ -28,8 +33,15 @@ fn page(port: u16) -> Option<String> {
     Some(page)
 }
 
-fn is_healthy(container: &ContainerStatus) -> bool {
-    container.health.as_ref().is_some_and(|health| health.state == ContainerHealthState::Healthy)
+/// Waits until those run, and are healthy if that is looked at.
+#[track_caller]
+fn wait_for(node: &Node, names: &[&str]) {
+    node.wait_until_healthy();
+    node.wait_for(format!("{names:?} are up"), PATIENCE, |node| {
+        let all = node.containers();
+        let is_up = |name: &&str| all.iter().any(|one| one.name == **name && one.is_up());
+        names.iter().all(is_up).then_some(())
+    });
 }
 
 /// The JVM sizes its heap and its threads by the control group that it finds, and compiles while it runs.
@@ -59,7 +71,7 @@ fn a_java_program_sees_what_its_container_may_have() {
         "memory": "256MiB", "cpus": "1", "read-only": true,
         "health-check": {"http": "http://localhost:8080/passwd", "start-period": 240},
     }}}));
-    node.wait_for("it is healthy", PATIENCE, |node| is_healthy(&node.container("web")).then_some(()));
+    wait_for(&node, &["web"]);
     let log = node.logs("web");
     for limit in [
         "Provider: cgroupv2",
@@ -79,40 +91,39 @@ fn a_java_program_sees_what_its_container_may_have() {
     node.power_off();
 }
 
+/// An image that tells a story.
+fn telling(story: &str) -> Image {
+    let archive = Archive::new().file("etc/story", 0o644, story);
+    let layer = Layer::new(&archive.finish(), Packing::Gzip);
+    Image::busybox().layer(layer).with("Cmd", json!(["sh", "-c", "cat /etc/story; exec sleep 3600"]))
+}
+
 /// The node's mirror is a container of its own. What is pushed to it through its port is pulled by the node, and is there after a
 /// reboot.
 #[test]
 fn a_node_pulls_from_a_registry_that_is_its_own_container() {
     let outside = Registry::start();
-    let image = outside.push("team/registry", "2", &workload::registry());
+    outside.push("team/registry", "2", &workload::registry());
     let port = free_port();
-    let mut node = Node::new(Config::direct().registry(&outside));
+    let settings = example().replace("registry.example.com", Registry::ADDRESS);
+    let mut node = Node::new(Config::direct().registry(&outside).user_data(settings));
     node.config.ports = vec![(port, 5000)];
     node.start();
-    node.wait_until_healthy();
-    node.set(&json!({
-        "container-registry": {"mirrors": [{"registry": "apps.example", "endpoint": ["http://127.0.0.1:5000"]}]},
-        "containers": {"registry": {
-            "image": image.by_tag, "networks": ["front"], "ports": ["5000:5000"], "read-only": true,
-            "volumes": {"images": {"path": "/data"}},
-            "health-check": {"http": "http://localhost:5000/v2/", "start-period": 60},
-        }},
-    }));
-    node.wait_for("it is healthy", PATIENCE, |node| is_healthy(&node.container("registry")).then_some(()));
-    let archive = Archive::new().file("etc/story", 0o644, "told by the node to itself\n");
-    let layer = Layer::new(&archive.finish(), Packing::Gzip);
-    let app = Image::busybox().layer(layer);
-    let app = app.with("Cmd", json!(["sh", "-c", "cat /etc/story; exec sleep 3600"]));
-    Pushes::to(port, "apps.example").push("team/app", "1", &app);
-    node.set(&json!({"containers": {"app": {"image": "apps.example/team/app:1", "after": ["registry"]}}}));
+    wait_for(&node, &["registry"]);
+    let app = telling("told by the node to itself\n");
+    let pushes = Pushes::to(port, "apps.example.com");
+    pushes.push("team/app", "1", &app);
+    node.set(
+        &json!({"containers": {"app": {"image": "apps.example.com/team/app:1", "after": ["registry"]}}}),
+    );
     node.wait_for_logs("app", "told by the node to itself");
 
-    // All by itself: what it pulled, and what its registry has.
+    // All by itself: what it pulled, and what only its registry has.
+    pushes.push("team/later", "1", &telling("told after a night\n"));
     drop(outside);
     node.reboot();
-    node.wait_for_logs("app", "told by the node to itself");
-    node.wait_for("it is healthy", PATIENCE, |node| is_healthy(&node.container("registry")).then_some(()));
-    let (code, said) = node.client(&["image", "pull", "apps.example/team/app:1"]);
-    assert_eq!(code, 0, "{said}");
+    wait_for(&node, &["registry", "app"]);
+    node.set(&json!({"containers": {"later": {"image": "apps.example.com/team/later:1"}}}));
+    node.wait_for_logs("later", "told after a night");
     node.power_off();
 }

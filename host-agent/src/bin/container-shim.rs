@@ -76,7 +76,8 @@ fn main() -> ExitCode {
     // What a shim before this one left when it was killed; its words would be taken for this one's.
     runtime::clear(&name, &places);
     let _ = fs::remove_file(runtime::log(&places));
-    // All until here went on beside the agent's own work. Without its word (it has changed its mind, or ended) nothing was begun.
+    // All until here went on beside the agent's own work. Without its word (it could not prepare the container, or has ended) nothing of
+    // it is made.
     let mut word = [0];
     if !matches!(io::stdin().read(&mut word), Ok(1) if word == [shim::GO]) {
         return ExitCode::SUCCESS;

@@ -8,10 +8,10 @@ use crate::container::image;
 use crate::container::record::Places;
 use crate::files::read_bounded;
 
-/// More than settings and an image can make of it.
+/// Bytes of it that fit into an answer of the agent.
 const LARGEST_CONFIG: u64 = 4 << 20;
 
-/// What the runtime was told, as it may be shown; none when it was told nothing yet.
+/// What the runtime was told, as it may be shown; none when it was told nothing yet, or more than can be shown.
 pub fn runtime(places: &Places) -> Option<Value> {
     let config = read_bounded(&places.bundle().join("config.json"), LARGEST_CONFIG).ok()?;
     Some(shown(serde_json::from_slice(&config).ok()?))

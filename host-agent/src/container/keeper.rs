@@ -559,7 +559,9 @@ impl Keeper {
         let (name, places) = (self.instance.clone(), self.places.clone());
         let _ = spawn_blocking(move || {
             runtime::clear(&name, &places);
-            for record in [places.kept(), places.exit(), places.pid(), places.refusal()] {
+            let started_with = [places.lower(), places.bundle().join("config.json")];
+            let records = [places.kept(), places.exit(), places.pid(), places.refusal()];
+            for record in records.into_iter().chain(started_with) {
                 let _ = fs::remove_file(record);
             }
             fs::remove_dir_all(&places.data)

@@ -290,9 +290,9 @@ impl Manager {
     /// One container, and how it was started last. As with Bottlerocket, a host container is also known without its group.
     pub fn inspect(&self, name: &str) -> Result<ContainerDetails, Refused> {
         let of_host = format!("host-containers.{name}");
-        let found = [name, of_host.as_str()].into_iter().find_map(|name| self.status(name));
-        let Some(status) = found else { return Err(Refused::Unknown(self.unknown(name))) };
-        let places = Places::of(&self.instance(&status.name));
+        let found = [name, of_host.as_str()].into_iter().find_map(|name| Some((name, self.status(name)?)));
+        let Some((found, status)) = found else { return Err(Refused::Unknown(self.unknown(name))) };
+        let places = Places::of(&self.instance(found));
         Ok(ContainerDetails {
             image_digest: inspect::image_digest(&places),
             runtime: inspect::runtime(&places),

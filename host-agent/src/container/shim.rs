@@ -23,10 +23,13 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// A shim that needs so much longer is in trouble itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// For a shim to take away what one before it has left. netavark alone may take a minute.
+const CLEARING: Duration = Duration::from_secs(90);
 /// What a shim waits for: all that it needs is written.
 pub const GO: u8 = b'\n';
 
-/// A shim that has been started, and does nothing to its container yet: it finds its place while what it needs is written.
+/// A shim that has been started, and makes nothing yet: it finds its place, and takes away what one before it may have left, while what it
+/// needs is written.
 pub struct Waiting(Child);
 
 impl Waiting {
@@ -58,10 +61,10 @@ impl Waiting {
         }
     }
 
-    /// Has it end without a trace.
+    /// Has it end; what it would have run is as if it had never been.
     pub async fn dismiss(mut self) {
         drop(self.0.stdin.take());
-        if timeout(PATIENCE, self.0.wait()).await.is_err() {
+        if timeout(CLEARING, self.0.wait()).await.is_err() {
             let _ = self.0.kill().await;
         }
     }
