@@ -134,3 +134,10 @@ impl Config {
         self
     }
 }
+
+/// A port of the loopback that was free a moment ago, for [`Config::ports`].
+#[track_caller]
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("its number").port()
+}

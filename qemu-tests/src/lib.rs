@@ -24,7 +24,7 @@ pub mod workload;
 pub use api::script;
 pub use bench::{Bench, bench};
 pub use chance::{Chance, times};
-pub use config::{Config, UserData};
+pub use config::{Config, UserData, free_port};
 pub use drives::{ext4_disk, flip, nocloud_iso, nocloud_vfat, wipe};
 pub use imds::{Answers, Imds};
 pub use installed::{install_in_slot_b, install_with_update_root};

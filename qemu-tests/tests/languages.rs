@@ -1,9 +1,11 @@
 //! Programs whose languages bring a runtime of their own: Java's virtual machine, and Go in an image of nothing else.
 
-use qemu_tests::{Archive, Config, ContainerState, Image, Layer, Node, Packing, Pushes, Registry, workload};
+use qemu_tests::{
+    Archive, Config, ContainerState, Image, Layer, Node, Packing, Pushes, Registry, free_port, workload,
+};
 use serde_json::json;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 /// For an image to be pulled and its program to answer.
@@ -15,12 +17,6 @@ fn example() -> &'static str {
     let section = page.split("\n## ").find(|section| section.starts_with("A registry on the node itself"));
     let block = section.and_then(|section| section.split("```toml\n").nth(1)?.split("```").next());
     block.expect("docs/containers.md has an example of a registry")
-}
-
-/// A port of the loopback that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("its number").port()
 }
 
 /// What a web server of the node answers, if it does.

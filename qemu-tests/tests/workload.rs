@@ -2,9 +2,8 @@
 
 use build::artifacts::copy_sparse;
 use qemu_tests::workload::{self, POSTGRES_PROGRAMS, client};
-use qemu_tests::{Config, ContainerStatus, Format, Node, Registry};
+use qemu_tests::{Config, ContainerStatus, Format, Node, Registry, free_port};
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,12 +21,6 @@ fn example(language: &str) -> &'static str {
     let fence = format!("```{language}\n");
     let block = section.and_then(|section| section.split(&fence).nth(1)?.split("```").next());
     block.unwrap_or_else(|| panic!("docs/containers.md has no example in {language}"))
-}
-
-/// A port of the loopback that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("its number").port()
 }
 
 /// The ports of this side that lead to the node's.
