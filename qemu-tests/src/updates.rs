@@ -26,7 +26,8 @@ const BUSYBOX: &str = "/usr/lib/caisson/images/busybox/rootfs/bin/busybox";
 #[derive(Debug, Clone, Copy)]
 pub enum Change {
     Missing,
-    /// The first half.
+    /// The first 4 KiB: of a root its index, and of no chunk all. What a node needs of a root may lie anywhere, but always in the
+    /// first chunk, where the superblock is.
     Short,
     /// A bit in each 4096 bytes.
     Altered,
@@ -157,10 +158,9 @@ impl Updates {
                     continue;
                 }
                 let mut data = fs::read(from)?;
-                let middle = data.len() / 2;
                 match change {
                     Change::Missing => continue,
-                    Change::Short => data.truncate(middle),
+                    Change::Short => data.truncate(4096),
                     Change::Altered => data.chunks_mut(4096).for_each(|block| block[0] ^= 1),
                 }
                 fs::write(to, data)?;

@@ -283,6 +283,11 @@ fn a_hostile_image_gets_nowhere() {
         mounts_before,
         "mounts are left on the node"
     );
+    // All control groups have the options of whoever mounted them last in the node's cgroup namespace: no container did.
+    let groups = shell(&node, "admin", "grep ' /sys/fs/cgroup cgroup2 ' /proc/1/mounts");
+    for option in ["nsdelegate", "memory_recursiveprot", "favordynmods"] {
+        assert!(groups.contains(option), "{option}: {groups}");
+    }
 }
 
 /// The ids of a container's users on the node: that of its user 0.

@@ -195,6 +195,15 @@ fn an_image_is_pulled_ahead_of_its_use_and_kept_until_it_is_removed() {
     node.set(&json!({"containers": {"later": {"image": ahead.by_tag}}}));
     let log = node.wait_for_logs("later", "story");
     assert!(log.contains("of one who came early"), "{log}");
+    let inspected = || json_of(&node, &["container", "inspect", "later"]);
+    let told = inspected();
+    assert!(ahead.by_digest.ends_with(told["image-digest"].as_str().unwrap()), "{told}");
+    // While another image is waited for, nothing is told of the one before.
+    let none = format!("{}/stories/none:2", Registry::ADDRESS);
+    node.set(&json!({"containers": {"later": {"image": none}}}));
+    node.wait_for_container("later", "it has no image", |container| container.error.is_some());
+    let told = inspected();
+    assert_eq!((&told["image"], &told["image-digest"]), (&json!(none), &Value::Null), "{told}");
 
     // Nor does it go with its container.
     done(&node, &["delete", "containers.later", "containers.works"]);
