@@ -82,3 +82,56 @@ fn a_container_outlives_the_agent() {
     node.set(&json!({"containers": {"steady": {"command": ["sh", "-c", "echo another; exec sleep 3600"]}}}));
     node.wait_for_logs("steady", "another");
 }
+
+/// One shim is started ahead of the next container. Without it a start is a start all the same.
+#[test]
+fn a_shim_that_waits_for_a_container_may_be_killed() {
+    let node = Node::boot_healthy(Config::direct().user_data(
+        r#"
+        [settings.containers.web]
+        image = "localhost/busybox"
+        command = ["sh", "-c", "echo started; exec sleep 1000000"]
+        [settings.host-containers.admin]
+        source = "localhost/busybox"
+        enabled = true
+        superpowered = true
+        command = ["sleep", "1000000"]
+        "#,
+    ));
+    for name in ["web", "host-containers.admin"] {
+        node.wait_for_container(name, "it runs", |container| container.state == ContainerState::Running);
+    }
+    let shell = |script: &str| {
+        let (code, said) = node.client(&["exec", "admin", "sh", "-c", script]);
+        assert_eq!(code, 0, "{script}: {said}");
+        said
+    };
+    // By the control group: a shim that has a container is in that one's.
+    let spare = "cd /.bottlerocket/rootfs/sys/fs/cgroup/system/host-agent; for pid in $(cat cgroup.procs); do \
+                 grep -qx container-shim /proc/$pid/comm && echo $pid; done; true";
+    let one = || {
+        node.wait_for("a shim waits", Duration::from_secs(20), |_| {
+            Some(shell(spare).trim().to_owned()).filter(|spare| !spare.is_empty() && !spare.contains('\n'))
+        })
+    };
+    let first = one();
+    let shim = shell("grep -x shim:web /proc/[0-9]*/comm");
+    for kills in [true, false] {
+        let waits = one();
+        if kills {
+            shell(&format!("kill -9 {waits}"));
+        }
+        let before = node.container("web").pid;
+        assert_eq!(node.client(&["container", "restart", "web"]).0, 0);
+        node.wait_for_container("web", "it runs again", |container| {
+            container.state == ContainerState::Running && container.pid != before
+        });
+        let now = shell("grep -x shim:web /proc/[0-9]*/comm");
+        assert!(now.lines().count() == 1 && now != shim, "{now}");
+        // Whether it was the one that waited which took the container.
+        assert_eq!(now.contains(&format!("/{waits}/")), !kills, "{waits}: {now}");
+        assert_ne!(one(), first);
+    }
+    assert_eq!(node.container("web").restarts, 0);
+    assert_eq!(node.logs("web").matches("started").count(), 3);
+}

@@ -1,4 +1,5 @@
-//! `container-shim NAME IMAGE`: runs one container once, when a byte on its standard input says so, and writes how it ended.
+//! `container-shim`: runs one container once, when its standard input says which ([`shim::Assignment`]) and that it may, and writes how it
+//! ended.
 //!
 //! `container-shim --exec REQUEST` runs a further process in one: `container/session.rs`. `container-shim --inside COMMAND` becomes that
 //! process: `container/inside.rs`. `container-shim --copy REQUEST` carries files of one, by `container-shim --files REQUEST` that does it in
@@ -15,7 +16,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, setsid};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -29,6 +32,7 @@ use host_agent::container::log::ContainerLog;
 use host_agent::container::record::{Exit, Places};
 use host_agent::container::root::{self, Preparation};
 use host_agent::container::runtime::{self, YOUKI, youki};
+use host_agent::container::shim::Assignment;
 use host_agent::container::{files, freeze, inside, netavark, session, shim, spec};
 use host_agent::files::replace;
 
@@ -46,15 +50,31 @@ fn main() -> ExitCode {
         return inside::run(command);
     }
     let mut arguments = std::env::args().skip(1);
-    let (Some(name), Some(image)) = (arguments.next(), arguments.next()) else {
-        eprintln!("<3>container-shim NAME IMAGE: started by the host agent, by nobody else");
-        return ExitCode::FAILURE;
+    match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => run(),
+        (Some("--exec"), Some(request)) => session::run(&request),
+        (Some("--copy"), Some(request)) => session::copy(&request),
+        (Some(files::WORD), Some(request)) => files::run(&request),
+        _ => {
+            eprintln!("<3>container-shim: started by the host agent, by nobody else");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> ExitCode {
+    let mut words = io::stdin().lock();
+    let Assignment { name, image } = match Assignment::read(&mut words) {
+        Ok(Some(assignment)) => assignment,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("<3>container-shim: cannot tell what to run: {error}");
+            return ExitCode::FAILURE;
+        }
     };
-    match name.as_str() {
-        "--exec" => return session::run(&image),
-        "--copy" => return session::copy(&image),
-        files::WORD => return files::run(&image),
-        _ => {}
+    // For who looks at the node's processes.
+    if let Ok(title) = CString::new(format!("shim:{name}")) {
+        let _ = prctl::set_name(&title);
     }
     let places = Places::of(&name);
     // First out of the agent's control group, which is killed when the agent is restarted.
@@ -76,15 +96,16 @@ fn main() -> ExitCode {
     // What a shim before this one left when it was killed; its words would be taken for this one's.
     runtime::clear(&name, &places);
     let _ = fs::remove_file(runtime::log(&places));
-    // All until here went on beside the agent's own work. Without its word (it could not prepare the container, or has ended) nothing of
-    // it is made.
-    let mut word = [0];
-    if !matches!(io::stdin().read(&mut word), Ok(1) if word == [shim::GO]) {
+    let prepared = prepare(&places, &image);
+    // All until here went on beside the agent's own work. Without its word (it could not write the bundle, or has ended) there is no
+    // container.
+    if !shim::may_go(&mut words) {
+        runtime::clear(&name, &places);
         return ExitCode::SUCCESS;
     }
     let _ = fs::remove_file(places.exit());
     let mut shim = Shim { name, image, places, started_at: boottime_ms() };
-    let exit = shim.run(signals);
+    let exit = shim.run(signals, prepared);
     runtime::clear(&shim.name, &shim.places);
     let data = serde_json::to_vec(&exit).unwrap_or_default();
     if let Err(error) = replace(&shim.places.exit(), &data) {
@@ -101,6 +122,22 @@ fn join_group(places: &Places) -> io::Result<()> {
     let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
     fs::write(places.group.join("cgroup.subtree_control"), all.join(" "))?;
     fs::write(shim.join("cgroup.procs"), "0")
+}
+
+/// Makes the container's root.
+fn prepare(places: &Places, image: &str) -> Result<Preparation, String> {
+    let preparation =
+        Preparation::read(places).map_err(|error| format!("{}: {error}", places.preparation().display()))?;
+    root::make(places, &preparation, image)?;
+    Ok(preparation)
+}
+
+/// What the runtime is told, without what is for it alone: the rules for system calls are most of it.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    process: Value,
+    #[serde(default)]
+    annotations: Value,
 }
 
 struct Shim {
@@ -135,9 +172,9 @@ struct Streams {
 }
 
 impl Shim {
-    fn run(&mut self, signals: nix::Result<SignalFd>) -> Exit {
+    fn run(&mut self, signals: nix::Result<SignalFd>, prepared: Result<Preparation, String>) -> Exit {
         let signals = signals.map_err(|error| format!("cannot take signals: {error}"));
-        let result = signals.and_then(|signals| self.run_inner(&signals));
+        let result = signals.and_then(|signals| self.run_inner(&signals, &prepared?));
         let out_of_memory = self.out_of_memory();
         let (exit_code, error) = match result {
             Ok(code) => (Some(code), None),
@@ -146,12 +183,8 @@ impl Shim {
         Exit { exit_code, error, out_of_memory, started_at_ms: self.started_at, ended_at_ms: boottime_ms() }
     }
 
-    fn run_inner(&mut self, signals: &SignalFd) -> Result<i32, String> {
+    fn run_inner(&mut self, signals: &SignalFd, preparation: &Preparation) -> Result<i32, String> {
         let config = self.config()?;
-        let preparation = Preparation::read(&self.places)
-            .map_err(|error| format!("{}: {error}", self.places.preparation().display()))?;
-        let may_gain = config["process"]["noNewPrivileges"] == false;
-        root::make(&self.places, &preparation, &self.image, may_gain)?;
         runtime::allow_limits(&config);
         self.check_command(&config)?;
         // Those are made between the two; without any, one command does both in about two thirds of the time.
@@ -253,11 +286,12 @@ impl Shim {
         format!("the container could not be {what}: {last}")
     }
 
-    /// What the runtime is told.
+    /// What the runtime is told: a part of it.
     fn config(&self) -> Result<Value, String> {
         let config = fs::read(self.places.bundle().join("config.json"));
         let config = config.map_err(|error| format!("config.json: {error}"))?;
-        serde_json::from_slice(&config).map_err(|error| format!("config.json: {error}"))
+        let told = serde_json::from_slice::<Told>(&config).and_then(serde_json::to_value);
+        told.map_err(|error| format!("config.json: {error}"))
     }
 
     /// A command that is not there is told by name, before the runtime says it in its own words.

@@ -30,7 +30,7 @@ use crate::container::root::{self, Preparation};
 use crate::container::schedule::{self, Look};
 use crate::container::spec::{self, Spec};
 use crate::container::{
-    devices, disks, environment, freeze, identities, netavark, rollout, runtime, shim, volumes,
+    confinement, devices, disks, environment, freeze, identities, netavark, rollout, runtime, shim, volumes,
 };
 use crate::files;
 
@@ -67,6 +67,7 @@ pub(super) struct Surroundings {
     /// For the next time that it is started.
     pub(super) defaults: watch::Receiver<OciDefaults>,
     pub(super) starts: Starts,
+    pub(super) spare: shim::Spare,
 }
 
 /// Places for containers that are being started: the runtime takes some 20 MiB for a moment, and a small node that starts a hundred
@@ -389,11 +390,13 @@ impl Keeper {
         }
     }
 
-    /// Starts a shim, which gets ready by itself on another processor while its bundle is written.
+    /// Has a shim begin, which makes the container's root on another processor while the bundle is written.
     async fn start(&self, image: &Image) -> Result<Child, String> {
         let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
-        let shim = shim::Waiting::start(&self.instance, &self.spec.reference()).map_err(failed)?;
-        match self.prepare(image) {
+        let (user, preparation) = self.prepare(image)?;
+        let assignment = shim::Assignment { name: self.instance.clone(), image: self.spec.reference() };
+        let shim = self.surroundings.spare.begin(&assignment).map_err(failed)?;
+        match self.write_bundle(image, user, &preparation) {
             Ok(()) => shim.go().await.map_err(failed),
             Err(error) => {
                 shim.dismiss().await;
@@ -671,23 +674,36 @@ impl Keeper {
         }
     }
 
-    /// Writes the bundle: what the runtime is told, and where the image's files are.
-    fn prepare(&self, image: &Image) -> Result<(), String> {
-        let failed =
-            |what: &Path, error: &dyn std::fmt::Display| format!("cannot write {}: {error}", what.display());
-        let bundle = self.places.bundle();
-        fs::create_dir_all(self.places.rootfs()).map_err(|error| failed(&bundle, &error))?;
-        let seccomp = seccomp()?;
+    /// Writes what the shim makes the container's root of: where the image's files are, its ids, its volumes and its devices.
+    fn prepare(&self, image: &Image) -> Result<(bundle::User, Preparation), String> {
         let own = self.spec.container.user.as_ref().map(|user| user.as_str());
         let user = user(own.or(image.config.config.user.as_deref()).unwrap_or_default(), &image.rootfs)?;
-        let defaults = self.surroundings.defaults.borrow();
         let preparation = self.plan_preparation(image, user)?;
-        preparation.write(&self.places).map_err(|error| failed(&self.places.preparation(), &error))?;
+        let (rootfs, lower) = (self.places.rootfs(), self.places.lower());
+        fs::create_dir_all(&rootfs).map_err(|error| cannot_write(&rootfs, &error))?;
+        preparation.write(&self.places).map_err(|error| cannot_write(&self.places.preparation(), &error))?;
+        if let Some(volumes) = &self.spec.container.volumes {
+            volumes::make(&self.name, volumes, &image.rootfs, user)?;
+        }
+        let _ = fs::remove_file(&lower);
+        std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| cannot_write(&lower, &error))?;
+        Ok((user, preparation))
+    }
+
+    /// Writes the bundle: what the runtime is told.
+    fn write_bundle(
+        &self,
+        image: &Image,
+        user: bundle::User,
+        preparation: &Preparation,
+    ) -> Result<(), String> {
+        let seccomp = seccomp()?;
+        let defaults = self.surroundings.defaults.borrow();
         let mut of_image = image.config.clone();
         let env_files = self.spec.container.env_files.as_deref().unwrap_or_default();
         of_image.config.env.get_or_insert_default().extend(environment::of_files(env_files)?);
         let config =
-            bundle::config(&self.instance, &self.spec, &of_image, user, seccomp, &defaults, &preparation)?;
+            bundle::config(&self.instance, &self.spec, &of_image, user, seccomp, &defaults, preparation)?;
         let secrets = self.places.secrets();
         environment::write_secrets(
             &secrets,
@@ -695,28 +711,25 @@ impl Keeper {
             &self.spec.secrets,
             preparation.on_node(user),
         )
-        .map_err(|error| failed(&secrets, &error))?;
-        let path = bundle.join("config.json");
+        .map_err(|error| cannot_write(&secrets, &error))?;
+        let path = self.places.bundle().join("config.json");
         files::replace_secretly(&path, &serde_json::to_vec(&config).unwrap_or_default())
-            .map_err(|error| failed(&path, &error))?;
+            .map_err(|error| cannot_write(&path, &error))?;
         let plan = self.plan_networks()?;
         netavark::write(&self.places, plan.as_ref())
-            .map_err(|error| failed(&self.places.network(), &error))?;
-        if let Some(volumes) = &self.spec.container.volumes {
-            volumes::make(&self.name, volumes, &image.rootfs, user)?;
-        }
+            .map_err(|error| cannot_write(&self.places.network(), &error))?;
         let stop_timeout = self.places.stop_timeout();
         files::replace(&stop_timeout, self.stop_timeout().as_secs().to_string().as_bytes())
-            .map_err(|error| failed(&stop_timeout, &error))?;
-        let lower = self.places.lower();
-        for record in [&lower, &self.places.exit(), &self.places.pid()] {
+            .map_err(|error| cannot_write(&stop_timeout, &error))?;
+        for record in [self.places.exit(), self.places.pid()] {
             let _ = fs::remove_file(record);
         }
         if let Some(folder) = spec::folder(&self.name) {
             let content = self.spec.user_data.as_ref().map(settings::UserDataFile::content);
-            write_user_data(&folder, content).map_err(|error| failed(&folder.join("user-data"), &error))?;
+            write_user_data(&folder, content)
+                .map_err(|error| cannot_write(&folder.join("user-data"), &error))?;
         }
-        std::os::unix::fs::symlink(&image.rootfs, &lower).map_err(|error| failed(&lower, &error))
+        Ok(())
     }
 
     /// What the shim is to make for it: its ids, its volumes with these, and its devices.
@@ -740,7 +753,8 @@ impl Keeper {
         let why_of_node = why_of_node.filter(|_| self.spec.kind == ContainerKind::Container);
         let is_limited = container.io_read.is_some() || container.io_write.is_some();
         let disk = is_limited.then(disks::of_data).transpose()?;
-        Ok(Preparation { ids, why_of_node, folders, devices, disk })
+        let may_gain = !confinement::no_new_privileges(&self.spec);
+        Ok(Preparation { ids, why_of_node, folders, devices, may_gain, disk })
     }
 
     /// Its part in the networks that it has instead of the node's.
@@ -771,6 +785,7 @@ impl Keeper {
                 self.set_running(pid, since);
                 course.iter().for_each(|course| self.show_health(course));
                 runs = true;
+                self.surroundings.spare.renew();
             }
             if runs && let Some(passed) = self.look_whether_paused(&mut paused_since) {
                 course.iter_mut().for_each(|course| course.passed_over(passed));
@@ -863,6 +878,10 @@ fn never_ran(error: String, since: u64) -> Exit {
     }
 }
 
+fn cannot_write(what: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("cannot write {}: {error}", what.display())
+}
+
 /// Makes the folder that stays, and the file in it what the settings say; without a word of them there is none. The container writes
 /// there too: no name in it is followed. It does not run now.
 fn write_user_data(folder: &Path, content: Option<&[u8]>) -> io::Result<()> {
@@ -920,7 +939,8 @@ mod tests {
         let (_order, order) = watch::channel(Order::Run(0));
         let (_access, access) = watch::channel(Access::default());
         let (_defaults, defaults) = watch::channel(OciDefaults::default());
-        let surroundings = Surroundings { access, defaults, starts: Starts::default() };
+        let surroundings =
+            Surroundings { access, defaults, starts: Starts::default(), spare: shim::Spare::default() };
         let keeper =
             |number| Keeper::new(number, "web", &spec, statuses.clone(), order.clone(), surroundings.clone());
         let (ending, following) = (keeper(1), keeper(2));

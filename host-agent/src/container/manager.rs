@@ -19,6 +19,7 @@ use crate::container::images::Uses;
 use crate::container::keeper::{Keeper, Order, Starts, Surroundings};
 use crate::container::record::Places;
 use crate::container::rollout::{self, Refusal, Rollout, Verdict};
+use crate::container::shim::Spare;
 use crate::container::spec::Spec;
 use crate::container::{freeze, inspect, progress, runtime, shim};
 
@@ -47,6 +48,7 @@ pub struct Manager {
     access: watch::Sender<Access>,
     defaults: watch::Sender<OciDefaults>,
     starts: Starts,
+    spare: Spare,
     /// Names of containers that are in the second of their two places.
     moved: BTreeSet<String>,
     /// By name, where one with new settings has begun beside one with those before.
@@ -468,6 +470,7 @@ impl Manager {
             access: self.access.subscribe(),
             defaults: self.defaults.subscribe(),
             starts: self.starts.clone(),
+            spare: self.spare.clone(),
         };
         let keeper = Keeper::new(self.keepers, name, spec, self.statuses.clone(), ordered, surroundings);
         let turn = self.turns.entry(name.to_owned()).or_default().clone();

@@ -33,6 +33,8 @@ pub struct Preparation {
     /// Folders of the node that it is to have with its ids, by their names among its mounts.
     pub folders: BTreeMap<String, PathBuf>,
     pub devices: Vec<devices::Node>,
+    /// Whether its programs may gain what their files have of rights.
+    pub may_gain: bool,
     /// `MAJOR:MINOR` of the disk of which it may read and write only so much in a second, if there are such limits.
     pub disk: Option<String>,
 }
@@ -80,8 +82,8 @@ const FOLDERS: [&str; 3] = ["dev", "proc", "sys"];
 /// Files that every container gets from the node, in `/etc`.
 const FILES: [&str; 2] = ["resolv.conf", "hosts"];
 
-/// Makes all of it. `image` is for errors; programs `may_gain` what their files have of rights, or not.
-pub fn make(places: &Places, preparation: &Preparation, image: &str, may_gain: bool) -> Result<(), String> {
+/// Makes all of it. `image` is for errors.
+pub fn make(places: &Places, preparation: &Preparation, image: &str) -> Result<(), String> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("cannot {what}: {error}")
@@ -91,6 +93,7 @@ pub fn make(places: &Places, preparation: &Preparation, image: &str, may_gain: b
     fs::create_dir_all(folder).map_err(failed("make a folder for mounts"))?;
     devices::make(&preparation.devices, &folder.join(DEVICES))
         .map_err(failed("make the container's devices"))?;
+    let may_gain = preparation.may_gain;
     let Some(ids) = preparation.ids else {
         mount_overlay(places, None, may_gain)?;
         return prepare_places(&places.rootfs(), image);

@@ -3,11 +3,14 @@
 use apiserver::agent::{Copy, Exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -25,35 +28,55 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For a shim to take away what one before it has left. netavark alone may take a minute.
 const CLEARING: Duration = Duration::from_secs(90);
-/// What a shim waits for: all that it needs is written.
-pub const GO: u8 = b'\n';
+/// What a shim waits for once it knows its container: all that it needs is written.
+const GO: u8 = b'\n';
+/// Bytes of the line that tells a shim its container: more than the two names may have.
+const LONGEST_ASSIGNMENT: u64 = 16 << 10;
 
-/// A shim that has been started, and makes nothing yet: it finds its place, and takes away what one before it may have left, while what it
-/// needs is written.
-pub struct Waiting(Child);
+/// What a shim is told first, in a line of JSON.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The container.
+    pub name: String,
+    /// For errors.
+    pub image: String,
+}
+
+impl Assignment {
+    /// None when the agent has ended, or has no work for this one.
+    pub fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
+        let mut line = Vec::new();
+        from.take(LONGEST_ASSIGNMENT).read_until(b'\n', &mut line)?;
+        if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+    }
+}
+
+/// Waits until the container may begin; false when it never may.
+pub fn may_go(from: &mut impl Read) -> bool {
+    let mut word = [0];
+    matches!(from.read(&mut word), Ok(1) if word == [GO])
+}
+
+/// A shim that has been started, and its standard input. It runs nothing before it is told so.
+pub struct Waiting {
+    shim: Child,
+    words: PipeWriter,
+}
 
 impl Waiting {
-    pub fn start(name: &str, image: &str) -> io::Result<Self> {
+    fn start() -> io::Result<Self> {
+        let (theirs, words) = io::pipe()?;
         // What PID 1 tells the agent (LISTEN_FDS, NOTIFY_SOCKET) is not for a container's ears.
         let mut command = Command::new(SHIM);
-        command
-            .args([name, image])
-            .env_clear()
-            .env("PATH", "/usr/bin")
-            .stdin(Stdio::piped())
-            .spawn()
-            .map(Self)
+        let shim = command.env_clear().env("PATH", "/usr/bin").stdin(OwnedFd::from(theirs)).spawn()?;
+        Ok(Self { shim, words })
     }
 
     /// Lets it begin. An error, and no shim, when it has ended meanwhile.
     pub async fn go(mut self) -> io::Result<Child> {
-        let told = match self.0.stdin.take() {
-            // One byte has room in any pipe: this does not wait.
-            Some(stdin) => stdin.into_owned_fd().and_then(|pipe| File::from(pipe).write_all(&[GO])),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        match told {
-            Ok(()) => Ok(self.0),
+        // One byte has room in any pipe: this does not wait.
+        match self.words.write_all(&[GO]) {
+            Ok(()) => Ok(self.shim),
             Err(error) => {
                 self.dismiss().await;
                 Err(error)
@@ -62,10 +85,42 @@ impl Waiting {
     }
 
     /// Has it end; what it would have run is as if it had never been.
-    pub async fn dismiss(mut self) {
-        drop(self.0.stdin.take());
-        if timeout(CLEARING, self.0.wait()).await.is_err() {
-            let _ = self.0.kill().await;
+    pub async fn dismiss(self) {
+        let Self { mut shim, words } = self;
+        drop(words);
+        if timeout(CLEARING, shim.wait()).await.is_err() {
+            let _ = shim.kill().await;
+        }
+    }
+}
+
+/// A shim that was started ahead of the next container, so that this one does not wait for its program to be loaded: that is about a tenth of
+/// a start. There is none before a first container has run. It ends with the agent.
+#[derive(Clone, Default)]
+pub struct Spare(Rc<RefCell<Option<Waiting>>>);
+
+impl Spare {
+    /// Has a shim find its place, take away what one before it may have left, and make the container's root: what that is made of is
+    /// written.
+    pub fn begin(&self, assignment: &Assignment) -> io::Result<Waiting> {
+        let mut line = serde_json::to_vec(assignment)?;
+        line.push(b'\n');
+        if let Some(mut spare) = self.0.take() {
+            // It may have been killed.
+            if spare.words.write_all(&line).is_ok() {
+                return Ok(spare);
+            }
+        }
+        let mut new = Waiting::start()?;
+        new.words.write_all(&line)?;
+        Ok(new)
+    }
+
+    /// For the next start, which does without if there cannot be one.
+    pub fn renew(&self) {
+        let mut spare = self.0.borrow_mut();
+        if spare.is_none() {
+            *spare = Waiting::start().ok();
         }
     }
 }
@@ -144,6 +199,26 @@ pub fn payload(places: &Places) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever comes before the word, or in its place, runs nothing.
+    #[test]
+    fn a_shim_runs_what_it_is_told_and_only_at_the_word() {
+        let told = |mut words: &[u8]| {
+            let read = Assignment::read(&mut words);
+            (read.map_err(|_| ()), may_go(&mut words))
+        };
+        let assignment = Assignment { name: "web".to_owned(), image: "a\nb".to_owned() };
+        let mut line = serde_json::to_vec(&assignment).unwrap();
+        line.push(b'\n');
+        assert_eq!(told(&[&line[..], b"\n"].concat()), (Ok(Some(assignment)), true));
+        assert!(!told(&line).1);
+        assert!(!told(&[&line[..], b"x"].concat()).1);
+        // The agent has ended.
+        assert_eq!(told(b""), (Ok(None), false));
+        for broken in [&b"web\n\n"[..], &line[..7], &vec![b'"'; 1 << 20]] {
+            assert_eq!(told(broken).0, Err(()));
+        }
+    }
 
     #[tokio::test]
     async fn a_stop_reaches_a_shim_that_has_only_just_been_started() {
