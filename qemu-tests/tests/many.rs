@@ -25,14 +25,17 @@ fn many_containers_on_one_gibibyte() {
     let chaos = format!(
         "
         b=/usr/bin/busybox
+        # Beside it is the shim of the next container.
+        agent() {{ for pid in $($b cat /sys/fs/cgroup/system/host-agent/cgroup.procs); do
+            $b grep -qx host-agent /proc/$pid/comm && echo $pid; done; }}
         until [ $($b ls /run/containers/idle-*/pid 2>/dev/null | $b wc -l) -eq {containers} ]; do $b sleep 1; done
         $b sleep 10
         echo \"<5>shims: $($b cat $($b pidof container-shim | $b sed 's#[0-9]*#/proc/&/smaps_rollup#g') | $b awk '/^Pss:/ {{ s += $2 }} END {{ print s }}') KiB\"
-        echo \"<5>agent: $($b awk '/^Pss:/ {{ print $2 }}' /proc/$($b cat /sys/fs/cgroup/system/host-agent/cgroup.procs)/smaps_rollup) KiB\"
+        echo \"<5>agent: $($b awk '/^Pss:/ {{ print $2 }}' /proc/$(agent)/smaps_rollup) KiB\"
         until $b grep -q chaos /run/etc/motd; do $b sleep 1; done
         i=0
         while [ $i -lt {KILLS} ]; do
-            while ! read pid < /sys/fs/cgroup/system/host-agent/cgroup.procs; do $b sleep 0.5; done
+            until pid=$(agent); [ -n \"$pid\" ]; do $b sleep 0.5; done
             $b kill -9 $pid
             while $b grep -q $pid /sys/fs/cgroup/system/host-agent/cgroup.procs; do $b sleep 0.5; done
             i=$((i+1))

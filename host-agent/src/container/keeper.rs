@@ -386,7 +386,22 @@ impl Keeper {
         self.write_spec();
         match self.start(&image).await {
             Ok(child) => self.watch(Some(child), begun, place).await,
-            Err(error) => Some(never_ran(error, begun)),
+            Err(error) => {
+                self.undo().await;
+                Some(never_ran(error, begun))
+            }
+        }
+    }
+
+    /// After a start that came to nothing: what lies ready goes, and what is told of the container is not of that start.
+    async fn undo(&self) {
+        // Another shim, whose container runs, may have been in the way.
+        if shim::lives(&self.places) {
+            return;
+        }
+        self.clear().await;
+        for record in [self.places.lower(), self.places.bundle().join("config.json")] {
+            let _ = fs::remove_file(record);
         }
     }
 
@@ -394,7 +409,7 @@ impl Keeper {
     async fn start(&self, image: &Image) -> Result<Child, String> {
         let failed = |error| format!("cannot start {}: {error}", shim::SHIM);
         let (user, preparation) = self.prepare(image)?;
-        let assignment = shim::Assignment { name: self.instance.clone(), image: self.spec.reference() };
+        let assignment = shim::Assignment::new(&self.instance, &self.spec.reference());
         let shim = self.surroundings.spare.begin(&assignment).map_err(failed)?;
         match self.write_bundle(image, user, &preparation) {
             Ok(()) => shim.go().await.map_err(failed),

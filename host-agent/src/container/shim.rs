@@ -30,8 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLEARING: Duration = Duration::from_secs(90);
 /// What a shim waits for once it knows its container: all that it needs is written.
 const GO: u8 = b'\n';
-/// Bytes of the line that tells a shim its container: more than the two names may have.
+/// Bytes of the line that tells a shim its container: more than it has.
 const LONGEST_ASSIGNMENT: u64 = 16 << 10;
+/// Letters of an image's name in errors.
+const LONGEST_IMAGE: usize = 1000;
 
 /// What a shim is told first, in a line of JSON.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,10 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    pub fn new(name: &str, image: &str) -> Self {
+        Self { name: name.to_owned(), image: image.chars().take(LONGEST_IMAGE).collect() }
+    }
+
     /// None when the agent has ended, or has no work for this one.
     pub fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
         let mut line = Vec::new();
@@ -207,7 +213,7 @@ mod tests {
             let read = Assignment::read(&mut words);
             (read.map_err(|_| ()), may_go(&mut words))
         };
-        let assignment = Assignment { name: "web".to_owned(), image: "a\nb".to_owned() };
+        let assignment = Assignment::new("web", &format!("a\n{}", "b".repeat(1 << 20)));
         let mut line = serde_json::to_vec(&assignment).unwrap();
         line.push(b'\n');
         assert_eq!(told(&[&line[..], b"\n"].concat()), (Ok(Some(assignment)), true));
