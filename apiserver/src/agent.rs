@@ -447,6 +447,8 @@ pub enum ImageState {
     Pulling,
     /// It was to be pulled by hand, and is not there.
     Failed,
+    /// Nobody wants it any more. It is there for who goes back to it, until a week is over or space is tight.
+    Unused,
 }
 
 /// An image, with what its maker says of it (OCI Image Specification 1.1, config.md).

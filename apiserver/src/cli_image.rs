@@ -67,7 +67,9 @@ pub(crate) fn execute(api: &Api, image: &Image) -> Result<String, Failure> {
             let uri = format!("/images?reference={}", encode(reference));
             let removed: Vec<RemovedImage> = removed(api, Method::DELETE, &uri)?;
             let freed = freed(&removed);
-            let is_gone = removed.iter().any(|image| image.references.contains(reference));
+            let is_it =
+                |image: &RemovedImage| image.references.contains(reference) || image.digest == *reference;
+            let is_gone = removed.iter().any(is_it);
             Ok(match is_gone {
                 true => format!("{freed}removed {reference}"),
                 false => format!(
@@ -174,6 +176,7 @@ fn state(image: &ImageStatus) -> &'static str {
         ImageState::Preloaded => "preloaded",
         ImageState::Pulling => "pulling",
         ImageState::Failed => "failed",
+        ImageState::Unused => "unused",
         ImageState::Pulled if image.pinned => "kept",
         ImageState::Pulled => "pulled",
     }

@@ -3,8 +3,8 @@
 use apiserver::client::{Endpoint, request};
 use apiserver::sockets;
 use host_agent::agent::Agent;
-use host_agent::container::netavark;
 use host_agent::container::record::Places;
+use host_agent::container::{image, netavark};
 use host_agent::node::Node;
 use host_agent::{bootstrap, init, integrity, memory, network, space, time, update, user_data};
 use hyper::Method;
@@ -175,6 +175,8 @@ async fn watch_rollouts(node: Rc<RefCell<Node>>) {
 
 async fn watch_space(node: Rc<RefCell<Node>>) {
     loop {
+        // What nobody has wanted for long goes, and more if space is needed.
+        let _ = tokio::task::spawn_blocking(image::remove_unused).await;
         node.borrow_mut().set_problems("space", space::problems());
         sleep(SPACE_LOOK).await;
     }

@@ -31,6 +31,11 @@ impl Space {
         Ok(Self { free: stat.blocks_available() * block, total: stat.blocks() * block })
     }
 
+    /// Less than a fifth is free: what can be had again is to go.
+    pub fn is_tight(self) -> bool {
+        self.free < self.total / 5
+    }
+
     /// Less than a twentieth is free, and less than 16 MiB.
     fn is_short(self) -> bool {
         self.free < (self.total / 20).min(16 << 20)
@@ -56,6 +61,12 @@ fn problem(path: &str, hint: &str, space: Space) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_is_tight_before_it_is_full() {
+        let tight = |free: u64, total: u64| Space { free, total }.is_tight();
+        assert!(tight(0, 100) && tight(19, 100) && !tight(20, 100) && !tight(100, 100));
+    }
 
     #[test]
     fn a_partition_is_full_before_nothing_is_left() {

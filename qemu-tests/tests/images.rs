@@ -220,3 +220,66 @@ fn an_image_is_pulled_ahead_of_its_use_and_kept_until_it_is_removed() {
     let (_, list) = node.client(&["image", "list"]);
     assert_eq!(list.lines().filter(|line| !line.contains("localhost/busybox")).count(), 1, "{list}");
 }
+
+/// Who goes back to an image needs no registry. It goes when space is needed, when a week is over, and when a person says so.
+#[test]
+fn what_nobody_wants_any_more_stays_for_a_while() {
+    let registry = Registry::start();
+    let [one, two] =
+        ["one", "two"].map(|name| registry.publish(&format!("stories/{name}"), "1", name).by_digest);
+    let node = Node::boot_healthy(
+        Config { cpus: 2, ..Config::direct().registry(&registry) }.user_data(
+            "[settings.host-containers.admin]\nsource = \"localhost/busybox\"\nenabled = true\nsuperpowered = true\n\
+             command = [\"sleep\", \"1000000\"]\n",
+        ),
+    );
+    let run = |node: &Node, image: &str| {
+        node.set(&json!({"containers": {"web": {"image": image}}}));
+        node.wait_for_container("web", "it runs", |container| {
+            container.image == image && container.state == ContainerState::Running && container.pid.is_some()
+        });
+    };
+    let state = |node: &Node, image: &str| listed(node, image)["state"].clone();
+    run(&node, &one);
+    run(&node, &two);
+    node.wait_for("the first is unused", PATIENCE, |node| (state(node, &one) == "unused").then_some(()));
+    let table = done(&node, &["image", "list"]);
+    assert!(table.lines().any(|line| line.contains(&one) && line.contains(" unused ")), "{table}");
+
+    // What a container is made of stays below it, whatever its name means by now; this one's mounts name another folder.
+    let first = registry.publish("stories/three", "1", "three at first").by_tag;
+    node.set(&json!({"containers": {"apart": {"image": first, "networks": ["front"]}}}));
+    node.wait_for_logs("apart", "three at first");
+    registry.publish("stories/three", "1", "three again");
+    done(&node, &["image", "pull", &first]);
+    done(&node, &["image", "prune"]);
+    assert_eq!(done(&node, &["exec", "apart", "cat", "/etc/story"]), "three at first\n");
+    done(&node, &["container", "restart", "apart"]);
+    node.wait_for_logs("apart", "three again");
+    done(&node, &["delete", "containers.apart"]);
+
+    // Back to it, and over a restart.
+    run(&node, &one);
+    run(&node, &two);
+    drop(registry);
+    run(&node, &one);
+    node.wait_for("the second is unused", PATIENCE, |node| (state(node, &two) == "unused").then_some(()));
+    assert_eq!(state(&node, &one), "pulled");
+    node.reboot();
+    node.wait_for_container("web", "it runs", |container| container.state == ContainerState::Running);
+    assert_eq!((state(&node, &one), state(&node, &two)), (json!("pulled"), json!("unused")));
+    assert_eq!(done(&node, &["exec", "web", "cat", "/etc/story"]), "one\n");
+
+    // Space is needed: less than a fifth is free. What is used stays.
+    let fill = "set $(df -k / | tail -n 1); dd if=/dev/zero of=/file bs=1M count=$((($4 - $2 / 10) / 1024)) 2>/dev/null";
+    done(&node, &["exec", "web", "sh", "-c", fill]);
+    node.wait_for("the second is gone", PATIENCE, |node| (state(node, &two) == Value::Null).then_some(()));
+    assert_eq!(state(&node, &one), "pulled");
+    done(&node, &["exec", "web", "rm", "/file"]);
+
+    // Long unused: the clock goes on by eight days.
+    done(&node, &["delete", "containers.web"]);
+    node.wait_for("the first is unused", PATIENCE, |node| (state(node, &one) == "unused").then_some(()));
+    done(&node, &["exec", "admin", "sh", "-c", "date -s @$(($(date +%s) + 8 * 24 * 3600))"]);
+    node.wait_for("the first is gone", PATIENCE, |node| (state(node, &one) == Value::Null).then_some(()));
+}

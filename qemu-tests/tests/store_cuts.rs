@@ -12,7 +12,7 @@ const SEED: u64 = 20_261_125;
 /// Of a file that nothing packs.
 const SIZE: usize = 1 << 20;
 
-/// An image is pulled, another one takes its place, and the first one goes. After any power cut, what has the name of a whole image
+/// An image is pulled, another one takes its place, and the first one is removed. After any power cut, what has the name of a whole image
 /// is whole.
 #[test]
 fn an_image_that_is_believed_whole_is_whole() {
@@ -43,6 +43,8 @@ fn an_image_that_is_believed_whole_is_whole() {
     node.wait_until_healthy();
     node.set(&json!({"containers": {"web": {"image": two.by_tag}}}));
     node.wait_for_logs("web", "the second");
+    let (code, said) = node.client(&["image", "prune"]);
+    assert!(code == 0 && said.contains(&one.by_tag), "{said}");
     node.power_off();
     let second = known(&node.disk_path());
     assert_eq!(second.len(), 1, "{:?}", second.keys());

@@ -1,15 +1,18 @@
 //! The images that a node has: preloaded ones in the verified root, pulled ones in `/data/images`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::container::bundle::ImageConfig;
+use crate::container::record::Places;
 use crate::files;
+use crate::space::Space;
 
 const PRELOADED: &str = "/usr/lib/caisson/images";
 pub const PULLED: &str = "/data/images";
@@ -20,13 +23,18 @@ pub const HIGHEST_ID: &str = "highest-id";
 const REFERENCES: &str = "/data/images/references.json";
 /// A list of the references that are kept though no setting names them.
 const PINNED: &str = "/data/images/pinned.json";
-/// More than its references have, which are bounded in number and length.
-const LARGEST_PINNED: u64 = 1 << 20;
+/// Images that nobody wants any more, by digest ([`Unused`]).
+const UNUSED: &str = "/data/images/unused.json";
+/// More than references in such a file have, which are bounded in number and length.
+const LARGEST_LIST: u64 = 1 << 20;
+/// For how long an image is kept that nobody wants: who goes back to it need not download it. It goes earlier when space is tight.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// An image configuration larger than this is not read.
 pub const LARGEST_CONFIG: u64 = 4 << 20;
 
-/// The references that settings name. Locked while references.json or pinned.json is read or changed.
-static WANTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// The references that settings name; none before they are known. Locked while references.json, pinned.json or unused.json is read or
+/// changed.
+static WANTED: Mutex<Option<BTreeSet<String>>> = Mutex::new(None);
 /// One for each digest that somebody works on.
 static TURNS: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>> = Mutex::new(BTreeMap::new());
 
@@ -52,6 +60,64 @@ pub(super) struct Preloaded {
     pub(super) directory: String,
 }
 
+/// An image that neither settings nor a person want any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unused {
+    /// What it was last.
+    pub(super) reference: String,
+    /// Seconds since 1970.
+    since: u64,
+}
+
+impl Unused {
+    /// From now on.
+    pub(super) fn now(reference: &str) -> Self {
+        Self { reference: reference.to_owned(), since: now() }
+    }
+
+    /// A clock that was set back counts anew.
+    fn is_due(&self, now: u64) -> bool {
+        now.saturating_sub(self.since) >= KEPT_FOR.as_secs()
+    }
+}
+
+/// What goes of the images that nobody uses.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Collect<'a> {
+    /// What nobody has wanted for long, and the oldest of the rest while space is tight.
+    Due,
+    /// The same, and these, by reference or digest.
+    These(&'a BTreeSet<String>),
+    All,
+}
+
+impl Collect<'_> {
+    /// `unused`: what is known of an image that nobody uses. Pure.
+    fn keeps(self, digest: &str, unused: Option<&Unused>, now: u64) -> bool {
+        let is_young = unused.is_some_and(|unused| !unused.is_due(now));
+        is_young
+            && match self {
+                Self::Due => true,
+                Self::These(these) => {
+                    !these.contains(digest) && !unused.is_some_and(|unused| these.contains(&unused.reference))
+                }
+                Self::All => false,
+            }
+    }
+}
+
+/// Digests, what nobody has wanted for the longest time first. Pure.
+fn oldest_first(unused: &BTreeMap<String, Unused>) -> Vec<String> {
+    let mut all: Vec<_> = unused.iter().map(|(digest, unused)| (unused.since, digest)).collect();
+    all.sort_unstable();
+    all.into_iter().map(|(_, digest)| digest.clone()).collect()
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// The right to make or remove the folder of a digest: two containers may want the same image at the same time.
 pub type Turn = OwnedMutexGuard<()>;
 
@@ -71,7 +137,8 @@ pub fn find(reference: &str) -> Result<Option<Image>, String> {
         Some(folder) => folder,
         None => {
             let _wanted = locked(&WANTED);
-            match references().remove(reference).map(|digest| folder_of(&digest)) {
+            let digest = references().remove(reference).or_else(|| take_back(reference));
+            match digest.map(|digest| folder_of(&digest)) {
                 Some(folder) if folder.is_dir() => folder,
                 _ => return Ok(None),
             }
@@ -79,6 +146,17 @@ pub fn find(reference: &str) -> Result<Option<Image>, String> {
     };
     let found = load(&folder).map(Some);
     found.map_err(|error| format!("the image {reference} in {} cannot be used: {error}", folder.display()))
+}
+
+/// The digest of an image that is wanted again. What a tag is now its registry is asked; a digest means what it meant. For who holds the
+/// lock.
+fn take_back(reference: &str) -> Option<String> {
+    let all = if reference.contains('@') { unused() } else { return None };
+    let (digest, _) = all.iter().find(|(_, unused)| unused.reference == reference)?;
+    let taken = change_references(|all| {
+        all.insert(reference.to_owned(), digest.clone());
+    });
+    taken.ok().map(|()| digest.clone())
 }
 
 /// Loads the image of a folder that is complete.
@@ -152,6 +230,9 @@ fn change_references(change: impl FnOnce(&mut BTreeMap<String, String>)) -> io::
 /// Remembers what a reference was when it was pulled, also over a restart without network.
 pub fn remember(reference: &str, digest: &str) -> io::Result<()> {
     let _wanted = locked(&WANTED);
+    if let Some(before) = references().remove(reference).filter(|before| before != digest) {
+        note_unused([(reference.to_owned(), before)])?;
+    }
     change_references(|all| {
         all.insert(reference.to_owned(), digest.to_owned());
     })
@@ -167,7 +248,7 @@ pub fn forget(reference: &str) -> io::Result<()> {
 
 /// What is kept though no setting names it. A list that cannot be read keeps it all; one that is broken is none.
 fn pinned(path: &Path) -> io::Result<BTreeSet<String>> {
-    match files::read_bounded(path, LARGEST_PINNED) {
+    match files::read_bounded(path, LARGEST_LIST) {
         Ok(data) => Ok(serde_json::from_slice(&data).unwrap_or_default()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error),
@@ -205,19 +286,62 @@ pub(super) fn remembered() -> io::Result<(BTreeMap<String, String>, BTreeSet<Str
     Ok((found, pinned(Path::new(PINNED))?))
 }
 
-/// Says which references settings name. Before what they name is looked for: beside what is pinned nothing else is kept.
+/// Images that nobody wants, and that are there still, by digest.
+pub(super) fn left() -> BTreeMap<String, Unused> {
+    let _wanted = locked(&WANTED);
+    let mut all = unused();
+    retain_left(&mut all);
+    all
+}
+
+/// For who holds the lock.
+fn retain_left(unused: &mut BTreeMap<String, Unused>) {
+    let used: BTreeSet<String> = references().into_values().collect();
+    unused.retain(|digest, _| !used.contains(digest) && folder_of(digest).is_dir());
+}
+
+/// One that cannot be read is none: what is not in it is removed at once.
+fn unused() -> BTreeMap<String, Unused> {
+    let data = files::read_bounded(Path::new(UNUSED), LARGEST_LIST).ok();
+    data.and_then(|data| serde_json::from_slice(&data).ok()).unwrap_or_default()
+}
+
+fn change_unused(change: impl FnOnce(&mut BTreeMap<String, Unused>)) -> io::Result<()> {
+    let before = unused();
+    let mut all = before.clone();
+    change(&mut all);
+    if all == before {
+        return Ok(());
+    }
+    files::replace_durably(Path::new(UNUSED), &serde_json::to_vec_pretty(&all)?)
+}
+
+/// From now on nobody wants these: references and their digests.
+fn note_unused(references: impl IntoIterator<Item = (String, String)>) -> io::Result<()> {
+    change_unused(|all| {
+        all.extend(references.into_iter().map(|(reference, digest)| (digest, Unused::now(&reference))));
+    })
+}
+
+/// Says which references settings name. Before what they name is looked for: others, beside what is pinned, are not wanted any more.
 pub fn want(references: BTreeSet<String>) {
-    *locked(&WANTED) = references;
+    *locked(&WANTED) = Some(references);
 }
 
-/// Removes pulled images that neither settings nor a running container uses and that are not pinned, and what pulls left that nobody
-/// goes on with. Blocking.
+/// Removes pulled images that neither settings nor a running container has used for long and that are not pinned, more of them when space
+/// is tight, and what pulls left that nobody goes on with. Blocking.
 pub fn remove_unused() {
-    remove_unused_after(|_| ());
+    collect(Collect::Due, |_| ());
 }
 
-/// The same; the folder of each is looked at before it goes.
-pub(super) fn remove_unused_after(mut look: impl FnMut(&Path)) {
+/// The same, without waiting until it is long. Blocking.
+pub(super) fn remove_all_unused() {
+    collect(Collect::All, |_| ());
+}
+
+/// Removes images that nobody uses; the folder of each is looked at before it goes.
+pub(super) fn collect(what: Collect<'_>, mut look: impl FnMut(&Path)) {
+    let now = now();
     for entry in fs::read_dir(PULLED).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         // `sha256-…`, or `.pull-sha256-…` of a pull that was cut off.
@@ -227,11 +351,31 @@ pub(super) fn remove_unused_after(mut look: impl FnMut(&Path)) {
         }
         // Somebody pulls it now.
         let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
-        let is_of_use = if name.starts_with(".pull-") { is_awaited(&path) } else { is_used(&path) };
+        let is_of_use = if name.starts_with(".pull-") {
+            is_awaited(&path)
+        } else {
+            is_used(&path) || what.keeps(&digest, left().get(&digest), now)
+        };
         if !is_of_use {
             look(&path);
             remove(&path);
         }
+    }
+    let is_tight = || Space::of(Path::new(PULLED)).is_ok_and(Space::is_tight);
+    for digest in oldest_first(&left()) {
+        if !is_tight() {
+            break;
+        }
+        let path = folder_of(&digest);
+        let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
+        if !is_used(&path) {
+            look(&path);
+            remove(&path);
+        }
+    }
+    let _wanted = locked(&WANTED);
+    if let Err(error) = change_unused(retain_left) {
+        eprintln!("<4>cannot write down which images nobody uses: {error}");
     }
 }
 
@@ -266,24 +410,33 @@ pub fn remove(folder: &Path) {
 fn is_awaited(folder: &Path) -> bool {
     let Ok(reference) = fs::read_to_string(folder.join(PULLED_FOR)) else { return false };
     let wanted = locked(&WANTED);
+    let Some(wanted) = &*wanted else { return true };
     let is_kept = pinned(Path::new(PINNED)).is_ok_and(|pinned| pinned.contains(&reference));
     (wanted.contains(&reference) || is_kept) && !references().contains_key(&reference)
 }
 
 fn is_used(folder: &Path) -> bool {
     let wanted = locked(&WANTED);
-    let Ok(pinned) = pinned(Path::new(PINNED)) else { return true };
-    let is_kept = |reference: &String| wanted.contains(reference) || pinned.contains(reference);
-    let kept = change_references(|all| all.retain(|reference, _| is_kept(reference)));
+    let Some(wanted) = &*wanted else { return true };
     // What cannot be written down cannot be relied on after a restart: better to keep too much.
-    kept.is_err() || references().values().any(|digest| folder_of(digest) == folder) || is_mounted(folder)
+    let_go(wanted).is_err()
+        || references().values().any(|digest| folder_of(digest) == folder)
+        || is_below_a_container(folder)
 }
 
-/// Whether a container has the image below its root, also one that no setting names any more.
-fn is_mounted(folder: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let lower = format!("lowerdir={},", folder.join("rootfs").display());
-    mounts.contains(&lower)
+/// Forgets references that neither settings name nor a person keeps. Noted first: a power cut between leaves it in both lists, and of use.
+fn let_go(wanted: &BTreeSet<String>) -> io::Result<()> {
+    let pinned = pinned(Path::new(PINNED))?;
+    let is_kept = |reference: &String| wanted.contains(reference) || pinned.contains(reference);
+    note_unused(references().into_iter().filter(|(reference, _)| !is_kept(reference)))?;
+    change_references(|all| all.retain(|reference, _| is_kept(reference)))
+}
+
+/// Whether the root of a container is made of the image, or was last, also of one that no setting names any more. Not by the mounts: where
+/// ids are translated, they name another folder.
+fn is_below_a_container(folder: &Path) -> bool {
+    let rootfs = folder.join("rootfs");
+    Places::all().any(|places| fs::read_link(places.lower()).is_ok_and(|lower| lower == rootfs))
 }
 
 #[cfg(test)]
@@ -304,6 +457,33 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(pinned(&path).is_err());
+    }
+
+    #[test]
+    fn what_nobody_wants_is_kept_for_a_week_unless_it_is_asked_to_go() {
+        let now = 1_800_000_000;
+        let unused = |reference: &str, age: u64| Unused { reference: reference.to_owned(), since: now - age };
+        let week = KEPT_FOR.as_secs();
+        let keeps = |what: Collect<'_>, age| what.keeps("sha256:1", Some(&unused("r/a:1", age)), now);
+        assert!(keeps(Collect::Due, 0) && keeps(Collect::Due, week - 1) && !keeps(Collect::Due, week));
+        assert!(!keeps(Collect::All, 0));
+        // What nothing is known of.
+        assert!(!Collect::Due.keeps("sha256:1", None, now));
+        for (these, kept) in [("r/a:1", false), ("sha256:1", false), ("r/b:1", true)] {
+            let these = BTreeSet::from([these.to_owned()]);
+            assert_eq!(keeps(Collect::These(&these), 5), kept);
+            assert!(!keeps(Collect::These(&these), week));
+        }
+        // The clock was set back by a day.
+        assert!(Collect::Due.keeps("sha256:1", Some(&unused("r/a:1", 5)), now - 24 * 3600));
+        let all = BTreeMap::from([
+            ("sha256:1".to_owned(), unused("r/a:1", 7)),
+            ("sha256:2".to_owned(), unused("r/b:1", 9)),
+            ("sha256:3".to_owned(), unused("r/c:1", 8)),
+        ]);
+        assert_eq!(oldest_first(&all), ["sha256:2", "sha256:3", "sha256:1"]);
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<BTreeMap<String, Unused>>(&text).unwrap(), all);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::sleep;
 
 use crate::container::access::Access;
-use crate::container::image::{self, Preloaded, locked};
+use crate::container::image::{self, Collect, Preloaded, Unused, locked};
 use crate::container::progress;
 use crate::container::pull::pull;
 use crate::files;
@@ -93,6 +93,8 @@ struct Known {
     /// Digests of what was pulled.
     references: BTreeMap<String, String>,
     pinned: BTreeSet<String>,
+    /// By digest, what nobody wants any more.
+    unused: BTreeMap<String, Unused>,
     pulls: BTreeMap<String, Pulling>,
     uses: Uses,
 }
@@ -110,7 +112,20 @@ impl Known {
         found.map(|image| image.reference.as_str())
     }
 
-    /// All images by their references: the system's own first. Sizes and times are not looked at.
+    /// What nobody wants, by its reference, or by its digest where that reference is something else by now.
+    fn unused(&self) -> BTreeMap<String, &String> {
+        let mut all = BTreeMap::new();
+        for (digest, Unused { reference, .. }) in &self.unused {
+            let is_taken = self.references.contains_key(reference)
+                || self.pinned.contains(reference)
+                || self.pulls.contains_key(reference)
+                || all.contains_key(reference);
+            all.insert(if is_taken { digest.clone() } else { reference.clone() }, digest);
+        }
+        all
+    }
+
+    /// All images by their references: the system's own first, what nobody wants last. Sizes and times are not looked at.
     fn list(&self) -> Vec<ImageStatus> {
         let blank = |reference: &str| ImageStatus {
             reference: reference.to_owned(),
@@ -146,7 +161,12 @@ impl Known {
                 ..blank(reference)
             }
         });
-        own.chain(pulled).collect()
+        let unused = self.unused().into_iter().map(|(name, digest)| ImageStatus {
+            state: ImageState::Unused,
+            digest: Some(digest.clone()),
+            ..blank(&name)
+        });
+        own.chain(pulled).chain(unused).collect()
     }
 
     /// Why an image is not removed by hand.
@@ -165,7 +185,8 @@ impl Known {
         }
         let is_known = self.references.contains_key(reference)
             || self.pinned.contains(reference)
-            || self.pulls.contains_key(reference);
+            || self.pulls.contains_key(reference)
+            || self.unused().contains_key(reference);
         if is_known { Ok(()) } else { Err(self.unknown(reference)) }
     }
 
@@ -204,10 +225,11 @@ impl Known {
 impl Images {
     fn known(&self, uses: Uses) -> Result<Known, Refused> {
         let (references, pinned) = image::remembered()?;
+        let unused = image::left();
         let pulls = self.pulls.borrow();
         let pulling = |pull: &Pull| Pulling { error: pull.error.clone(), is_over: pull.is_over };
         let pulls = pulls.iter().map(|(name, pull)| (name.clone(), pulling(pull))).collect();
-        Ok(Known { preloaded: image::all_preloaded(), references, pinned, pulls, uses })
+        Ok(Known { preloaded: image::all_preloaded(), references, pinned, unused, pulls, uses })
     }
 
     /// All images, with what they take on the disk.
@@ -323,8 +345,7 @@ impl Images {
             pull.task.abort();
             let _ = pull.task.await;
         }
-        let names = BTreeSet::from([reference.to_owned()]);
-        self.collect(names).await
+        self.collect(BTreeSet::from([reference.to_owned()]), false).await
     }
 
     /// Removes what no container has: also what is kept because it was pulled by hand, if `all`.
@@ -333,19 +354,21 @@ impl Images {
         let names = known.prunable(all);
         let stays = |name: &String| known.pinned.contains(name) && !names.contains(name);
         self.pulls.borrow_mut().retain(|name, pull| !pull.is_over || stays(name));
-        self.collect(names).await
+        self.collect(names, true).await
     }
 
-    /// Keeps these no longer, and removes what nobody has.
-    async fn collect(&self, unpinned: BTreeSet<String>) -> Result<Vec<RemovedImage>, Refused> {
+    /// Keeps these no longer, and removes them, or all, unless somebody has them.
+    async fn collect(&self, unwanted: BTreeSet<String>, all: bool) -> Result<Vec<RemovedImage>, Refused> {
         let sizes = self.sizes.clone();
         blocking(move || {
-            for name in &unpinned {
+            for name in &unwanted {
                 image::unpin(name)?;
             }
-            let (references, _) = image::remembered()?;
+            let (mut references, _) = image::remembered()?;
+            let before = image::left();
+            references.extend(before.into_iter().map(|(digest, unused)| (unused.reference, digest)));
             let mut removed = Vec::new();
-            image::remove_unused_after(|folder| {
+            image::collect(if all { Collect::All } else { Collect::These(&unwanted) }, |folder| {
                 let bytes = size(folder, &sizes);
                 removed.push(RemovedImage { bytes, ..what_is_removed(folder, &references) });
             });
@@ -501,6 +524,9 @@ mod tests {
                 (name("r/db:1"), name("sha256:2")),
             ]),
             pinned: BTreeSet::from([name("r/db:1"), name("r/new:1")]),
+            unused: [("sha256:3", "r/old:1"), ("sha256:4", "r/web:1"), ("sha256:5", "r/old:1")]
+                .map(|(digest, reference)| (name(digest), Unused::now(reference)))
+                .into(),
             pulls: BTreeMap::from([(name("r/new:1"), pulling), (name("r/none:1"), failed)]),
             uses: BTreeMap::from([
                 (name("r/web:1"), BTreeSet::from([name("web"), name("again")])),
@@ -524,8 +550,13 @@ mod tests {
                 ("r/new:1", ImageState::Pulling, true, String::new()),
                 ("r/none:1", ImageState::Failed, false, String::new()),
                 ("r/web:1", ImageState::Pulled, false, "again web".to_owned()),
+                ("r/old:1", ImageState::Unused, false, String::new()),
+                // Their names mean other images.
+                ("sha256:4", ImageState::Unused, false, String::new()),
+                ("sha256:5", ImageState::Unused, false, String::new()),
             ]
         );
+        assert_eq!(list[5].digest.as_deref(), Some("sha256:3"));
         assert_eq!(list[3].error.as_deref(), Some("no such image"));
         assert_eq!(list[4].digest.as_deref(), Some("sha256:1"));
     }
@@ -536,12 +567,15 @@ mod tests {
             ("r/web:1", "is used by again, web"),
             ("localhost/busybox", "is part of the system"),
             ("localhost/busybox:latest", "is part of the system"),
-            ("r/web", "there are localhost/busybox:latest, r/db:1, r/new:1, r/none:1, r/web:1"),
+            (
+                "r/web",
+                "there are localhost/busybox:latest, r/db:1, r/new:1, r/none:1, r/web:1, r/old:1, sha256:4",
+            ),
         ] {
             let refused = format!("{:?}", known().check_removal(reference).unwrap_err());
             assert!(refused.contains(said), "{refused}");
         }
-        for reference in ["r/db:1", "r/new:1", "r/none:1"] {
+        for reference in ["r/db:1", "r/new:1", "r/none:1", "r/old:1", "sha256:4", "sha256:5"] {
             assert_eq!(known().check_removal(reference), Ok(()));
         }
     }

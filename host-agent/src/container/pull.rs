@@ -150,7 +150,7 @@ impl Pull<'_> {
         let missing = sizes.saturating_sub(there_already(&work.path));
         if enough_space(missing).is_err() {
             // What others left may be in the way.
-            let _ = tokio::task::spawn_blocking(image::remove_unused).await;
+            let _ = tokio::task::spawn_blocking(image::remove_all_unused).await;
         }
         if let Err(error) = enough_space(missing) {
             work.is_kept = false;
@@ -186,7 +186,12 @@ impl Pull<'_> {
         task: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
         let done = tokio::task::spawn_blocking(task).await;
-        done.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| self.not_stored(&error))
+        let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
+        if done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            // For the next attempt.
+            let _ = tokio::task::spawn_blocking(image::remove_all_unused).await;
+        }
+        done.map_err(|error| self.not_stored(&error))
     }
 
     fn not_stored(&self, error: &io::Error) -> Failure {

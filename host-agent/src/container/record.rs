@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::container::restart::Restarts;
 use crate::files;
 
+const RUN: &str = "/run/containers";
+
 /// The folder of one container in memory.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -23,12 +25,18 @@ pub struct Places {
 impl Places {
     pub fn of(name: &str) -> Self {
         Self {
-            run: Path::new("/run/containers").join(name),
+            run: Path::new(RUN).join(name),
             data: Path::new("/data/containers").join(name),
             log: Path::new("/data/log/containers").join(format!("{name}.log")),
             group: Path::new("/sys/fs/cgroup/containers").join(name),
             mounts: Path::new("/run/container-mounts").join(name),
         }
+    }
+
+    /// Of all containers that have been started at this boot and not been taken away.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let folders = fs::read_dir(RUN).into_iter().flatten().flatten();
+        folders.filter_map(|folder| Some(Self::of(&folder.file_name().into_string().ok()?)))
     }
 
     pub fn bundle(&self) -> PathBuf {
