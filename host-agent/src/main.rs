@@ -174,9 +174,12 @@ async fn watch_rollouts(node: Rc<RefCell<Node>>) {
 }
 
 async fn watch_space(node: Rc<RefCell<Node>>) {
+    let mut removal = None::<tokio::task::JoinHandle<()>>;
     loop {
-        // What nobody has wanted for long goes, and more if space is needed.
-        let _ = tokio::task::spawn_blocking(image::remove_unused).await;
+        // What nobody has wanted for long goes, and more if space is needed. That may have to wait for its turn.
+        if removal.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            removal = Some(tokio::task::spawn_blocking(image::remove_unused));
+        }
         node.borrow_mut().set_problems("space", space::problems());
         sleep(SPACE_LOOK).await;
     }

@@ -252,7 +252,10 @@ fn what_nobody_wants_any_more_stays_for_a_while() {
     node.wait_for_logs("apart", "three at first");
     registry.publish("stories/three", "1", "three again");
     done(&node, &["image", "pull", &first]);
-    done(&node, &["image", "prune"]);
+    let table = done(&node, &["image", "list"]);
+    assert!(!table.lines().any(|line| line.starts_with("sha256:")), "{table}");
+    let said = done(&node, &["image", "prune"]);
+    assert!(said.contains(&one) && !said.contains("three"), "{said}");
     assert_eq!(done(&node, &["exec", "apart", "cat", "/etc/story"]), "three at first\n");
     done(&node, &["container", "restart", "apart"]);
     node.wait_for_logs("apart", "three again");

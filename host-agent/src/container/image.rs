@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::container::bundle::ImageConfig;
+use crate::container::manifest::is_digest;
 use crate::container::record::Places;
 use crate::files;
 use crate::space::Space;
@@ -75,7 +76,6 @@ impl Unused {
         Self { reference: reference.to_owned(), since: now() }
     }
 
-    /// A clock that was set back counts anew.
     fn is_due(&self, now: u64) -> bool {
         now.saturating_sub(self.since) >= KEPT_FOR.as_secs()
     }
@@ -153,6 +153,8 @@ pub fn find(reference: &str) -> Result<Option<Image>, String> {
 fn take_back(reference: &str) -> Option<String> {
     let all = if reference.contains('@') { unused() } else { return None };
     let (digest, _) = all.iter().find(|(_, unused)| unused.reference == reference)?;
+    // It may be about to be removed: then it is pulled, after that.
+    let _turn = turns_of(digest).try_lock_owned().ok()?;
     let taken = change_references(|all| {
         all.insert(reference.to_owned(), digest.clone());
     });
@@ -241,6 +243,7 @@ pub fn remember(reference: &str, digest: &str) -> io::Result<()> {
 /// The next pull looks at the image anew.
 pub fn forget(reference: &str) -> io::Result<()> {
     let _wanted = locked(&WANTED);
+    change_unused(|all| all.retain(|_, unused| unused.reference != reference))?;
     change_references(|all| {
         all.remove(reference);
     })
@@ -300,10 +303,17 @@ fn retain_left(unused: &mut BTreeMap<String, Unused>) {
     unused.retain(|digest, _| !used.contains(digest) && folder_of(digest).is_dir());
 }
 
-/// One that cannot be read is none: what is not in it is removed at once.
+/// One that cannot be read is none: what is not in it is removed at once. What is no digest is not in it: folders are named by these.
 fn unused() -> BTreeMap<String, Unused> {
-    let data = files::read_bounded(Path::new(UNUSED), LARGEST_LIST).ok();
-    data.and_then(|data| serde_json::from_slice(&data).ok()).unwrap_or_default()
+    unused_in(Path::new(UNUSED))
+}
+
+fn unused_in(path: &Path) -> BTreeMap<String, Unused> {
+    let data = files::read_bounded(path, LARGEST_LIST).ok();
+    let mut all: BTreeMap<String, Unused> =
+        data.and_then(|data| serde_json::from_slice(&data).ok()).unwrap_or_default();
+    all.retain(|digest, _| is_digest(digest));
+    all
 }
 
 fn change_unused(change: impl FnOnce(&mut BTreeMap<String, Unused>)) -> io::Result<()> {
@@ -367,14 +377,20 @@ pub(super) fn collect(what: Collect<'_>, mut look: impl FnMut(&Path)) {
             break;
         }
         let path = folder_of(&digest);
-        let Ok(_turn) = turns_of(&digest).try_lock_owned() else { continue };
+        // Somebody else removes it: the next look tells whether that was enough.
+        let Ok(_turn) = turns_of(&digest).try_lock_owned() else { break };
         if !is_used(&path) {
             look(&path);
             remove(&path);
         }
     }
     let _wanted = locked(&WANTED);
-    if let Err(error) = change_unused(retain_left) {
+    let tidied = change_unused(|all| {
+        retain_left(all);
+        // The clock was set back.
+        all.values_mut().for_each(|unused| unused.since = unused.since.min(now));
+    });
+    if let Err(error) = tidied {
         eprintln!("<4>cannot write down which images nobody uses: {error}");
     }
 }
@@ -418,10 +434,9 @@ fn is_awaited(folder: &Path) -> bool {
 fn is_used(folder: &Path) -> bool {
     let wanted = locked(&WANTED);
     let Some(wanted) = &*wanted else { return true };
-    // What cannot be written down cannot be relied on after a restart: better to keep too much.
-    let_go(wanted).is_err()
-        || references().values().any(|digest| folder_of(digest) == folder)
-        || is_below_a_container(folder)
+    // What cannot be written down (the disk is full) is in the list still.
+    let _ = let_go(wanted);
+    references().values().any(|digest| folder_of(digest) == folder) || is_below_a_container(folder)
 }
 
 /// Forgets references that neither settings name nor a person keeps. Noted first: a power cut between leaves it in both lists, and of use.
@@ -434,7 +449,7 @@ fn let_go(wanted: &BTreeSet<String>) -> io::Result<()> {
 
 /// Whether the root of a container is made of the image, or was last, also of one that no setting names any more. Not by the mounts: where
 /// ids are translated, they name another folder.
-fn is_below_a_container(folder: &Path) -> bool {
+pub(super) fn is_below_a_container(folder: &Path) -> bool {
     let rootfs = folder.join("rootfs");
     Places::all().any(|places| fs::read_link(places.lower()).is_ok_and(|lower| lower == rootfs))
 }
@@ -457,6 +472,21 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(pinned(&path).is_err());
+    }
+
+    /// What is in the list is removed, by the name of a folder.
+    #[test]
+    fn a_list_of_what_is_unused_names_nothing_but_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("unused.json");
+        assert!(unused_in(&path).is_empty());
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let names = ["../containers", "/state", "", "sha256:../..", digest.as_str()];
+        let all: BTreeMap<&str, Unused> = names.map(|name| (name, Unused::now("r/a:1"))).into();
+        fs::write(&path, serde_json::to_vec(&all).unwrap()).unwrap();
+        assert_eq!(unused_in(&path).into_keys().collect::<Vec<_>>(), [digest]);
+        fs::write(&path, "{").unwrap();
+        assert!(unused_in(&path).is_empty());
     }
 
     #[test]

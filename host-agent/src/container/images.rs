@@ -225,7 +225,9 @@ impl Known {
 impl Images {
     fn known(&self, uses: Uses) -> Result<Known, Refused> {
         let (references, pinned) = image::remembered()?;
-        let unused = image::left();
+        let mut unused = image::left();
+        // It has a container still.
+        unused.retain(|digest, _| !image::is_below_a_container(&image::folder_of(digest)));
         let pulls = self.pulls.borrow();
         let pulling = |pull: &Pull| Pulling { error: pull.error.clone(), is_over: pull.is_over };
         let pulls = pulls.iter().map(|(name, pull)| (name.clone(), pulling(pull))).collect();
@@ -365,8 +367,9 @@ impl Images {
                 image::unpin(name)?;
             }
             let (mut references, _) = image::remembered()?;
-            let before = image::left();
-            references.extend(before.into_iter().map(|(digest, unused)| (unused.reference, digest)));
+            for (digest, unused) in image::left() {
+                references.entry(unused.reference).or_insert(digest);
+            }
             let mut removed = Vec::new();
             image::collect(if all { Collect::All } else { Collect::These(&unwanted) }, |folder| {
                 let bytes = size(folder, &sizes);

@@ -96,7 +96,7 @@ fn no_digest(what: &str, text: &str) -> String {
     format!("{what} is no SHA-256: {shown:?}")
 }
 
-fn is_digest(text: &str) -> bool {
+pub(super) fn is_digest(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:").unwrap_or_default();
     hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
