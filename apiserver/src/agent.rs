@@ -539,7 +539,7 @@ pub enum Health {
 pub struct ContainerDetails {
     #[serde(flatten)]
     pub status: ContainerStatus,
-    /// Of the manifest of its image; none of an image that is part of the system, and before a first start.
+    /// Of the manifest of its image; none of an image that is part of the system, before a first start, and after one that came to nothing.
     pub image_digest: Option<String>,
     /// What the runtime was told (OCI Runtime Specification 1.2, config.md): of variables there are the names, of the seccomp profile no
     /// rules. Arguments are as they are. None before a first start, and if it is longer than 4 MiB.
