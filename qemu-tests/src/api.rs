@@ -180,6 +180,15 @@ impl Node {
     }
 }
 
+/// User data with a host container `admin` that sees all of the node.
+pub const ADMIN: &str = r#"
+[settings.host-containers.admin]
+source = "localhost/busybox"
+enabled = true
+superpowered = true
+command = ["sleep", "1000000"]
+"#;
+
 /// Settings of one container of the preloaded busybox that runs a script.
 pub fn script(script: &str) -> Value {
     json!({"image": "localhost/busybox", "command": ["/bin/sh", "-c", script]})

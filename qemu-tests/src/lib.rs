@@ -21,7 +21,7 @@ mod updates;
 mod wire;
 pub mod workload;
 
-pub use api::script;
+pub use api::{ADMIN, script};
 pub use bench::{Bench, bench};
 pub use chance::{Chance, times};
 pub use config::{Config, UserData, free_port};

@@ -1,7 +1,9 @@
 //! What a container cannot do, also one whose image is made to get out: what was found in other runtimes, tried here; and what it may
 //! have of the node by its settings.
 
-use qemu_tests::{Config, ContainerState, ContainerStatus, Node, Registry, UserNamespace, bench, script};
+use qemu_tests::{
+    ADMIN, Config, ContainerState, ContainerStatus, Node, Registry, UserNamespace, bench, script,
+};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,15 +17,7 @@ const STARTS_BESIDE_SWAPS: usize = 8;
 
 /// A node with a container that sees it all.
 fn boot(registry: &Registry) -> Node {
-    let node = Node::boot_healthy(Config::direct().registry(registry).user_data(
-        r#"
-        [settings.host-containers.admin]
-        source = "localhost/busybox"
-        enabled = true
-        superpowered = true
-        command = ["sleep", "1000000"]
-        "#,
-    ));
+    let node = Node::boot_healthy(Config::direct().registry(registry).user_data(ADMIN));
     running(&node, "host-containers.admin");
     node
 }

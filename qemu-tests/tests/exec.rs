@@ -1,6 +1,6 @@
 //! Processes that a person runs in containers, from the host: over vsock, the API server, the agent, and a shim to the OCI runtime.
 
-use qemu_tests::{Config, ContainerState, Node};
+use qemu_tests::{ADMIN, Config, ContainerState, Node};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
@@ -49,19 +49,18 @@ fn wait_until_gone(node: &Node, command: &str) {
 }
 
 fn boot() -> Node {
-    let node = Node::boot_healthy(Config::direct().user_data(
-        r#"
+    let node = Node::boot_healthy(
+        Config::direct().user_data(
+            r#"
         [settings.containers.web]
         image = "localhost/busybox"
         command = ["sleep", "1000000"]
         env = { GREETING = "hello" }
-        [settings.host-containers.admin]
-        source = "localhost/busybox"
-        enabled = true
-        superpowered = true
-        command = ["sleep", "1000000"]
-        "#,
-    ));
+        "#
+            .to_owned()
+                + ADMIN,
+        ),
+    );
     for name in ["web", "host-containers.admin"] {
         node.wait_for_container(name, "it runs", |container| {
             container.state == ContainerState::Running && container.pid.is_some()

@@ -1,7 +1,7 @@
 //! What an operator sees of containers and images: logs, stats, and images pulled ahead of their use.
 
 use hyper::Method;
-use qemu_tests::{Config, ContainerState, Health, Node, Registry, install_in_slot_b, script};
+use qemu_tests::{ADMIN, Config, ContainerState, Health, Node, Registry, install_in_slot_b, script};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -227,12 +227,8 @@ fn what_nobody_wants_any_more_stays_for_a_while() {
     let registry = Registry::start();
     let [one, two] =
         ["one", "two"].map(|name| registry.publish(&format!("stories/{name}"), "1", name).by_digest);
-    let node = Node::boot_healthy(
-        Config { cpus: 2, ..Config::direct().registry(&registry) }.user_data(
-            "[settings.host-containers.admin]\nsource = \"localhost/busybox\"\nenabled = true\nsuperpowered = true\n\
-             command = [\"sleep\", \"1000000\"]\n",
-        ),
-    );
+    let node =
+        Node::boot_healthy(Config { cpus: 2, ..Config::direct().registry(&registry) }.user_data(ADMIN));
     let run = |node: &Node, image: &str| {
         node.set(&json!({"containers": {"web": {"image": image}}}));
         node.wait_for_container("web", "it runs", |container| {
@@ -261,9 +257,23 @@ fn what_nobody_wants_any_more_stays_for_a_while() {
     node.wait_for_logs("apart", "three again");
     done(&node, &["delete", "containers.apart"]);
 
-    // Back to it, and over a restart.
+    // Back to a tag: its registry is asked what it is, and nothing is pulled anew.
+    let four = registry.publish("stories/four", "1", "four").by_tag;
+    run(&node, &four);
+    let pulled = listed(&node, &four)["pulled-at"].clone();
     run(&node, &one);
+    node.wait_for("the fourth is unused", PATIENCE, |node| (state(node, &four) == "unused").then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    run(&node, &four);
+    let again = listed(&node, &four);
+    assert_eq!((&again["state"], &again["pulled-at"]), (&json!("pulled"), &pulled), "{again}");
     run(&node, &two);
+    node.wait_for("the fourth is unused", PATIENCE, |node| (state(node, &four) == "unused").then_some(()));
+    let said = done(&node, &["image", "remove", &four]);
+    assert!(said.contains(&format!("removed {four}")) && !said.contains("no files"), "{said}");
+    assert_eq!((state(&node, &four), state(&node, &one)), (Value::Null, json!("unused")));
+
+    // Back to a digest, and over a restart.
     drop(registry);
     run(&node, &one);
     node.wait_for("the second is unused", PATIENCE, |node| (state(node, &two) == "unused").then_some(()));

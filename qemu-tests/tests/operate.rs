@@ -1,7 +1,7 @@
 //! What an operator does with containers that run.
 
 use hyper::Method;
-use qemu_tests::{Config, ContainerState, Health, Node, install_in_slot_b};
+use qemu_tests::{ADMIN, Config, ContainerState, Health, Node, install_in_slot_b};
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -108,8 +108,9 @@ fn shell(node: &Node, name: &str, script: &str) -> String {
 /// What is in the container is hostile: nothing of it leads out of its root, keeps the node waiting, or runs.
 #[test]
 fn files_are_copied_out_and_in() {
-    let node = Node::boot_healthy(Config::direct().user_data(
-        r#"
+    let node = Node::boot_healthy(
+        Config::direct().user_data(
+            r#"
         [settings.containers.web]
         image = "localhost/busybox"
         command = ["sleep", "1000000"]
@@ -118,13 +119,11 @@ fn files_are_copied_out_and_in() {
         image = "localhost/busybox"
         command = ["sleep", "1000000"]
         read-only = true
-        [settings.host-containers.admin]
-        source = "localhost/busybox"
-        enabled = true
-        superpowered = true
-        command = ["sleep", "1000000"]
-        "#,
-    ));
+        "#
+            .to_owned()
+                + ADMIN,
+        ),
+    );
     for name in ["web", "fixed", "host-containers.admin"] {
         node.wait_for_container(name, "it runs", |container| {
             container.state == ContainerState::Running && container.pid.is_some()

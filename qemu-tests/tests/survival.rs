@@ -1,6 +1,6 @@
 //! Services that die.
 
-use qemu_tests::{Config, ContainerState, Node, install_in_slot_b, script};
+use qemu_tests::{ADMIN, Config, ContainerState, Node, install_in_slot_b, script};
 use serde_json::json;
 use std::time::Duration;
 
@@ -86,18 +86,17 @@ fn a_container_outlives_the_agent() {
 /// One shim is started ahead of the next container. Without it a start is a start all the same.
 #[test]
 fn a_shim_that_waits_for_a_container_may_be_killed() {
-    let node = Node::boot_healthy(Config::direct().user_data(
-        r#"
+    let node = Node::boot_healthy(
+        Config::direct().user_data(
+            r#"
         [settings.containers.web]
         image = "localhost/busybox"
         command = ["sh", "-c", "echo started; exec sleep 1000000"]
-        [settings.host-containers.admin]
-        source = "localhost/busybox"
-        enabled = true
-        superpowered = true
-        command = ["sleep", "1000000"]
-        "#,
-    ));
+        "#
+            .to_owned()
+                + ADMIN,
+        ),
+    );
     for name in ["web", "host-containers.admin"] {
         node.wait_for_container(name, "it runs", |container| container.state == ContainerState::Running);
     }

@@ -220,13 +220,21 @@ fn references() -> BTreeMap<String, String> {
 }
 
 fn change_references(change: impl FnOnce(&mut BTreeMap<String, String>)) -> io::Result<()> {
-    let before = references();
-    let mut all = before.clone();
-    change(&mut all);
-    if all == before {
+    write_changed(REFERENCES, references(), change)
+}
+
+/// Writes what a file is to hold, if that is something else than `before`.
+fn write_changed<T: Clone + PartialEq + Serialize>(
+    path: &str,
+    before: T,
+    change: impl FnOnce(&mut T),
+) -> io::Result<()> {
+    let mut after = before.clone();
+    change(&mut after);
+    if after == before {
         return Ok(());
     }
-    files::replace_durably(Path::new(REFERENCES), &serde_json::to_vec_pretty(&all)?)
+    files::replace_durably(Path::new(path), &serde_json::to_vec_pretty(&after)?)
 }
 
 /// Remembers what a reference was when it was pulled, also over a restart without network.
@@ -317,13 +325,7 @@ fn unused_in(path: &Path) -> BTreeMap<String, Unused> {
 }
 
 fn change_unused(change: impl FnOnce(&mut BTreeMap<String, Unused>)) -> io::Result<()> {
-    let before = unused();
-    let mut all = before.clone();
-    change(&mut all);
-    if all == before {
-        return Ok(());
-    }
-    files::replace_durably(Path::new(UNUSED), &serde_json::to_vec_pretty(&all)?)
+    write_changed(UNUSED, unused(), change)
 }
 
 /// From now on nobody wants these: references and their digests.

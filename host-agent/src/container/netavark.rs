@@ -44,10 +44,7 @@ const MOST_SAID: u64 = 64 << 10;
 
 /// The addresses that other containers than this one have, or have had until they are started again.
 pub fn taken(container: &str) -> BTreeSet<IpAddr> {
-    let folders = fs::read_dir("/run/containers").into_iter().flatten().flatten();
-    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
-    let others = names.filter(|name| name != container);
-    others.flat_map(|name| addresses(&Places::of(&name))).collect()
+    Places::of_others(container).flat_map(|places| addresses(&places)).collect()
 }
 
 /// The container's own addresses, those of its first network first. None of one in the node's network.

@@ -11,6 +11,11 @@ use crate::files;
 
 const RUN: &str = "/run/containers";
 
+fn names() -> impl Iterator<Item = String> {
+    let folders = fs::read_dir(RUN).into_iter().flatten().flatten();
+    folders.filter_map(|folder| folder.file_name().into_string().ok())
+}
+
 /// The folder of one container in memory.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -35,8 +40,12 @@ impl Places {
 
     /// Of all containers that have been started at this boot and not been taken away.
     pub fn all() -> impl Iterator<Item = Self> {
-        let folders = fs::read_dir(RUN).into_iter().flatten().flatten();
-        folders.filter_map(|folder| Some(Self::of(&folder.file_name().into_string().ok()?)))
+        names().map(|name| Self::of(&name))
+    }
+
+    /// Of all but this one.
+    pub fn of_others(name: &str) -> impl Iterator<Item = Self> {
+        names().filter(move |other| other != name).map(|other| Self::of(&other))
     }
 
     pub fn bundle(&self) -> PathBuf {

@@ -65,10 +65,7 @@ impl Preparation {
 
 /// The ids that other containers than this one have, or have had until they are started again.
 pub fn taken(container: &str) -> BTreeSet<Range> {
-    let folders = fs::read_dir("/run/containers").into_iter().flatten().flatten();
-    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
-    let others = names.filter(|name| name != container);
-    others.filter_map(|name| Preparation::read(&Places::of(&name)).ok()?.ids).collect()
+    Places::of_others(container).filter_map(|places| Preparation::read(&places).ok()?.ids).collect()
 }
 
 /// Among its mounts: its user namespace, for the runtime.
